@@ -3,6 +3,7 @@ test *args:
     scripts/test {{args}}
 
 lint:
+    scripts/lint
     cargo clippy --locked -- -D warnings
     cargo clippy --locked --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items

@@ -1,5 +1,5 @@
-//! What a record costs to read and a row to write, per format: 2,880 readings or rows of each city, as a week of
-//! 3.5-minute readings is.
+//! What a record costs to read and a row to write, per format: 2,880 readings or rows of each city,
+//! as a week of 3.5-minute readings is.
 
 use std::hint::black_box;
 use std::io::{self, Cursor, Write};

@@ -1,4 +1,5 @@
-//! What one reading costs by each formula: over readings spread over all accepted input, and over summer days.
+//! What one reading costs by each formula: over readings spread over all accepted input, and over
+//! summer days.
 
 use std::hint::black_box;
 

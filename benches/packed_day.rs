@@ -1,10 +1,12 @@
-//! A day of 15,000 cities, each with a sensor that sends a reading a second: 1.3 G readings held by one process, what memory they take, and what
-//! becomes of them at a restart.
+//! A day of 15,000 cities, each with a sensor that sends a reading a second: 1.3 G readings held by
+//! one process, what memory they take, and what becomes of them at a restart.
 //!
-//! `cargo bench --bench packed_day` prints, every few seconds, what is held and what memory that takes; what corrections of a random age take
-//! then; how long a full checkpoint takes, and what it does to the epochs meanwhile; and how long another process takes from its start until
-//! all of it is loaded and every current row is told. The window is a day, history and lateness 10 minutes. Smaller ones by environment:
-//! `CITIES`, `SECONDS` (of data), `WORKERS` (2), `LATENESS` (seconds), and `FOLDER`, where the checkpoint goes (a temporary one).
+//! `cargo bench --bench packed_day` prints, every few seconds, what is held and what memory that
+//! takes; what corrections of a random age take then; how long a full checkpoint takes, and what it
+//! does to the epochs meanwhile; and how long another process takes from its start until all of it
+//! is loaded and every current row is told. The window is a day, history and lateness 10 minutes.
+//! Smaller ones by environment: `CITIES`, `SECONDS` (of data), `WORKERS` (2), `LATENESS` (seconds),
+//! and `FOLDER`, where the checkpoint goes (a temporary one).
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -178,7 +180,7 @@ impl DayPlan {
     }
 }
 
-/// A worker's graph, the sensors that it reads, and what has come of them here.
+/// A worker's graph, the sensors that it reads, and counts of its outputs.
 struct ReadingFeed {
     day: DayPlan,
     index: usize,
@@ -279,7 +281,8 @@ impl ReadingFeed {
         }
     }
 
-    /// Sends a reading of each city ten times a second, at most so often, until it is done; says how long epochs take.
+    /// Sends a reading of each city ten times a second, at most so often, until it is done; says
+    /// how long epochs take.
     fn send_readings_until(
         &mut self,
         worker: &mut Worker,

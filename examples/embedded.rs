@@ -1,43 +1,63 @@
-//! Feeds readings to the dataflow, and prints what each of them changes.
+//! The rolling heat index inside a program of its own: readings in, every changed row out.
+//!
+//! Run it with `cargo run --example embedded`.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used)]
+use std::error::Error;
 
-use swelter::timely;
 use swelter::{
-    Admission, AdmissionRules, Formula, Graph, GraphPlan, Measurement, Millis, ReadingEvent, Retention,
-    Upsert,
+    Arrival, CityIntroduction, CityKey, Formula, Graph, GraphPlan, Measurement, ReadingEvent, Retention,
+    timely,
 };
 
-fn main() {
-    let readings = [
-        ("2013-07-18T12:00:00Z", 88.0),
-        ("2013-07-18T13:00:00Z", 91.0),
-        // A correction of the first: it changes the rows of both.
-        ("2013-07-18T12:00:00Z", 89.5),
-    ];
-    let retention = Retention { window: Millis::DAY, lateness: Millis::DAY, history: Millis::DAY };
-    let changes = timely::execute_directly(move |worker| {
-        let mut graph = Graph::build(worker, &GraphPlan::new(Formula::Nws, retention));
-        let mut admission = Admission::new(0, AdmissionRules::new(retention.lateness));
-        for (epoch, (time, temperature)) in (0..).zip(readings) {
-            let event = ReadingEvent::Reading(Measurement::new(temperature, 60.0, None).unwrap());
-            let upsert = Upsert { city: "JFK", reading_at: time.parse().unwrap(), event, revision: None };
-            let admitted = admission.admit(&upsert, None).unwrap();
-            let mut cities = Vec::from_iter(admitted.is_new.then(|| admitted.introduction(upsert.city)));
-            graph.send_epoch(epoch, &mut cities, &mut vec![admitted.arrival(&upsert, 0)]);
+/// Time, °F, % relative humidity. The third reading is late, the fourth corrects the first.
+const READINGS: [(&str, f64, f64); 4] = [
+    ("2026-07-01T12:00:00Z", 90.0, 50.0),
+    ("2026-07-01T14:00:00Z", 94.0, 45.0),
+    ("2026-07-01T13:00:00Z", 92.0, 48.0),
+    ("2026-07-01T12:00:00Z", 88.0, 50.0),
+];
+
+/// A line for each row that an epoch changed: its time, and the rolling mean before and after.
+pub fn changed_rows() -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
+    let retention = Retention { window: "24h".parse()?, lateness: "48h".parse()?, history: "48h".parse()? };
+    timely::execute_directly(move |worker| {
+        let plan = GraphPlan::new(Formula::Nws, retention);
+        let mut graph = Graph::build(worker, &plan);
+        let city = CityKey { source: 0, number: 0, hash: CityKey::hash("new-york") };
+        let mut introductions = vec![CityIntroduction { key: city, name: "new-york".into() }];
+        for (epoch, (at, temperature, humidity)) in (0..).zip(READINGS) {
+            let measurement = Measurement::new(temperature, humidity, None)
+                .map_err(|refusal| format!("{at} is refused: {refusal:?}"))?;
+            let event = ReadingEvent::Reading(measurement);
+            let arrival = Arrival { city, reading_at: at.parse()?, event, revision: None, position: epoch };
+            graph.send_epoch(epoch, &mut introductions, &mut vec![arrival]);
         }
         graph.close_inputs();
-        worker.step_while(|| !graph.probe.done());
+        while worker.has_dataflows() {
+            worker.step();
+        }
+        let mut lines = Vec::new();
+        while let Some(batch) = graph.rows.as_ref().and_then(|rows| rows.next_batch()) {
+            for (epoch, change) in
+                batch.changes.iter().flat_map(|(e, rows)| rows.iter().map(move |row| (e, row)))
+            {
+                let [before, after] = [change.before, change.after].map(|row| {
+                    row.map_or_else(
+                        || "none".to_string(),
+                        |row| format!("{:.2} °F", row.rolling_heat_index()),
+                    )
+                });
+                lines.push(format!("epoch {epoch}: {} {before} -> {after}", change.reading_at));
+            }
+        }
+        Ok(lines)
+    })
+}
 
-        let batches = std::iter::from_fn(|| graph.rows.as_ref()?.next_batch());
-        let changes = batches.flat_map(|batch| batch.changes).flat_map(|(epoch, changes)| {
-            changes.into_iter().map(move |change| (epoch, change.reading_at, change.after))
-        });
-        changes.collect::<Vec<_>>()
-    });
-    for (epoch, reading_at, row) in &changes {
-        let mean = row.map(|row| format!("{:.2} °F", row.rolling_heat_index()));
-        println!("reading {epoch}: the day up to {reading_at} has a mean of {}", mean.unwrap_or_default());
+#[allow(clippy::print_stdout)]
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    for line in changed_rows()? {
+        println!("{line}");
     }
-    assert_eq!(changes.len(), 4);
+    Ok(())
 }

@@ -1,5 +1,5 @@
-//! What is accepted, decided reading by reading in log order where the log is read, so that a replay decides the same
-//! whatever the epochs, workers and batch sizes.
+//! Which readings are admitted, decided reading by reading, in log order, where the log is read. So
+//! a replay decides the same, whatever the epochs, workers and batch sizes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,28 +10,29 @@ use crate::model::{
     Arrival, CityIntroduction, CityKey, EventTime, Millis, ReadingEvent, Reason, Refusal, Upsert,
 };
 
-/// The rules that look at more than the reading itself.
+/// The rules that depend on more than the reading itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmissionRules {
     /// How much older than its city's newest reading an arrival may be.
     pub lateness: Millis,
-    /// How much newer than its arrival a reading may be, where the log knows when that was.
+    /// How much newer than its arrival a reading may be, if the log knows when it arrived.
     pub max_ahead: Option<Millis>,
-    /// How many cities the partition may have: each is remembered for ever.
+    /// How many cities the partition may have: each is remembered for good.
     pub max_cities: u32,
 }
 
 impl AdmissionRules {
-    /// Lateness alone.
+    /// Rules with a lateness and no other limit.
     pub fn new(lateness: Millis) -> AdmissionRules {
         AdmissionRules { lateness, max_ahead: None, max_cities: u32::MAX }
     }
 }
 
-/// The admission of one log partition: `high` of each of its cities, and the numbers that the dataflow knows them by.
+/// The admission of one log partition: `high` of each of its cities, and the numbers by which the
+/// dataflow knows them.
 ///
 /// ```
-/// use swelter::{Admission, AdmissionRules, EventTime, Measurement, Millis, Reason, ReadingEvent, Upsert};
+/// use swelter::{Admission, AdmissionRules, EventTime, Measurement, Millis, ReadingEvent, Reason, Upsert};
 ///
 /// let mut admission = Admission::new(0, AdmissionRules::new(Millis::DAY));
 /// let reading = |time: &str| Upsert {
@@ -52,7 +53,7 @@ pub struct Admission {
     /// By number.
     cities: Vec<CityAdmission>,
     numbers: HashMap<Arc<str>, u32, fast::RandomState>,
-    /// The city of the last arrival.
+    /// The number of the last arrival's city.
     last_city: u32,
 }
 
@@ -60,16 +61,16 @@ pub struct Admission {
 struct CityAdmission {
     name: Arc<str>,
     hash: u32,
-    /// Which city came after this one the last time. Logs repeat their order, so the guess is mostly right, and spares the
-    /// look-up.
+    /// The city that followed this one the last time. Logs repeat their order, so the guess is
+    /// mostly right and saves a lookup.
     likely_next: u32,
-    /// The newest `reading_at` of an admitted reading; none while only withdrawals were.
+    /// The newest `reading_at` of an admitted reading; `None` if only withdrawals were admitted.
     high: Option<EventTime>,
-    /// About how many arrivals of `first` and later were admitted: an estimate of one lateness to two, so that it follows the
-    /// city's rate.
+    /// An estimate of the arrivals admitted at `estimate_since` and later: over one to two
+    /// latenesses, so that it follows the city's rate.
     admitted_estimate: u32,
     estimate_since: EventTime,
-    /// The dataflow knows its number.
+    /// The city's name was sent to the dataflow.
     is_introduced: bool,
 }
 
@@ -80,18 +81,19 @@ pub struct AdmittedArrival {
     pub city: CityKey,
     /// The first arrival of the city in this run: the dataflow must learn its name.
     pub is_new: bool,
-    /// About how many rows it may change: 1 of a reading that is its city's newest; of another one as many as the city has had
-    /// since, on average.
+    /// An estimate of the rows that the arrival changes: 1 for a city's newest reading; for another
+    /// one the city's later readings, on average.
     pub estimated_rows: u32,
 }
 
 impl AdmittedArrival {
-    /// What introduces the city to the dataflow.
+    /// The message that introduces the city to the dataflow.
     pub fn introduction(&self, name: &str) -> CityIntroduction {
         CityIntroduction { key: self.city, name: name.into() }
     }
 
-    /// The admitted upsert as an arrival. `position` comes back in its [`ArrivalOutcome`](crate::model::ArrivalOutcome).
+    /// The admitted upsert as an arrival. `position` comes back in its
+    /// [`ArrivalOutcome`](crate::model::ArrivalOutcome).
     pub fn arrival(&self, upsert: &Upsert<'_>, position: u64) -> Arrival {
         let Upsert { reading_at, event, revision, .. } = *upsert;
         Arrival { city: self.city, reading_at, event, revision, position }
@@ -99,13 +101,13 @@ impl AdmittedArrival {
 }
 
 impl Admission {
-    /// The admission of a partition; `source` tells its city numbers from those of others.
+    /// The admission of a partition; `source` keeps its city numbers apart from those of others.
     pub fn new(source: u16, rules: AdmissionRules) -> Admission {
         Admission { rules, source, cities: Vec::new(), numbers: HashMap::default(), last_city: 0 }
     }
 
-    /// Takes over a city as it was when the log was read up to where it is read from now: `high` as it was then, and about how many
-    /// of its readings are held, since `first`.
+    /// Restores a city's state at the position from which the log is read: its newest `reading_at`,
+    /// and an estimate of its stored readings at `first` and later.
     pub fn resume_city(&mut self, name: &str, high: Option<EventTime>, readings: u32, first: EventTime) {
         if !self.numbers.contains_key(name) {
             let number = self.add_city(name, first);
@@ -114,7 +116,8 @@ impl Admission {
         }
     }
 
-    /// Decides about the next arrival of the log; `arrived` is when the log took it, where it knows.
+    /// Decides about the next arrival of the log; `arrived` is the time at which the log appended
+    /// it, if known.
     pub fn admit(
         &mut self,
         upsert: &Upsert<'_>,
@@ -203,13 +206,13 @@ impl CityAdmission {
                     self.shrink_estimate(at, span);
                 }
             }
-            // Nothing that came before can still change.
+            // No earlier reading can still change.
             _ => (self.estimate_since, self.admitted_estimate) = (at, 1),
         }
         self.high = Some(at);
     }
 
-    /// Keeps of the estimate what belongs to the newest `span`.
+    /// Reduces the estimate to the newest lateness.
     #[cold]
     fn shrink_estimate(&mut self, high: EventTime, span: i64) {
         let share = span as f64 / (high.millis() - self.estimate_since.millis()) as f64;
@@ -225,7 +228,7 @@ impl CityAdmission {
     }
 }
 
-/// Why a reading is too late, by the newest one of its city.
+/// Refuses a reading that is too late by its city's newest one.
 #[cold]
 pub fn too_late_refusal(at: EventTime, high: Option<EventTime>, lateness: Millis) -> Refusal {
     let high = high.map_or(String::new(), |high| high.to_string());

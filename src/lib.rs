@@ -10,13 +10,39 @@
 //! 4. Take closed [`Batch`]es of [`RowChange`]s from it.
 //!
 //! ```
-#![doc = include_str!("../examples/embedded.rs")]
+//! use swelter::{
+//!     Admission, AdmissionRules, Formula, Graph, GraphPlan, Measurement, Millis, ReadingEvent, Retention,
+//!     Upsert, timely,
+//! };
+//!
+//! let retention = Retention { window: Millis::DAY, lateness: Millis::DAY, history: Millis::DAY };
+//! let changes = timely::execute_directly(move |worker| {
+//!     let mut graph = Graph::build(worker, &GraphPlan::new(Formula::Nws, retention));
+//!     let mut admission = Admission::new(0, AdmissionRules::new(retention.lateness));
+//!     // The third reading corrects the first, which changes the rows of both.
+//!     let readings = [(12, 88.0), (13, 91.0), (12, 89.5)];
+//!     for (epoch, (hour, temperature)) in (0..).zip(readings) {
+//!         let event = ReadingEvent::Reading(Measurement::new(temperature, 60.0, None).unwrap());
+//!         let reading_at = format!("2013-07-18T{hour}:00:00Z").parse().unwrap();
+//!         let upsert = Upsert { city: "JFK", reading_at, event, revision: None };
+//!         let admitted = admission.admit(&upsert, None).unwrap();
+//!         let mut cities = Vec::from_iter(admitted.is_new.then(|| admitted.introduction("JFK")));
+//!         graph.send_epoch(epoch, &mut cities, &mut vec![admitted.arrival(&upsert, 0)]);
+//!     }
+//!     graph.close_inputs();
+//!     worker.step_while(|| !graph.probe.done());
+//!     let batches = std::iter::from_fn(|| graph.rows.as_ref()?.next_batch());
+//!     batches.flat_map(|batch| batch.changes).map(|(_, rows)| rows.len()).collect::<Vec<_>>()
+//! });
+//! assert_eq!(changes, [1, 1, 2]);
 //! ```
 
 #![cfg_attr(not(feature = "internals"), warn(missing_docs))]
 
 mod admission;
 mod checkpoint;
+#[cfg(test)]
+mod child_tests;
 mod cli;
 mod cluster;
 mod codec;

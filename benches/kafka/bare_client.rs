@@ -1,4 +1,5 @@
-//! A loop without anything between: what reading the input and writing such an output costs by itself.
+//! A loop without anything between: what reading the input and writing such an output costs by
+//! itself.
 
 use std::time::{Duration, Instant};
 

@@ -22,7 +22,8 @@ const RECORD_SHAPE: RecordShape = RecordShape { form: PayloadFormat::Json, bytes
 /// An hour.
 const HISTORY_READINGS: u64 = CITIES * 60;
 const WARM_UP: Duration = Duration::from_secs(5);
-/// What Kafka's own client has since 4.0. With less, a request has one reading, and the broker is busy with requests alone.
+/// What Kafka's own client has since 4.0. With less, a request has one reading, and the broker is
+/// busy with requests alone.
 const LINGER_MS: u32 = 5;
 
 const DELIVERY_MODES: [(&str, &str); 4] = [
@@ -113,7 +114,8 @@ fn record_broker_timestamps(consumer: &BaseConsumer, taken: &BrokerTimestamps, s
     }
 }
 
-/// Every city in turn, each reading at the millisecond that it is dated; and how much later it was sent.
+/// Every city in turn, each reading at the millisecond that it is dated; and how much later it was
+/// sent.
 fn produce(mut loader: LoadProducer, topic: &str, rate: u64, stop: &AtomicBool) -> Latencies {
     let mut late = Latencies::new();
     let first = now_micros() / 1000 + 10;
@@ -163,7 +165,8 @@ fn consume(
 /// From the first result that is too new until the others have all come.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// City and time of what begins with `{"city":"..","reading_at":".."`, as a value does and a key of a result.
+/// City and time of what begins with `{"city":"..","reading_at":".."`, as a value does and a key of
+/// a result.
 fn parse_reading(json: &[u8]) -> Option<(u64, i64)> {
     let mut pieces = std::str::from_utf8(json).ok()?.split('"').skip(3).step_by(4);
     let (city, at) = (pieces.next()?.parse().ok()?, pieces.next()?);

@@ -16,7 +16,8 @@ pub enum PayloadFormat {
     Avro,
 }
 
-/// What records look like. All beyond the fields of a reading is in one more field, which is not known to the reader.
+/// What records look like. All beyond the fields of a reading is in one more field, which is not
+/// known to the reader.
 #[derive(Clone, Copy)]
 pub struct RecordShape {
     pub form: PayloadFormat,

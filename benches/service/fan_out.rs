@@ -13,7 +13,7 @@ const SUBSCRIBERS: usize = 10_000;
 const WIDE_SUBSCRIBERS: usize = 100;
 const WARM_UP: Duration = Duration::from_secs(5);
 
-/// What the clients have seen since the last look.
+/// Rows that clients have received since the last check.
 struct FanOutStats {
     reader: RowReader,
     /// Of clients from this one on.

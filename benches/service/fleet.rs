@@ -1,4 +1,5 @@
-//! WebSocket clients by the thousand on one thread: raw sockets and as much of RFC 6455 as a server's frames need.
+//! WebSocket clients by the thousand on one thread: raw sockets and as much of RFC 6455 as a
+//! server's frames need.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -103,7 +104,8 @@ impl FleetClient {
         self.stream.write_all(&frame).unwrap();
     }
 
-    /// Reads until there is no more. What is complete is used where it was read; only the rest is copied.
+    /// Reads until there is no more. What is complete is used where it was read; only the rest is
+    /// copied.
     fn read(&mut self, space: &mut [u8], each: &mut impl FnMut(&[u8])) {
         loop {
             let read = match self.stream.read(space) {

@@ -1,4 +1,5 @@
-//! What a subscriber of all cities waits for while readers take as much as they can, and what they make the service hold.
+//! What a subscriber of all cities waits for while readers take as much as they can, and what they
+//! make the service hold.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ const CITIES: usize = 2_000;
 /// A day, a reading a minute.
 const HISTORY_READINGS: u64 = CITIES as u64 * 1440;
 const WARM_UP: Duration = Duration::from_secs(5);
-/// Hostile readers: windows of 100 cities, pages of 10,000 rows, all cities slowly, and names that no city has.
+/// Hostile readers: windows of 100 cities, pages of 10,000 rows, all cities slowly, and names that
+/// no city has.
 const WINDOW_READERS: usize = 120;
 const HISTORY_READERS: usize = 40;
 const LIST_READERS: usize = 30;

@@ -29,7 +29,7 @@ pub fn generator_config(interval: &str, history: &str, corrections: f64) -> Stri
     )
 }
 
-/// A subscriber of all cities: what is new to it is timed.
+/// A subscriber of all cities that times new rows.
 pub struct AllCitiesSubscriber {
     reader: RowReader,
     /// The newest reading of each city: a row that was only changed is not new.
@@ -158,8 +158,8 @@ pub fn bench_corrections(effort: &BenchOptions) {
     }
 }
 
-/// A correction comes with the reading before it in the log, and becomes visible at its epoch: it counts from when the earliest
-/// new reading of that epoch was due, which is never later.
+/// A correction comes with the reading before it in the log, and becomes visible at its epoch: it
+/// counts from when the earliest new reading of that epoch was due, which is never later.
 #[derive(Default)]
 struct EpochLatencies {
     due: HashMap<i64, i64>,
@@ -221,7 +221,8 @@ pub fn bench_http(effort: &BenchOptions) {
     for _ in 0..effort.rounds {
         println!("  a bare fsync of 8 KiB here   {}", measure_bare_fsync().to_text());
         for rate in [30_000u64, 15_000, 1_000] {
-            // The journal is filled with the past; what comes beside the posts later is 4 readings/s.
+            // The journal is filled with the past; what comes beside the posts later is 4
+            // readings/s.
             let server = Server::start_ready(&history);
             server.wait_for_readings(HISTORY_READINGS);
             let (mut fleet, mut all) =

@@ -1,7 +1,8 @@
-//! What the live service costs and how late it is. Each scenario starts the release binary, `swelter run`, as a process of its
-//! own; this process is its clients.
+//! What the live service costs and how late it is. Each scenario starts the release binary,
+//! `swelter run`, as a process of its own; this process is its clients.
 //!
-//! `cargo bench --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without an argument:
+//! `cargo bench --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without
+//! an argument:
 //!
 //! - `latency`: from the scheduled time of a reading of the generator to its arrival at a subscriber of all cities
 //! - `corrections`: the same with 1 % corrections, and these at a `window` subscriber
@@ -13,7 +14,8 @@
 //! - `ingest`: `POST /v1/readings` with fsync
 //! - `start`: start, size, idle, memory
 //!
-//! Latencies are open-loop: they count from the time at which something was due, whatever held it up, the client included.
+//! Latencies are open-loop: they count from the time at which something was due, whatever held it
+//! up, the client included.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 

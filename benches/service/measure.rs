@@ -54,7 +54,8 @@ pub fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
 }
 
-/// How many cores the server and its clients took, and everything else on the machine, which is the noise.
+/// How many cores the server and its clients took, and everything else on the machine, which is the
+/// noise.
 pub struct CoreUsage {
     at: Instant,
     server: Duration,

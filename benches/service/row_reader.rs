@@ -1,4 +1,4 @@
-//! What a message of the service says, as far as it is measured.
+//! The rows in messages of the service, as far as they are measured.
 
 use memchr::memmem::Finder;
 use swelter::internals::model::EventTime;

@@ -31,7 +31,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Ends with the scenario, its data too.
 pub struct Server {
     child: Child,
-    // A line that nobody takes must not end it.
+    // A line that is not read must not end it.
     _stdout: BufReader<ChildStdout>,
     pub address: SocketAddr,
     // On a disk: the journal's fsync is measured as well.

@@ -1,4 +1,4 @@
-//! What the service costs before anybody uses it.
+//! The cost of the service before it has clients.
 
 use std::fs;
 use std::process::Command;

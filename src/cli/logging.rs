@@ -154,8 +154,9 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
     use std::sync::{Arc, Mutex};
+
+    use crate::child_tests::{assert_ran_one_test, child_test};
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -267,24 +268,23 @@ mod tests {
         }
     }
 
-    /// Does something only as the child of the tests below.
     #[test]
+    #[ignore = "child process of `panic_in_any_thread_is_logged_and_ends_process` and the two tests below it"]
     fn child_process_panics_in_a_thread() {
-        if let Ok(name) = std::env::var(CHILD) {
-            start_logging(&LoggingPlan { format: LoggingFormat::Auto, filter: "info".into() }, None);
-            let thread = std::thread::Builder::new().name("a worker".into());
-            let _ = thread.spawn(move || panic_as(&name)).unwrap().join();
-            std::process::exit(0);
-        }
+        let name = std::env::var(CHILD).unwrap();
+        start_logging(&LoggingPlan { format: LoggingFormat::Auto, filter: "info".into() }, None);
+        let thread = std::thread::Builder::new().name("a worker".into());
+        let _ = thread.spawn(move || panic_as(&name)).unwrap().join();
+        std::process::exit(0);
     }
 
     /// The child's exit code and log.
     fn child(name: &str) -> (Option<i32>, Vec<serde_json::Value>) {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "cli::logging::tests::child_process_panics_in_a_thread", "--nocapture"])
+        let child = child_test("cli::logging::tests::child_process_panics_in_a_thread")
             .env(CHILD, name)
             .output()
             .unwrap();
+        assert_ran_one_test(&child.stdout);
         let log = String::from_utf8(child.stderr).unwrap();
         (child.status.code(), log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
     }

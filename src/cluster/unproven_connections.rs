@@ -5,10 +5,11 @@
 //! and processes at one address a process, which needs a few milliseconds and tries again until `cluster.connect_time`, gets through
 //! before long, in whatever order and however fast strangers come.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::model::random_u64;
 
 /// Connections that may shake hands at the same time.
 pub(super) const MAX_UNPROVEN: usize = 64;
@@ -80,7 +81,7 @@ impl UnprovenConnections {
         if self.0.len() >= MAX_THREADS || staying < MAX_UNPROVEN {
             return self.0.len() < MAX_THREADS;
         }
-        let next = self.choose_eviction(RandomState::new().hash_one(0));
+        let next = self.choose_eviction(random_u64());
         next.inspect(|guest| guest.evict()).is_some()
     }
 

@@ -11,12 +11,13 @@ use super::{Compression, foreign_formats};
 const ZSTD_LEVEL: i32 = 1;
 const GZIP_LEVEL: u32 = 3;
 
-/// The largest window of zstd, 2 GiB, as `zstd --long=31` writes it: so much memory reading such a file takes, and no more than
-/// its frame asks for.
+/// The largest window of zstd, 2 GiB, which `zstd --long=31` writes. Reading a file takes as much
+/// memory as its frames ask for, up to this.
 const ZSTD_WINDOW_LOG: u32 = 31;
 
-/// What `reader` holds, by its first bytes rather than by what is said of it: text that is called compressed is read as it is. All
-/// members of a gzip file are read, and all frames of a zstd file.
+/// Decompresses a stream by its first bytes rather than by its declared compression: plain text
+/// that is declared compressed is read as it is. All members of a gzip file are read, and all
+/// frames of a zstd file.
 pub(super) fn decompressing_reader(
     reader: Box<dyn Read + Send>,
     compression: Compression,
@@ -33,7 +34,8 @@ pub(super) fn decompressing_reader(
     })
 }
 
-/// Reads all members of gzip, and zeros behind them, with which tapes and block devices fill a file up.
+/// Reads all members of a gzip file, and the zeros behind them with which tapes and block devices
+/// fill it up.
 pub struct GzipMemberReader<R>(GzipReadState<R>);
 
 enum GzipReadState<R> {
@@ -78,7 +80,7 @@ impl<R: BufRead> Read for GzipMemberReader<R> {
     }
 }
 
-/// Whether something else follows.
+/// Skips zeros; true if other bytes follow.
 fn skip_zeros(reader: &mut impl BufRead) -> io::Result<bool> {
     loop {
         let bytes = reader.fill_buf()?;
@@ -90,7 +92,7 @@ fn skip_zeros(reader: &mut impl BufRead) -> io::Result<bool> {
     }
 }
 
-/// Compresses what is written into `writer`.
+/// Compresses the bytes that are written to `writer`.
 pub fn compressing_writer(
     writer: Box<dyn Write + Send>,
     compression: Compression,
@@ -102,7 +104,8 @@ pub fn compressing_writer(
     }))
 }
 
-/// A writer that must be [finished](Compressed::finish): only then is the file whole.
+/// A compressing writer. It must be [finished](CompressedWriter::finish): the file is complete only
+/// then.
 pub struct CompressedWriter(Inner);
 
 enum Inner {
@@ -112,11 +115,11 @@ enum Inner {
 }
 
 impl CompressedWriter {
-    /// Writes what is left and flushes.
+    /// Writes the remaining bytes and flushes.
     ///
     /// # Errors
     ///
-    /// Where not everything could be written: the file is then not whole.
+    /// If not all bytes could be written: the file is then incomplete.
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
             Inner::Plain(writer) => writer,

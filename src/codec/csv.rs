@@ -2,7 +2,9 @@
 
 use memchr::memchr;
 
-use super::field_values::{self, Field, FieldValue, FieldValues};
+use super::field::{Field, FieldValue};
+use super::field_values::FieldValues;
+use super::file_columns::map_columns;
 use super::options::RecordNormalizer;
 use super::panic_guard::catch_decoder_panic;
 use super::record_lines::{Advance, RecordLines, too_long_detail};
@@ -11,7 +13,7 @@ use super::{DecodeError, DecodeSettings, Framing, LocalTimeCounts, MAX_FIELD_LIN
 use crate::model::refusal::quoted_excerpt;
 use crate::model::{Reason, Refusal, Upsert};
 
-/// What may stand up to the end of the header, blank lines included.
+/// The most bytes up to the end of the header, blank lines included.
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 pub(super) struct CsvReader {
@@ -19,26 +21,26 @@ pub(super) struct CsvReader {
     settings: DecodeSettings,
     preparation: Option<Box<RecordNormalizer>>,
     delimiter: u8,
-    /// By column.
+    /// The field of each column.
     columns: Vec<Option<Field>>,
     ignored_columns: u64,
     rows: u64,
-    /// The fields of a record with quotes, one after the other, and where each ends.
+    /// The fields of a record with quotes, one behind the other, and the end of each.
     unquoted: String,
     field_ends: Vec<usize>,
 }
 
 impl CsvReader {
-    /// Reads the header, unless the options have it.
+    /// Reads the header, unless the options give one.
     pub(super) fn new(mut lines: RecordLines, options: &ReadOptions) -> Result<CsvReader, DecodeError> {
         let delimiter = options.layout.delimiter();
         let columns = match &options.layout.header {
-            Some(header) => field_values::map_columns(header.iter().map(String::as_str), options)?,
+            Some(header) => map_columns(header.iter().map(String::as_str), options)?,
             None => {
                 let (mut unquoted, mut ends) = (String::new(), Vec::new());
                 read_header(&mut lines, delimiter, &mut unquoted, &mut ends)?;
                 let names = unquoted_fields(&unquoted, &ends).map(|name| name.trim_matches(' '));
-                field_values::map_columns(names, options)?
+                map_columns(names, options)?
             }
         };
         let ignored_columns = columns.iter().filter(|column| column.is_none()).count() as u64;
@@ -85,7 +87,7 @@ impl CsvReader {
                 }
                 ends.len()
             } else if delimiter == b',' {
-                // Known when it is compiled, which is faster.
+                // A delimiter that is a constant makes this faster.
                 split_unquoted(line, b',', columns, &mut record)
             } else {
                 split_unquoted(line, delimiter, columns, &mut record)
@@ -137,8 +139,8 @@ impl CsvReader {
     }
 }
 
-/// Sets the fields of a record without quotes and returns how many there are. Fields are so short that looking at
-/// byte after byte beats searching for each comma.
+/// Sets the fields of a record without quotes, and returns their number. Fields are so short that
+/// checking byte after byte beats a search for each comma.
 #[inline(always)]
 fn split_unquoted<'a>(
     line: &'a str,
@@ -164,14 +166,14 @@ fn split_unquoted<'a>(
     count
 }
 
-/// Reads the first line, as fields.
+/// Reads the first line, split into fields.
 pub(super) fn read_header(
     lines: &mut RecordLines,
     delimiter: u8,
     unquoted: &mut String,
     ends: &mut Vec<usize>,
 ) -> Result<(), DecodeError> {
-    // The rest of a line that is too long need not be read to say so.
+    // A line that is too long is refused without reading its rest.
     lines.allow_bytes(MAX_HEADER_BYTES);
     let advanced = lines.advance();
     let is_too_long = lines.is_allowance_exhausted();
@@ -212,8 +214,9 @@ fn bad_quotes_refusal(framing: Framing) -> Refusal {
     Refusal::new(Reason::NotDecodable, detail)
 }
 
-/// Adds lines to the record at hand until its quoted fields end: false if one spans more than [`MAX_FIELD_LINES`] lines, does not end
-/// at all, or is not RFC 4180's. The first line is then alone again, so that a stray quote costs one line and no more.
+/// Adds lines to the current record until its quoted fields end. False if a field spans more than
+/// [`MAX_FIELD_LINES`] lines, does not end at all, or is not as in RFC 4180: the record is then its
+/// first line again, so that a stray quote costs one line and no more.
 #[cold]
 pub(super) fn close_quotes(lines: &mut RecordLines, delimiter: u8) -> Result<bool, DecodeError> {
     let first_line = lines.record_end();
@@ -237,7 +240,8 @@ pub(super) fn close_quotes(lines: &mut RecordLines, delimiter: u8) -> Result<boo
     }
 }
 
-/// Where in a record a byte stands, and how many lines its field has so far.
+/// The position in a record while it is scanned for quotes, and the number of lines of the current
+/// field.
 struct QuoteScanner {
     at: CsvScanState,
     field_lines: usize,
@@ -260,7 +264,8 @@ enum CsvScanState {
     FieldStart,
     Unquoted,
     Quoted,
-    /// Behind a quote in a quoted field: it ends the field, or another quote follows and both stand for one.
+    /// Behind a quote in a quoted field: it ends the field, or a second quote follows and both
+    /// stand for one.
     Quote,
     Malformed,
 }
@@ -282,7 +287,7 @@ impl CsvScanState {
     }
 }
 
-/// Splits a record whose quotes are known to match.
+/// Splits a record whose quotes are balanced.
 pub(super) fn unquote_fields(record: &str, delimiter: u8, unquoted: &mut String, ends: &mut Vec<usize>) {
     unquoted.clear();
     ends.clear();

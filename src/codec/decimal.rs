@@ -1,8 +1,8 @@
-//! Decimals of Parquet and Avro: an integer and how many of its digits are behind the point.
+//! Decimals of Parquet and Avro: an integer, and how many of its digits are behind the point.
 
 use std::fmt::Display;
 
-use super::field_values::FieldValue;
+use super::field::FieldValue;
 
 /// Powers of ten that are exact as f64.
 const EXACT_POWERS_OF_TEN: [f64; 23] = [
@@ -10,22 +10,22 @@ const EXACT_POWERS_OF_TEN: [f64; 23] = [
     1e19, 1e20, 1e21, 1e22,
 ];
 
-/// The nearest f64 to `unscaled / 10^scale`; of whole numbers, the integer where it has 64 bits.
+/// The f64 nearest to `unscaled / 10^scale`. A whole number that fits 64 bits is an integer.
 #[inline]
 pub(super) fn decimal_value(unscaled: i128, scale: u32) -> FieldValue<'static> {
     if let (0, Ok(whole)) = (scale, i64::try_from(unscaled)) {
         return FieldValue::Integer(whole);
     }
     match EXACT_POWERS_OF_TEN.get(scale as usize) {
-        // Both are exact, so that their quotient is rounded once.
+        // Both operands are exact, so the quotient is rounded once.
         Some(power) if unscaled.unsigned_abs() <= 1 << 53 => FieldValue::Number(unscaled as f64 / power),
         _ => wide_decimal_value(&unscaled, scale),
     }
 }
 
-/// As [`decimal`], of an integer of any width.
+/// [`decimal_value`] of an integer of any width.
 pub(super) fn wide_decimal_value(unscaled: &dyn Display, scale: u32) -> FieldValue<'static> {
-    // The standard library rounds a decimal text once, however long.
+    // The standard library rounds a decimal text once, however long it is.
     let nearest = format!("{unscaled}e-{scale}").parse();
     nearest.map_or(FieldValue::Other("a decimal that is none"), FieldValue::Number)
 }

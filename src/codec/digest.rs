@@ -2,26 +2,27 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-/// Of all bytes up to the end of a record, whatever lies between records included. Bytes are taken as late as possible, many at once.
+/// The digest of all bytes up to the end of a record, including those between records. Bytes are
+/// hashed as late as possible, many at once.
 #[derive(Default)]
 pub(super) struct RunningDigest {
     state: Xxh3,
-    /// Bytes of the buffer that are taken.
+    /// The number of bytes of the buffer that are hashed.
     hashed: usize,
-    /// Where in the buffer the last record ends, if it is still there.
+    /// The end of the last record in the buffer, if its bytes are still there.
     end: Option<usize>,
-    /// Up to the end of a record that is not there any more.
+    /// The digest up to the end of the last record, if its bytes are no longer in the buffer.
     value: u64,
 }
 
 impl RunningDigest {
-    /// The last record that was given ends there.
+    /// Sets the end of the last record.
     #[inline]
     pub(super) fn end_record(&mut self, end: usize) {
         self.end = Some(end);
     }
 
-    /// Up to the end of the last record.
+    /// The digest up to the end of the last record.
     pub(super) fn digest_at_record_end(&mut self, buffer: &[u8]) -> u64 {
         if let Some(end) = self.end.take() {
             self.hash_until(buffer, end);
@@ -30,14 +31,15 @@ impl RunningDigest {
         self.value
     }
 
-    /// The first bytes of the buffer are to go.
+    /// Hashes the first bytes of the buffer before they are dropped.
     pub(super) fn drop_front(&mut self, buffer: &[u8], bytes: usize) {
         self.digest_at_record_end(buffer);
         self.hash_until(buffer, bytes);
         self.hashed -= bytes;
     }
 
-    /// What lies behind the first `kept` bytes of the buffer is to go, all of one record that does not end there.
+    /// Hashes the bytes behind the first `kept` before they are dropped; all are of one record,
+    /// which ends later.
     pub(super) fn drop_after(&mut self, filled: &[u8], kept: usize) {
         self.hash_until(filled, filled.len());
         self.hashed = kept;

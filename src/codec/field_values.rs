@@ -1,175 +1,10 @@
-//! The fields of a record, whatever the format, and the rules that make a reading of them.
+//! The values of a record by field, and the rules by which they become a reading.
 
-use std::fmt;
-
-use super::unknown_fields::UnknownFields;
-use super::{
-    DecodeError, DecodeSettings, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture, ReadOptions,
-};
+use super::field::{FIELD_COUNT, Field, FieldValue};
+use super::{DecodeSettings, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture};
 use crate::model::reading::check_city_key;
-use crate::model::refusal::quoted_excerpt;
 use crate::model::time::TimeProblem;
 use crate::model::{EventTime, Measurement, ReadingEvent, Reason, Refusal, Revision, Upsert};
-
-/// A field of a reading. `Moisture` is the humidity or the dew point, whichever the source has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Field {
-    City,
-    ReadingAt,
-    Temperature,
-    Moisture,
-    WindSpeed,
-    Revision,
-    Op,
-    Deleted,
-    /// Parts of a time that stands in several columns, behind the first one.
-    TimePart2,
-    TimePart3,
-    TimePart4,
-}
-
-/// How many there are.
-const FIELD_COUNT: usize = 11;
-
-impl Field {
-    /// Those of a reading.
-    pub(super) const ALL: [Field; 8] = [
-        Field::City,
-        Field::ReadingAt,
-        Field::Temperature,
-        Field::Moisture,
-        Field::WindSpeed,
-        Field::Revision,
-        Field::Op,
-        Field::Deleted,
-    ];
-
-    /// The field of that name. A name that says a unit is only known where the source is in that unit.
-    pub(super) fn from_name(name: &str, settings: &DecodeSettings) -> Option<Field> {
-        Some(match name {
-            "city" => Field::City,
-            "reading_at" => Field::ReadingAt,
-            "temperature" => Field::Temperature,
-            "temperature_f" if settings.temperature_unit == InputTemperatureUnit::Fahrenheit => {
-                Field::Temperature
-            }
-            "humidity" | "humidity_pct" if settings.moisture == Moisture::Humidity => Field::Moisture,
-            "dew_point" if settings.moisture == Moisture::DewPoint => Field::Moisture,
-            "wind_speed" | "wind_speed_mph" => Field::WindSpeed,
-            "revision" => Field::Revision,
-            "op" => Field::Op,
-            "deleted" => Field::Deleted,
-            _ => return None,
-        })
-    }
-
-    pub(super) fn name(self, settings: &DecodeSettings) -> &'static str {
-        match (self, settings.moisture) {
-            (Field::City, _) => "city",
-            (Field::ReadingAt, _) => "reading_at",
-            (Field::Temperature, _) => "temperature",
-            (Field::Moisture, Moisture::Humidity) => "humidity",
-            (Field::Moisture, Moisture::DewPoint) => "dew_point",
-            (Field::WindSpeed, _) => "wind_speed",
-            (Field::Revision, _) => "revision",
-            (Field::Op, _) => "op",
-            (Field::Deleted, _) => "deleted",
-            (Field::TimePart2 | Field::TimePart3 | Field::TimePart4, _) => "a part of reading_at",
-        }
-    }
-
-    fn is_required(self) -> bool {
-        matches!(self, Field::City | Field::ReadingAt | Field::Temperature | Field::Moisture)
-    }
-}
-
-/// How many of a file's columns an error names.
-const MAX_SHOWN_COLUMNS: usize = 40;
-
-/// Which field each of a file's columns holds, if any. Cases of letters do not matter.
-///
-/// # Errors
-///
-/// Where a column that every reading needs, or that was named, is missing, or a field has two.
-pub(super) fn map_columns<'a>(
-    names: impl Iterator<Item = &'a str> + Clone,
-    options: &ReadOptions,
-) -> Result<Vec<Option<Field>>, DecodeError> {
-    let (settings, given) = (&options.settings, &options.record.columns);
-    let columns: Vec<Option<Field>> = names.clone().map(|name| given.header_column(name, settings)).collect();
-    let of_file = || {
-        let shown = names.clone().take(MAX_SHOWN_COLUMNS).map(quoted_excerpt).collect::<Vec<_>>().join(", ");
-        match columns.len().checked_sub(MAX_SHOWN_COLUMNS) {
-            None | Some(0) => shown,
-            Some(more) => format!("{shown} and {more} more"),
-        }
-    };
-    let count = |field: Field| columns.iter().filter(|&&column| column == Some(field)).count();
-    for (name, field) in given.explicit_names() {
-        if count(field) == 0 {
-            let (name, column) = (quoted_excerpt(name), field.name(settings));
-            return Err(DecodeError::MissingNamedColumn { name, column, columns: of_file() });
-        }
-    }
-    for field in Field::ALL {
-        let column = field.name(settings);
-        let is_required = field.is_required() && !(field == Field::City && given.city().is_some());
-        match count(field) {
-            0 if is_required => return Err(DecodeError::MissingColumn { column, columns: of_file() }),
-            0 | 1 => {}
-            _ => return Err(DecodeError::DuplicateColumn { column, columns: of_file() }),
-        }
-    }
-    for field in [Field::TimePart2, Field::TimePart3, Field::TimePart4] {
-        if count(field) > 1 {
-            return Err(DecodeError::DuplicateColumn { column: field.name(settings), columns: of_file() });
-        }
-    }
-    let unknown = names.zip(&columns).filter(|(_, column)| column.is_none());
-    unknown.for_each(|(name, _)| UnknownFields::default().count_and_log(name));
-    Ok(columns)
-}
-
-/// What a record holds in one field.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum FieldValue<'a> {
-    /// Absent or null.
-    Missing,
-    /// Of a format without types: blank, or text that stands for whatever the field is.
-    Untyped(&'a str),
-    Text(&'a str),
-    Number(f64),
-    Integer(i64),
-    Boolean(bool),
-    /// Milliseconds since the epoch.
-    Instant(i64),
-    /// Milliseconds since 1970-01-01T00:00:00 by a clock of unknown offset.
-    Local(i64),
-    /// What no field is; its kind.
-    Other(&'static str),
-}
-
-/// As a refusal shows it.
-impl fmt::Display for FieldValue<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            FieldValue::Missing => f.write_str("null"),
-            FieldValue::Untyped(text) | FieldValue::Text(text) => f.write_str(&quoted_excerpt(text)),
-            FieldValue::Number(number) => write!(f, "{number:?}"),
-            FieldValue::Integer(number) => write!(f, "{number}"),
-            FieldValue::Boolean(boolean) => write!(f, "{boolean}"),
-            FieldValue::Instant(ms) => match EventTime::from_millis(ms) {
-                Some(time) => write!(f, "{time}"),
-                None => write!(f, "{ms} ms since 1970"),
-            },
-            FieldValue::Local(ms) => match EventTime::from_millis(ms) {
-                Some(time) => f.write_str(time.to_string().trim_end_matches('Z')),
-                None => write!(f, "{ms} ms since 1970"),
-            },
-            FieldValue::Other(kind) => f.write_str(kind),
-        }
-    }
-}
 
 /// A record before any rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -186,14 +21,15 @@ impl<'a> FieldValues<'a> {
         self.0[field as usize] = value;
     }
 
-    /// By reference: a copy would be loaded in one piece that was just stored in two, and wait for everything before it.
+    /// By reference: a copy would be loaded in one piece right after it was stored in two, and
+    /// would stall.
     #[inline(always)]
     pub(super) fn get(&self, field: Field) -> &FieldValue<'a> {
         &self.0[field as usize]
     }
 
-    /// The arrival that the record is. The first rule that it breaks is the refusal: the city's, the time's, the
-    /// operation's, each number's, the ranges'.
+    /// The arrival of the record. The refusal is for the first rule that it breaks, in the order
+    /// city, time, operation, numbers, ranges.
     #[inline]
     #[allow(clippy::wrong_self_convention)] // Copying so many fields would cost.
     pub(super) fn to_upsert(&self, settings: &DecodeSettings) -> Result<Upsert<'a>, Refusal> {
@@ -307,7 +143,7 @@ impl<'a> FieldValues<'a> {
     }
 }
 
-/// What was measured, in the units of the source.
+/// A measurement in the units of the source.
 struct SourceMeasurement {
     temperature: f64,
     moisture: f64,
@@ -355,7 +191,8 @@ fn missing_field(name: &str) -> Refusal {
     Refusal::new(Reason::MissingField, format!("{name} is missing"))
 }
 
-/// %, from the temperature and the dew point, both °C (Magnus formula).
+/// The relative humidity, %, from the temperature and the dew point, both °C. Magnus formula with
+/// the coefficients of Alduchov and Eskridge (1996).
 fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
     let vapour_pressure = |t: f64| libm::exp(17.625 * t / (243.04 + t));
     100.0 * vapour_pressure(dew_point) / vapour_pressure(temperature)
@@ -374,7 +211,7 @@ fn parse_number(name: &str, value: &FieldValue<'_>) -> Result<Option<f64>, Refus
         FieldValue::Untyped(text) => match parse_short_decimal(text.as_bytes()) {
             Some(number) => Some(number),
             None if trim_blanks(text).is_empty() => return Ok(None),
-            // Finite, since Rust also reads `inf` and `nan`.
+            // Rust also parses `inf` and `nan`.
             None => trim_blanks(text).parse().ok().filter(|number: &f64| number.is_finite()),
         },
         _ => None,
@@ -387,8 +224,8 @@ fn parse_number(name: &str, value: &FieldValue<'_>) -> Result<Option<f64>, Refus
     }
 }
 
-/// `[-]digits[.digits]` of at most 15 digits: both the digits and the power of ten are exact as f64, so that their
-/// quotient is the nearest one, as the standard library gives it in twice the time.
+/// Parses `[-]digits[.digits]` of at most 15 digits. The digits and the power of ten are then exact
+/// as f64, so their quotient is the nearest f64, in half the time of the standard library.
 #[inline]
 fn parse_short_decimal(text: &[u8]) -> Option<f64> {
     const POWERS: [f64; 16] =

@@ -1,10 +1,10 @@
-//! What a file is by its first bytes, whatever its name says.
+//! Detects what a file is by its first bytes, whatever its name says.
 
 use std::io::{self, Read};
 
 use super::{Compression, DecodeError};
 
-/// Something that is no text of readings, by the bytes that it begins with.
+/// A format other than text with readings, and the bytes that it begins with.
 struct ForeignFormat {
     magic: &'static [u8],
     what: &'static str,
@@ -49,17 +49,19 @@ const FOREIGN_FORMATS: [ForeignFormat; 16] = [
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// Magic numbers that are also words: a header or a record may begin with them.
+/// Magic numbers that are also words, with which a header or a record may begin.
 const MAGIC_THAT_ARE_WORDS: [&[u8]; 3] = [b"BZh", b"ORC", b"PAR1"];
 
-/// Whether more bytes would decide what it is. So few are needed that each header and each record has more.
+/// Whether more bytes could show that this is a foreign format. Every header and every record has
+/// more than are needed.
 pub(super) fn may_be_foreign(first: &[u8]) -> bool {
     let may_be = |magic: &[u8]| magic.len() > first.len() && magic.starts_with(first);
     first.is_empty()
         || may_be(BYTE_ORDER_MARK)
         || FOREIGN_FORMATS.iter().any(|foreign| may_be(foreign.magic))
         || {
-            // Without a byte order mark, the first letter of UTF-16 shows in two bytes, and a word is told from binary by the next ones.
+            // UTF-16 without a byte order mark shows in two bytes, and the bytes behind a word tell
+            // text from binary.
             first.len() < 2
                 || MAGIC_THAT_ARE_WORDS
                     .iter()
@@ -67,12 +69,12 @@ pub(super) fn may_be_foreign(first: &[u8]) -> bool {
         }
 }
 
-/// Refuses what is no text of readings, by its first bytes.
+/// Refuses a file of another format by its first bytes.
 pub(super) fn check_is_text(first: &[u8]) -> Result<(), DecodeError> {
     let foreign = FOREIGN_FORMATS.iter().find(|foreign| first.starts_with(foreign.magic));
     let is_word = foreign.is_some_and(|foreign| {
         let next = first.get(foreign.magic.len()).copied();
-        // A header such as PAR1,PAR2 goes on as text does.
+        // A header such as PAR1,PAR2 is text all the same.
         MAGIC_THAT_ARE_WORDS.contains(&foreign.magic)
             && next.is_some_and(|next| b",;\t \"\r\n_".contains(&next))
     });
@@ -87,10 +89,11 @@ pub(super) fn check_is_text(first: &[u8]) -> Result<(), DecodeError> {
     }
 }
 
-/// So many bytes say whether a file that is called compressed is plain text.
+/// The number of bytes that show whether a file with declared compression is plain text.
 const TEXT_SAMPLE_BYTES: usize = 64;
 
-/// How a stream is compressed: by its first bytes, whatever is said of it, but for what is neither compressed nor text.
+/// The compression of a stream: by its first bytes, or as declared if they show neither compression
+/// nor text.
 pub(super) fn detect_stream_compression(
     mut reader: Box<dyn Read + Send>,
     said: Compression,
@@ -99,7 +102,7 @@ pub(super) fn detect_stream_compression(
     fill_until(&mut *reader, &mut first, 4)?;
     let compression = match &first[..] {
         [0x1f, 0x8b, 8, ..] => Compression::Gzip,
-        // A frame, or one that is to be skipped.
+        // A frame, or a skippable frame.
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ if said == Compression::None => said,
         _ => {
@@ -110,14 +113,14 @@ pub(super) fn detect_stream_compression(
     Ok((compression, Box::new(io::Cursor::new(first).chain(reader))))
 }
 
-/// Reads until there are so many bytes, or no more.
+/// Reads until there are so many bytes, or until the end.
 fn fill_until(reader: &mut dyn Read, first: &mut Vec<u8>, until: usize) -> io::Result<()> {
     let more = until.saturating_sub(first.len()) as u64;
     reader.take(more).read_to_end(first).map(drop)
 }
 
 fn is_text(first: &[u8]) -> bool {
-    // The last letter may be cut off.
+    // The last character may be incomplete.
     let is_utf_8 = std::str::from_utf8(first).map_or_else(|error| error.error_len().is_none(), |_| true);
     is_utf_8 && !first.iter().any(|byte| *byte < b' ' && !b"\t\n\r".contains(byte))
 }
@@ -142,7 +145,7 @@ mod tests {
         ] {
             let error = check_is_text(first).unwrap_err().to_string();
             assert!(error.contains(named), "{first:?}: {error}");
-            // Whatever is decided is decided by then.
+            // More bytes decide nothing.
             assert!(!may_be_foreign(first), "{first:?}");
         }
         for text in

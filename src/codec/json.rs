@@ -1,11 +1,12 @@
-//! JSON: one object a record, and lines of them.
+//! JSON: one object a record, one by one or in lines.
 
 use std::fmt;
 use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::field_values::{Field, FieldValue, FieldValues};
+use super::field::{Field, FieldValue};
+use super::field_values::FieldValues;
 use super::options::RecordNormalizer;
 use super::panic_guard::catch_decoder_panic;
 use super::record_lines::{Advance, RecordLines, too_long_detail};
@@ -13,18 +14,18 @@ use super::unknown_fields::UnknownFields;
 use super::{DecodeError, DecodeSettings, LocalTimeCounts, MAX_RECORD_BYTES, ReadOptions};
 use crate::model::{Reason, Refusal, Upsert};
 
-/// Decodes records that come one by one, each as one JSON object.
+/// Decodes records that come one by one, each a JSON object.
 #[derive(Debug)]
 pub struct JsonRecordDecoder {
     settings: DecodeSettings,
     preparation: Option<Box<RecordNormalizer>>,
     ignored_fields: u64,
-    /// Where it tells of them.
+    /// Set if unknown fields are logged.
     unknown: Option<UnknownFields>,
     escaped: EscapedStrings,
 }
 
-/// The strings of a record that are written with escapes, without them: the others lie in the record itself.
+/// Strings of a record that had escapes, unescaped; the others are slices of the record.
 #[derive(Debug, Default)]
 struct EscapedStrings {
     text: String,
@@ -44,8 +45,8 @@ impl JsonRecordDecoder {
         }
     }
 
-    /// As [`RecordDecoder::new`], for the records of a source: fields that are none of a reading's are counted by the process, and
-    /// the log names each once.
+    /// Like [`JsonRecordDecoder::new`], for the records of a source: fields that a reading does not
+    /// have are counted by the process, and the log names each once.
     pub fn for_source(options: impl Into<ReadOptions>) -> JsonRecordDecoder {
         JsonRecordDecoder { unknown: Some(UnknownFields::default()), ..JsonRecordDecoder::new(options) }
     }
@@ -56,7 +57,8 @@ impl JsonRecordDecoder {
         self.decode_with(bytes, None)
     }
 
-    /// Decodes the key of a record without a value, `{"city", "reading_at"}`, as the withdrawal that it stands for.
+    /// Decodes the key of a record without a value, `{"city", "reading_at"}`, as the withdrawal
+    /// that it stands for.
     pub fn decode_tombstone_key<'a>(&'a mut self, key: &'a [u8]) -> Result<Upsert<'a>, Refusal> {
         self.decode_with(key, Some((Field::Deleted, FieldValue::Boolean(true))))
     }
@@ -106,12 +108,12 @@ impl JsonRecordDecoder {
         record.to_upsert(&self.settings)
     }
 
-    /// Times that the zone's clocks do not show just once, in the records so far.
+    /// Local times so far that the zone's clocks showed twice or never.
     pub fn local_times(&self) -> LocalTimeCounts {
         self.preparation.as_ref().map(|preparation| preparation.local_times()).unwrap_or_default()
     }
 
-    /// How many fields were met that are none of a reading's, in the records so far.
+    /// The number of fields so far that a reading does not have.
     pub fn ignored_fields(&self) -> u64 {
         self.ignored_fields
     }
@@ -169,7 +171,7 @@ impl JsonReader {
 #[cold]
 fn not_decodable(error: &serde_json::Error, text: &str) -> Refusal {
     let mut why = error.to_string();
-    // Said as a byte of the record instead, which mostly is one line.
+    // The position as a byte of the record: a record mostly is one line.
     if let Some(at) = why.rfind(" at line ") {
         why.truncate(at);
     }
@@ -178,7 +180,7 @@ fn not_decodable(error: &serde_json::Error, text: &str) -> Refusal {
     Refusal::new(Reason::NotDecodable, format!("not a JSON object of a reading: {why} at byte {byte}"))
 }
 
-/// Fills a record; its value is how many fields were ignored.
+/// Visits an object and sets the record's fields; returns the number of ignored fields.
 struct ObjectVisitor<'a, 'de> {
     record: &'a mut FieldValues<'de>,
     names: KeyVisitor<'a>,
@@ -221,7 +223,7 @@ impl<'de> Visitor<'de> for ObjectVisitor<'_, 'de> {
     }
 }
 
-/// Reads a key as the field that it names; one that names none may be told of.
+/// Visits a key and returns its field; an unknown key may be counted and logged.
 struct KeyVisitor<'a> {
     settings: &'a DecodeSettings,
     preparation: Option<&'a RecordNormalizer>,
@@ -229,7 +231,7 @@ struct KeyVisitor<'a> {
 }
 
 impl KeyVisitor<'_> {
-    /// For the next key.
+    /// A copy of the borrows, for the next key.
     fn reborrow(&mut self) -> KeyVisitor<'_> {
         let KeyVisitor { settings, preparation, unknown } = self;
         KeyVisitor { settings, preparation: *preparation, unknown: unknown.as_deref_mut() }

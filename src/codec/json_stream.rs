@@ -1,12 +1,13 @@
-//! JSON that is not one record a line, as if it were: an array of records, and records that span lines.
+//! Turns JSON that is an array of records, or has records that span lines, into one record a line.
 //!
-//! What it is, is decided by how it begins: `[` and `{`, with nothing or blanks between them, begin an array; a line that is `{`
-//! alone, and `"` behind it, begin a record that spans lines. Anything else is lines. Line ends within a record become blanks, and
-//! each record a line of its own, so a record has the bytes that it had but for those, and the number of a line is that of the record.
+//! The stream's beginning decides: `[` and `{`, with only blanks between them, begin an array; a
+//! line with `{` alone, and `"` behind it, begin a record that spans lines; anything else is lines.
+//! Line ends within a record become blanks, and each record becomes a line. So a record has the
+//! bytes that it had but for those, and the number of a line is that of the record.
 
 use std::io::{self, Read};
 
-/// Blanks before the first line, beyond which the stream is taken for lines.
+/// The most blanks before the first character. A stream with more is read as lines.
 const MAX_BLANK_BYTES: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -34,13 +35,13 @@ pub(super) fn one_record_per_line(mut reader: Box<dyn Read + Send>) -> Box<dyn R
     }
 }
 
-/// Whether a stream is one record a line as it is.
+/// Whether a stream has one record a line already.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn is_one_record_per_line(text: &[u8]) -> bool {
     matches!(detect_layout(text), None | Some(JsonLayout::Lines))
 }
 
-/// Says at its place what reading has failed with.
+/// Returns a read error at its place in the stream.
 struct FailOnce(Option<io::Error>);
 
 impl Read for FailOnce {
@@ -55,7 +56,7 @@ enum JsonLayout {
     Objects,
 }
 
-/// Nothing while more bytes must say.
+/// The layout of a stream; `None` if more bytes must decide.
 fn detect_layout(first: &[u8]) -> Option<JsonLayout> {
     let text = first.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(first).trim_ascii_start();
     match text {
@@ -77,12 +78,12 @@ fn detect_layout(first: &[u8]) -> Option<JsonLayout> {
     }
 }
 
-/// Where in the stream a byte stands.
+/// The state of the scan behind a byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum JsonScanState {
     /// Before an array.
     Start,
-    /// Within so many brackets: 0 is between records.
+    /// Within so many brackets; 0 is between records.
     Nested(u32),
     /// In a string within so many brackets.
     Text(u32),
@@ -97,10 +98,10 @@ struct RecordSplitter<R> {
     is_array: bool,
     scan: JsonScanState,
     input: Box<[u8]>,
-    /// What is ready to be given, and how much of it was.
+    /// The bytes that can be read, and how many of them were.
     output: Vec<u8>,
     output_given: usize,
-    /// Why nothing more comes, until it was said.
+    /// The error behind `output`, until it is returned.
     failure: Option<io::Error>,
     has_failed: bool,
 }
@@ -140,7 +141,8 @@ impl<R: Read> RecordSplitter<R> {
             (JsonScanState::Nested(depth), b'\n' | b'\r') => (JsonScanState::Nested(depth), Some(b' ')),
             (JsonScanState::Text(depth), b'"') => (JsonScanState::Nested(depth), Some(byte)),
             (JsonScanState::Text(depth), b'\\') => (JsonScanState::Escape(depth), Some(byte)),
-            // No string of JSON may have one, and none may have a tab.
+            // A string of JSON may have neither a raw line end nor a raw tab: the tab keeps it
+            // invalid, and on one line.
             (JsonScanState::Text(depth) | JsonScanState::Escape(depth), b'\n') => {
                 (JsonScanState::Text(depth), Some(b'\t'))
             }
@@ -157,7 +159,7 @@ impl<R: Read> RecordSplitter<R> {
         Ok(())
     }
 
-    /// Makes more ready: false at the end.
+    /// Adds bytes to `output`; false at the end.
     fn fill_output(&mut self) -> io::Result<bool> {
         self.output.clear();
         self.output_given = 0;
@@ -203,7 +205,7 @@ impl<R: Read> Read for RecordSplitter<R> {
                 {
                     return Err(error);
                 }
-                // What was made ready before it is given first.
+                // The bytes in `output` are returned before the error.
                 Err(error) => (self.failure, self.has_failed) = (Some(error), true),
             }
         }

@@ -1,13 +1,14 @@
-//! A decoder that panics costs the record that it panics at, and no other.
+//! Catches a decoder's panic: it costs the record that it happened at, and no other.
 
 use crate::model::{Reason, Refusal};
 use crate::panics::{self, PanicScope, panic_point};
 
-/// What a record is refused with if its decoder panics; the log has the place.
+/// The detail of the refusal if a decoder panics; the log has the location.
 pub(super) const DECODER_PANIC_DETAIL: &str =
     "a bug of swelter: its decoder panicked at this record; please report it with the record";
 
-/// Decodes a record, or refuses it if that panics. What the decoder keeps from record to record must not matter to the next one.
+/// Decodes a record, or refuses it if the decoder panics. No state that the decoder keeps between
+/// records may affect the next one.
 #[inline]
 pub(super) fn catch_decoder_panic<T>(decode: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     let decode = || {

@@ -1,16 +1,16 @@
-//! What may be wrong with how a source is read, though each of its records can be.
+//! Statistics of how a source is read: they hint at wrong options even if every record can be read.
 
 use super::{HumidityScale, LocalTimeCounts, ReadOptions};
 use crate::model::{LocalTimePolicy, Upsert};
 
-/// Of all records of a source so far.
+/// Counts over all records of a source so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadStatistics {
     pub humidities: HumidityCounts,
     pub local_times: LocalTimeCounts,
 }
 
-/// How many humidities there are, and how many of them are at most 1 %, as hardly any is outdoors.
+/// The number of humidities, and of those of at most 1 %, which hardly occur outdoors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HumidityCounts {
     readings: u64,
@@ -26,14 +26,14 @@ impl HumidityCounts {
         }
     }
 
-    /// Whether nearly all are that low, so that they are hardly percents.
+    /// Whether nearly all humidities are that low, so that they are hardly percents.
     pub fn look_like_fractions(&self) -> bool {
         self.readings > 0 && self.low * 20 >= self.readings * 19
     }
 }
 
 impl ReadStatistics {
-    /// What may be wrong, in words.
+    /// What may be wrong with the options, for a person.
     pub fn warnings(&self, options: &ReadOptions) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.humidities.look_like_fractions() && options.settings.humidity == HumidityScale::Percent {

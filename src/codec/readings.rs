@@ -1,4 +1,5 @@
-//! Readings as a log holds them: `city,reading_at,temperature,humidity,wind_speed`, and `op` where asked.
+//! Writes readings as a log has them: `city,reading_at,temperature,humidity,wind_speed`, and `op`
+//! if it is wanted.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use super::text_output::{
 use super::{Compression, Format};
 use crate::model::{EventTime, ReadingEvent, Revision, Upsert};
 
-/// Rows that are held before they are encoded.
+/// The number of rows that are encoded at once.
 const BATCH_ROWS: usize = 8 * 1024;
 
-/// The fields of a record that need not meet any rule. Nothing is blank in CSV, absent in JSON, null in Parquet.
+/// The fields of a record, which need not meet any rule. `None` is blank in CSV, absent in JSON,
+/// null in Parquet.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RecordFields<'a> {
     pub city: Option<&'a str>,
@@ -27,14 +29,14 @@ pub struct RecordFields<'a> {
     pub humidity: Option<f64>,
     /// mph.
     pub wind_speed: Option<f64>,
-    /// Of records that come one by one: files have none.
+    /// Only single records have one; files have none.
     pub revision: Option<Revision>,
-    /// A withdrawal; only where the writer writes operations.
+    /// Whether the record is a withdrawal; only if the writer writes operations.
     pub withdrawal: bool,
 }
 
 impl<'a> RecordFields<'a> {
-    /// Those of an arrival within the rules.
+    /// The fields of an arrival within the rules.
     pub fn from_event(city: &'a str, reading_at: EventTime, event: &ReadingEvent) -> RecordFields<'a> {
         let key = RecordFields { city: Some(city), reading_at: Some(reading_at), ..RecordFields::default() };
         match event.measurement() {
@@ -48,14 +50,14 @@ impl<'a> RecordFields<'a> {
         }
     }
 
-    /// Those of an arrival that was decoded.
+    /// The fields of a decoded arrival.
     pub fn from_upsert(upsert: &Upsert<'a>) -> RecordFields<'a> {
         let Upsert { city, reading_at, ref event, revision } = *upsert;
         RecordFields { revision, ..RecordFields::from_event(city, reading_at, event) }
     }
 }
 
-/// Writes a log of readings. The file is whole once it is [finished](ReadingsWriter::finish).
+/// Writes a log of readings. The file is complete once it is [finished](ReadingsWriter::finish).
 #[derive(Debug)]
 pub struct ReadingsWriter {
     ops: bool,
@@ -70,8 +72,9 @@ enum Inner {
 }
 
 impl ReadingsWriter {
-    /// Begins a file; with `ops` it can hold withdrawals: as a column `op` of `upsert` and `delete`, in JSON as
-    /// `"deleted":true`. Parquet compresses by itself, whatever `compression` says.
+    /// Begins a file. With `ops` it can hold withdrawals: as a column `op` of `upsert` and
+    /// `delete`, in JSON as `"deleted":true`. Parquet compresses by itself, whatever `compression`
+    /// says.
     pub fn new(
         format: Format,
         compression: Compression,
@@ -96,7 +99,7 @@ impl ReadingsWriter {
     ///
     /// # Errors
     ///
-    /// Where the file cannot be written, or for a withdrawal in a file without operations.
+    /// If the file cannot be written, or for a withdrawal in a file without operations.
     pub fn write(&mut self, city: &str, reading_at: EventTime, event: &ReadingEvent) -> io::Result<()> {
         self.write_fields(&RecordFields::from_event(city, reading_at, event))
     }
@@ -122,7 +125,7 @@ impl ReadingsWriter {
         }
     }
 
-    /// Writes a line of any bytes, such as one that is not a record. Only text formats have lines.
+    /// Writes a line of any bytes, such as one that is no record. Only text formats have lines.
     pub fn write_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.inner {
             Inner::Csv(file) | Inner::Json(file) => {
@@ -135,11 +138,11 @@ impl ReadingsWriter {
         }
     }
 
-    /// Writes what is left.
+    /// Writes the remaining rows.
     ///
     /// # Errors
     ///
-    /// Where not everything could be written: the file is then not whole.
+    /// If not all of them could be written: the file is then incomplete.
     pub fn finish(self) -> io::Result<()> {
         match self.inner {
             Inner::Csv(file) | Inner::Json(file) => file.finish(),
@@ -165,7 +168,7 @@ fn push_csv(fields: &RecordFields<'_>, ops: bool, line: &mut Vec<u8>) {
     }
 }
 
-/// Appends a record as one JSON object, as a log without files takes it.
+/// Appends a record as one JSON object, for a log that takes records one by one.
 pub fn push_json_record(fields: &RecordFields<'_>, line: &mut Vec<u8>) {
     line.push(b'{');
     if let Some(city) = fields.city {

@@ -1,4 +1,4 @@
-//! Lines of a stream as slices of one buffer of fixed size.
+//! The lines of a stream, as slices of one buffer of fixed size.
 
 use std::io::{self, Read};
 
@@ -7,10 +7,10 @@ use memchr::memchr;
 use super::digest::RunningDigest;
 use super::{DecodeError, Framing, MAX_RECORD_BYTES, foreign_formats};
 
-/// Several times the longest record, so that moving an unfinished record to the front is rare.
+/// Several times the longest record, so that an unfinished record is rarely moved to the front.
 const BUFFER_BYTES: usize = 8 * MAX_RECORD_BYTES;
 
-/// The record at hand lies in `buffer[start..end]`, its line end in `buffer[end..next]`.
+/// The current record is `buffer[start..end]`, its line end `buffer[end..next]`.
 pub(super) struct RecordLines {
     reader: Box<dyn Read + Send>,
     buffer: Box<[u8]>,
@@ -18,19 +18,19 @@ pub(super) struct RecordLines {
     end: usize,
     next: usize,
     filled: usize,
-    /// Bytes of the stream that may be read before [`Lines::allow`] is called again.
+    /// Bytes of the stream that may be read before the next call of [`RecordLines::allow_bytes`].
     allowance: u64,
     /// The stream has ended or failed.
     has_ended: bool,
     framing: Framing,
-    /// Of the record at hand, from 1, and how many lines it has.
+    /// The first line of the current record, from 1, and its number of lines.
     line: u64,
     lines: u64,
-    /// Of the stream up to the end of the record at hand, if somebody wants it.
+    /// The digest of the stream up to the end of the current record, if it is wanted.
     digest: Option<Box<RunningDigest>>,
 }
 
-/// What [`Lines::advance`] came to.
+/// The result of [`RecordLines::advance`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Advance {
     End,
@@ -44,7 +44,7 @@ impl RecordLines {
     ///
     /// # Errors
     ///
-    /// Also of what is no text, such as a workbook, and of text that is not UTF-8.
+    /// If the stream is not text, such as a workbook, or not UTF-8.
     pub(super) fn new(
         reader: Box<dyn Read + Send>,
         framing: Framing,
@@ -74,18 +74,18 @@ impl RecordLines {
         Ok(lines)
     }
 
-    /// Lets so many bytes of the stream be read, and a buffer more. What would read on says [`io::ErrorKind::WouldBlock`], and goes on where it was
-    /// after the next call.
+    /// Allows `bytes` more bytes of the stream to be read, and a buffer beyond. Then a read fails
+    /// with [`io::ErrorKind::WouldBlock`], and goes on where it was after the next call.
     pub(super) fn allow_bytes(&mut self, bytes: u64) {
         self.allowance = bytes;
     }
 
-    /// Nothing more is read before [`Lines::allow`] is called.
+    /// Whether the next read needs a call of [`RecordLines::allow_bytes`].
     pub(super) fn is_allowance_exhausted(&self) -> bool {
         self.allowance == 0
     }
 
-    /// Goes past so many lines, blank ones too.
+    /// Skips so many lines, blank ones included.
     pub(super) fn skip_lines(&mut self, count: u32) -> Result<(), DecodeError> {
         (0..count).try_for_each(|_| self.skip_line())
     }
@@ -117,40 +117,41 @@ impl RecordLines {
         self.framing
     }
 
-    /// The line or lines at hand without the line end.
+    /// The current record without its line end.
     #[inline]
     pub(super) fn record(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    /// The bytes after `from` of the line or lines at hand, with the line end.
+    /// The bytes of the current record from `from` on, with its line end.
     pub(super) fn record_and_line_end(&self, from: usize) -> &[u8] {
         &self.buffer[self.start + from..self.next]
     }
 
-    /// Of all bytes of the stream up to the end of the last record that was given, without its line end.
+    /// The digest of all bytes of the stream up to the end of the last record, without its line
+    /// end.
     pub(super) fn digest(&mut self) -> Option<u64> {
         self.note_end_for_digest();
         Some(self.digest.as_mut()?.digest_at_record_end(&self.buffer))
     }
 
-    /// To be called before the record at hand is left.
+    /// Notes the end of the current record for the digest, before the record is left.
     #[inline]
     fn note_end_for_digest(&mut self) {
         if let Some(digest) = &mut self.digest
-            // Otherwise none is at hand since the last one was left.
+            // Otherwise there is no current record: the last one was left already.
             && self.next > self.start
         {
             let end = match &self.buffer[self.end..self.next] {
                 b"" | b"\n" | b"\r\n" | b"\r" => self.end,
-                // It was cut: what was left out counts.
+                // The line was cut off: its missing bytes count too.
                 rest => self.next - usize::from(rest.ends_with(b"\n")),
             };
             digest.end_record(end);
         }
     }
 
-    /// Goes on to the next line that is not blank.
+    /// Advances to the next line that is not blank.
     #[inline]
     pub(super) fn advance(&mut self) -> Result<Advance, DecodeError> {
         self.note_end_for_digest();
@@ -169,7 +170,7 @@ impl RecordLines {
                     }
                     break;
                 }
-                // One more than fits, for a CR.
+                // One byte more than fits, for a CR.
                 if self.filled - self.start > MAX_RECORD_BYTES + 1 {
                     return self.skip_long_line();
                 }
@@ -191,7 +192,8 @@ impl RecordLines {
         }
     }
 
-    /// Adds the next line to the record at hand: false where there is none, the record would grow too long, or ends with its line.
+    /// Adds the next line to the current record. False if there is none, if the record would be too
+    /// long, or if a record ends with its line.
     pub(super) fn extend_record(&mut self) -> Result<bool, DecodeError> {
         if self.framing == Framing::Line {
             return Ok(false);
@@ -222,12 +224,12 @@ impl RecordLines {
         Ok(true)
     }
 
-    /// Where the record at hand ends, for [`Lines::reset`].
+    /// The end of the current record, for [`RecordLines::restore_record_end`].
     pub(super) fn record_end(&self) -> (usize, usize, u64) {
         (self.end - self.start, self.next - self.start, self.lines)
     }
 
-    /// Gives back the lines that were added since the mark was taken.
+    /// Removes the lines that were added since [`RecordLines::record_end`] was called.
     pub(super) fn restore_record_end(&mut self, (end, next, lines): (usize, usize, u64)) {
         (self.end, self.next, self.lines) = (self.start + end, self.start + next, lines);
     }
@@ -238,10 +240,11 @@ impl RecordLines {
         self.end = end - usize::from(end > self.start && self.buffer[end - 1] == b'\r');
     }
 
-    /// Reads the line to its end in pieces, over everything but its beginning.
+    /// Reads a line to its end in pieces, over everything but its beginning.
     fn skip_long_line(&mut self) -> Result<Advance, DecodeError> {
         self.move_to_front();
-        // Two more are kept, so that it is still too long when it is looked at again.
+        // Two bytes more than the limit are kept, so that the line is still too long when it is
+        // scanned again.
         let kept = MAX_RECORD_BYTES + 2;
         self.end = MAX_RECORD_BYTES;
         let mut searched = self.end;
@@ -278,7 +281,7 @@ impl RecordLines {
         self.start = 0;
     }
 
-    /// Reads more behind what is there. The record at hand may move to the front.
+    /// Reads more bytes behind those in the buffer. The current record may move to the front.
     #[cold]
     fn fill_buffer(&mut self) -> Result<(), DecodeError> {
         if self.start > 0 {
@@ -300,7 +303,7 @@ impl RecordLines {
                     return Err(self.keep_unfinished_record(error));
                 }
                 Err(error) => {
-                    // What is left is part of a record: nothing more comes.
+                    // The remaining bytes are part of a record, and nothing more follows.
                     self.has_ended = true;
                     (self.start, self.end, self.next, self.filled) = (0, 0, 0, 0);
                     return Err(self.read_error(error));
@@ -309,7 +312,7 @@ impl RecordLines {
         }
     }
 
-    /// What is there of the record is looked at again, with more behind it.
+    /// Scans the unfinished record again after the next read.
     fn keep_unfinished_record(&mut self, error: io::Error) -> DecodeError {
         (self.end, self.next, self.lines) = (self.start, self.start, 0);
         DecodeError::Io(error)
@@ -318,7 +321,7 @@ impl RecordLines {
     fn read_error(&self, error: io::Error) -> DecodeError {
         use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
         match error.kind() {
-            // As the decompressors name what they cannot go on from.
+            // The kinds of errors that decompressors return for damaged data.
             InvalidData | InvalidInput | Other | UnexpectedEof if error.raw_os_error().is_none() => {
                 DecodeError::Corrupt { at: self.line, detail: error.to_string() }
             }
@@ -327,7 +330,7 @@ impl RecordLines {
     }
 }
 
-/// The detail of a record that was cut.
+/// The detail of the refusal of a record that is too long.
 pub(super) fn too_long_detail() -> String {
     format!(
         "the line is longer than {MAX_RECORD_BYTES} bytes, the longest that is read: the rest of it is left out"

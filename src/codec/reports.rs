@@ -1,4 +1,4 @@
-//! The lesser files: changes, daily summaries, dead letters.
+//! Writers of changes, daily summaries and dead letters.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use super::{Compression, Format};
 use crate::model::time::civil_from_days;
 use crate::model::{Category, ChangeLine, DayLine, DeadLetterLine, Row, TemperatureUnit};
 
-/// Writes changes of rows as JSON lines. The file is whole once it is [finished](ChangesWriter::finish).
+/// Writes changes of rows as JSON lines. The file is complete once it is
+/// [finished](ChangesWriter::finish).
 #[derive(Debug)]
 pub struct ChangesWriter {
     file: TextFileWriter,
@@ -67,14 +68,15 @@ fn push_row(row: Option<&Row>, unit: TemperatureUnit, line: &mut Vec<u8>) {
     line.extend_from_slice(b"\"}");
 }
 
-/// A last member of an object: `,"units":"celsius"`.
+/// Appends the last member of an object: `,"units":"celsius"`.
 fn push_unit(unit: TemperatureUnit, line: &mut Vec<u8>) {
     line.extend_from_slice(b",\"units\":\"");
     line.extend_from_slice(unit.name().as_bytes());
     line.push(b'"');
 }
 
-/// Writes dead letters as JSON lines. The file is whole once it is [finished](DeadLettersWriter::finish).
+/// Writes dead letters as JSON lines. The file is complete once it is
+/// [finished](DeadLettersWriter::finish).
 #[derive(Debug)]
 pub struct DeadLettersWriter(TextFileWriter);
 
@@ -93,8 +95,9 @@ impl DeadLettersWriter {
     }
 }
 
-/// Writes summaries of days: `city,day,readings,mean_heat_index,max_heat_index,max_at` and how many readings are in
-/// each category, in `unit`, which CSV and JSON name in each line and Parquet in its metadata. The file is whole once it is [finished](DailyWriter::finish).
+/// Writes summaries of days: `city,day,readings,mean_heat_index,max_heat_index,max_at` and the
+/// number of readings in each category, in `unit`, which CSV and JSON name in each line and Parquet
+/// in its metadata. The file is complete once it is [finished](DailyWriter::finish).
 #[derive(Debug)]
 pub struct DailyWriter {
     unit: TemperatureUnit,
@@ -147,11 +150,11 @@ impl DailyWriter {
         }
     }
 
-    /// Writes what is left.
+    /// Writes the remaining rows.
     ///
     /// # Errors
     ///
-    /// Where not everything could be written: the file is then not whole.
+    /// If not all of them could be written: the file is then incomplete.
     pub fn finish(self) -> io::Result<()> {
         match self.inner {
             DailyFormat::Csv(file) | DailyFormat::Json(file) => file.finish(),
@@ -163,7 +166,7 @@ impl DailyWriter {
 /// `YYYY-MM-DD`.
 fn push_day(day: i32, line: &mut Vec<u8>) {
     let (year, month, day) = civil_from_days(day.into());
-    // A Vec takes everything.
+    // Writing to a `Vec` cannot fail.
     let _ = write!(line, "{year:04}-{month:02}-{day:02}");
 }
 
@@ -216,7 +219,7 @@ struct DailyParquetColumns {
     day: Vec<i32>,
     max_at: Vec<i64>,
     doubles: [Vec<f64>; 2],
-    /// The readings, then those of each category.
+    /// The numbers of readings: all, then those of each category.
     counts: [Vec<i64>; 6],
 }
 

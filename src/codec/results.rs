@@ -1,5 +1,6 @@
-//! Result rows: `city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category`, and the units that
-//! they are in: in CSV and JSON of each row, in Parquet in the metadata of columns and file.
+//! Writes result rows:
+//! `city,reading_at,temperature,humidity,wind_speed,heat_index,rolling_heat_index,count,category`,
+//! and their units: in CSV and JSON in each row, in Parquet in the metadata of columns and file.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -15,10 +16,10 @@ use super::text_output::{TextFileWriter, push_csv_text, push_integer, push_json_
 use super::{Compression, Format};
 use crate::model::{CityRows, OutputUnits, ResultRow};
 
-/// Rows that are held before they are encoded.
+/// The number of rows that are encoded at once.
 const BATCH_ROWS: usize = 8 * 1024;
 
-/// Writes result rows. The file is whole once it is [finished](RowsWriter::finish).
+/// Writes result rows. The file is complete once it is [finished](ResultRowsWriter::finish).
 #[derive(Debug)]
 pub struct ResultRowsWriter {
     units: OutputUnits,
@@ -77,11 +78,11 @@ impl ResultRowsWriter {
         }
     }
 
-    /// Writes what is left.
+    /// Writes the remaining rows.
     ///
     /// # Errors
     ///
-    /// Where not everything could be written: the file is then not whole.
+    /// If not all of them could be written: the file is then incomplete.
     pub fn finish(self) -> io::Result<()> {
         match self.inner {
             Inner::Csv(file) | Inner::Json(file) => file.finish(),

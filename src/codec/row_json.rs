@@ -3,13 +3,14 @@
 use super::text_output::{push_heat_index, push_integer, push_json_text, push_number};
 use crate::model::{CurrentRow, EventTime, HeatIndex, OutputUnits, Row, TemperatureUnit};
 
-/// The key of a row, whatever its value: `{"city":..,"reading_at":..}`, in this order, without spaces.
+/// Appends the key of a row, whatever its value: `{"city":..,"reading_at":..}`, in this order,
+/// without spaces.
 pub fn push_key_json(out: &mut Vec<u8>, city: &str, reading_at: EventTime) {
     push_object_start(out, city, reading_at);
     out.push(b'}');
 }
 
-/// `"units":"celsius","wind_units":"km/h"`.
+/// Appends `"units":"celsius","wind_units":"km/h"`.
 pub fn push_units(out: &mut Vec<u8>, units: OutputUnits) {
     out.extend_from_slice(b"\"units\":\"");
     out.extend_from_slice(units.temperature.name().as_bytes());
@@ -24,14 +25,14 @@ pub fn push_row_json(out: &mut Vec<u8>, city: &str, reading_at: EventTime, row: 
     out.push(b'}');
 }
 
-/// The current row of a city.
+/// Appends the current row of a city.
 pub fn push_current_json(out: &mut Vec<u8>, city: &str, current: &CurrentRow, units: OutputUnits) {
     push_object_start(out, city, current.reading_at);
     push_current_values(out, current, units);
     out.push(b'}');
 }
 
-/// The current row of a city with its age in ms, for an answer that is read when it is made.
+/// Appends the current row of a city with its age in ms, for an answer that is read at once.
 pub fn push_aged_current_json(
     out: &mut Vec<u8>,
     city: &str,
@@ -47,7 +48,7 @@ pub fn push_aged_current_json(
     out.push(b'}');
 }
 
-/// The members of a current row behind its key.
+/// Appends the members of a current row behind its key.
 pub fn push_current_values(out: &mut Vec<u8>, current: &CurrentRow, units: OutputUnits) {
     push_row_values(out, &current.row, units);
     let (measurement, OutputUnits { temperature, wind }) = (current.measurement.as_ref(), units);
@@ -65,7 +66,7 @@ pub fn push_current_values(out: &mut Vec<u8>, current: &CurrentRow, units: Outpu
     }
 }
 
-/// An object up to its key.
+/// Appends an object up to its key.
 fn push_object_start(out: &mut Vec<u8>, city: &str, reading_at: EventTime) {
     out.extend_from_slice(b"{\"city\":");
     push_json_text(city, out);
@@ -74,7 +75,7 @@ fn push_object_start(out: &mut Vec<u8>, city: &str, reading_at: EventTime) {
     out.push(b'"');
 }
 
-/// The members of a row behind its key.
+/// Appends the members of a row behind its key.
 pub fn push_row_values(out: &mut Vec<u8>, row: &Row, units: OutputUnits) {
     out.extend_from_slice(b",\"heat_index\":");
     push_degrees(row.heat_index(), units.temperature, out);
@@ -87,7 +88,7 @@ pub fn push_row_values(out: &mut Vec<u8>, row: &Row, units: OutputUnits) {
     out.push(b'"');
 }
 
-/// A heat index in a unit.
+/// Appends a heat index in a unit.
 #[inline]
 pub(super) fn push_degrees(heat_index: HeatIndex, unit: TemperatureUnit, out: &mut Vec<u8>) {
     match unit {

@@ -10,23 +10,24 @@ mod trips;
 mod units;
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::model::{EventTime, Measurement, ReadingEvent, Reason, Revision};
+use crate::model::{EventTime, LocalTimePolicy, Measurement, ReadingEvent, Reason, Refusal, Revision};
 
 /// An upsert that outlives its decoder.
-type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
+type OwnedUpsert = (String, EventTime, ReadingEvent, Option<Revision>);
 
-/// A record: its line, its bytes, and what it came to.
-type Decoded = (u64, Vec<u8>, Result<Owned, Refusal>);
+/// A record: its line, its bytes, and the result of decoding it.
+type DecodedRecord = (u64, Vec<u8>, Result<OwnedUpsert, Refusal>);
 
 fn decode_with(
     bytes: &[u8],
     format: Format,
     compression: Compression,
     settings: DecodeSettings,
-) -> Result<(Vec<Decoded>, u64), (Vec<Decoded>, DecodeError)> {
+) -> Result<(Vec<DecodedRecord>, u64), (Vec<DecodedRecord>, DecodeError)> {
     let reader = Box::new(io::Cursor::new(bytes.to_vec()));
     let mut decoder = FileDecoder::from_reader(reader, format, compression, settings)
         .map_err(|error| (Vec::new(), error))?;
@@ -46,7 +47,7 @@ fn decode_with(
     }
 }
 
-fn decode(text: &str, format: Format) -> Vec<Decoded> {
+fn decode(text: &str, format: Format) -> Vec<DecodedRecord> {
     decode_with(text.as_bytes(), format, Compression::None, DecodeSettings::default()).unwrap().0
 }
 
@@ -54,7 +55,7 @@ fn reading(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> ReadingE
     ReadingEvent::Reading(Measurement::new(temperature, humidity, wind_speed).unwrap())
 }
 
-/// What was written to it, for when the writer is gone.
+/// A writer whose bytes can be read after it is gone.
 #[derive(Clone, Default)]
 struct Shared(Arc<Mutex<Vec<u8>>>);
 
@@ -75,9 +76,9 @@ impl Write for Shared {
 }
 
 /// A disk that is full after some bytes.
-struct Full(usize);
+struct FullDisk(usize);
 
-impl Write for Full {
+impl Write for FullDisk {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(self.0);
         self.0 -= taken;

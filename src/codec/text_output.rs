@@ -1,4 +1,4 @@
-//! Values as CSV and JSON write them, and text files of lines.
+//! Writes values as CSV and JSON have them, and files of lines.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use crate::model::HeatIndex;
 
 const FLUSH_BYTES: usize = 64 * 1024;
 
-/// A file of lines, each put together in a buffer.
+/// A file of lines, each built in a buffer.
 pub(super) struct TextFileWriter {
     out: CompressedWriter,
     pub(super) line: Vec<u8>,
@@ -21,7 +21,7 @@ impl TextFileWriter {
         })
     }
 
-    /// Ends the line at hand; it may stay in the buffer.
+    /// Ends the current line, which may stay in the buffer.
     #[inline]
     pub(super) fn end_line(&mut self) -> io::Result<()> {
         self.line.push(b'\n');
@@ -50,7 +50,7 @@ impl std::fmt::Debug for TextFileWriter {
     }
 }
 
-/// A field of CSV, quoted only where it must be.
+/// Appends a field of CSV, quoted only if it must be.
 pub(super) fn push_csv_text(text: &str, out: &mut Vec<u8>) {
     if !text.bytes().any(|byte| matches!(byte, b'"' | b',' | b'\n' | b'\r')) {
         out.extend_from_slice(text.as_bytes());
@@ -62,11 +62,11 @@ pub(super) fn push_csv_text(text: &str, out: &mut Vec<u8>) {
 }
 
 pub(crate) fn push_json_text(text: &str, out: &mut Vec<u8>) {
-    // Strings always serialize, and a Vec takes everything.
+    // Strings always serialize, and writing to a `Vec` cannot fail.
     let _ = serde_json::to_writer(out, text);
 }
 
-/// A number that JSON may not have is written as a string.
+/// Appends a number; one that JSON cannot have becomes a string.
 pub(super) fn push_json_number(number: f64, out: &mut Vec<u8>) {
     if number.is_finite() {
         push_number(number, out);
@@ -78,35 +78,14 @@ pub(super) fn push_json_number(number: f64, out: &mut Vec<u8>) {
 }
 
 pub(crate) fn push_integer(number: i64, out: &mut Vec<u8>) {
-    if number < 0 {
-        out.push(b'-');
-    }
-    push_digits(number.unsigned_abs(), 1, out);
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// At least `width` digits.
-#[inline]
-fn push_digits(mut number: u64, width: usize, out: &mut Vec<u8>) {
-    let mut digits = [b'0'; 20];
-    let mut from = digits.len();
-    // Two at a time: each division waits for the one before.
-    while number >= 10 {
-        let two = (number % 100) as u8;
-        number /= 100;
-        from -= 2;
-        digits[from] = b'0' + two / 10;
-        digits[from + 1] = b'0' + two % 10;
-    }
-    if number > 0 {
-        from -= 1;
-        digits[from] = b'0' + number as u8;
-    }
-    out.extend_from_slice(&digits[from.min(digits.len() - width)..]);
-}
-
-/// The shortest decimal that reads back to the same f64, as the standard library writes it, in a fifth of the time.
+/// Appends the shortest decimal that reads back to the same f64, as the standard library writes it,
+/// in a fifth of the time.
 ///
-/// Some numbers lie in the middle between two such decimals, where the libraries choose differently: all are whole multiples of 2^-22.
+/// Some numbers lie in the middle between two such decimals, of which the libraries choose
+/// different ones: all are whole multiples of 2^-22.
 #[inline]
 pub(crate) fn push_number(number: f64, out: &mut Vec<u8>) {
     let whole = number as i64;
@@ -118,12 +97,13 @@ pub(crate) fn push_number(number: f64, out: &mut Vec<u8>) {
     if (1e-3..1e15).contains(&number.abs()) && fine != fine.trunc() {
         out.extend_from_slice(zmij::Buffer::new().format_finite(number).as_bytes());
     } else {
-        // A Vec takes everything.
+        // Writing to a `Vec` cannot fail.
         let _ = write!(out, "{number}");
     }
 }
 
-/// As [`push_number`] writes its degrees: 15 digits or fewer are the shortest decimal of the f64 nearest to them.
+/// Appends a heat index as [`push_number`] writes its degrees: 15 digits or fewer are the shortest
+/// decimal of the f64 nearest to them.
 #[inline]
 pub(crate) fn push_heat_index(heat_index: HeatIndex, out: &mut Vec<u8>) {
     let micros = heat_index.micros();
@@ -133,14 +113,14 @@ pub(crate) fn push_heat_index(heat_index: HeatIndex, out: &mut Vec<u8>) {
     if micros < 0 {
         out.push(b'-');
     }
-    push_digits(micros.unsigned_abs() / 1_000_000, 1, out);
+    let mut buffer = itoa::Buffer::new();
+    out.extend_from_slice(buffer.format(micros.unsigned_abs() / 1_000_000).as_bytes());
     let fraction = micros.unsigned_abs() % 1_000_000;
     if fraction > 0 {
         out.push(b'.');
-        push_digits(fraction, 6, out);
-        while out.last() == Some(&b'0') {
-            out.pop();
-        }
+        // The 1 in front keeps the fraction's leading zeros.
+        let digits = &buffer.format(1_000_000 + fraction)[1..];
+        out.extend_from_slice(digits.trim_end_matches('0').as_bytes());
     }
 }
 
@@ -164,7 +144,7 @@ mod tests {
                 (-1e7..1e7f64).prop_map(|n| n.round() / 100.0),
                 -1e7..1e7f64,
                 (any::<i64>(), 1..64u32, 0..20u32).prop_map(|(n, bits, digits)| (n >> bits) as f64 / 10f64.powi(digits as i32)),
-                // With fractions that end with a 5 in the binary system.
+                // Also fractions that end with a 5 in the binary system.
                 (any::<i64>(), 0..64u32, 0..12u32).prop_map(|(n, bits, halves)| (n >> bits) as f64 / f64::from(1 << halves)),
                 (any::<i64>(), 0..64u32, 12..31u32).prop_map(|(n, bits, halves)| (n >> bits) as f64 / f64::from(1 << halves)),
             ]

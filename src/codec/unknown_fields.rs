@@ -1,5 +1,6 @@
-//! Fields that no reading has, in readings all the same. They are passed over; but one such as `"unit":"C"` may mean that the
-//! values are something else than they are taken for, so they are counted, and each name is told once.
+//! Fields that no reading has, in records that are readings all the same. They are ignored; but one
+//! such as `"unit":"C"` may mean that the values are not in the units that they are read in, so
+//! such fields are counted, and each name is logged once.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,35 +8,35 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::model::printable::printable;
 use crate::panics::locks::SharedMutex;
 
-/// Names that the process remembers, and so tells of: readings may bring any number.
+/// The most names that the process remembers and logs: readings may bring any number.
 const MAX_REMEMBERED_NAMES: usize = 100;
-/// Names that one decoder knows to be remembered, so that it need not ask.
+/// The most remembered names that one decoder knows, so that it need not take the lock.
 const MAX_NAMES_PER_DECODER: usize = 16;
-/// Of a name that is told.
+/// The most characters of a name in the log.
 const MAX_NAME_CHARS: usize = 64;
 
 static UNKNOWN_FIELD_COUNT: AtomicU64 = AtomicU64::new(0);
 static UNKNOWN_FIELD_NAMES: SharedMutex<RememberedNames> = SharedMutex::new(RememberedNames(BTreeSet::new()));
 static IS_NAME_LIST_FULL: AtomicBool = AtomicBool::new(false);
 
-/// How many there were since the process began, in the records of its sources.
+/// The number of unknown fields since the process began, in the records of its sources.
 pub fn unknown_field_count() -> u64 {
     UNKNOWN_FIELD_COUNT.load(Ordering::Relaxed)
 }
 
-/// Their names, cut and printable: the first 100 that were met.
+/// The first 100 names of unknown fields, cut off and printable.
 pub fn unknown_field_names() -> Vec<String> {
     UNKNOWN_FIELD_NAMES.lock().0.iter().map(|name| printable(name).into_owned()).collect()
 }
 
-/// The fields that one decoder has met.
+/// The unknown fields of one decoder.
 #[derive(Debug, Default)]
 pub(super) struct UnknownFields {
     known: Vec<Box<str>>,
 }
 
 impl UnknownFields {
-    /// Counts a field, and tells its name where that is new.
+    /// Counts a field, and logs its name if it is new.
     #[inline]
     pub(super) fn count_and_log(&mut self, name: &str) {
         UNKNOWN_FIELD_COUNT.fetch_add(1, Ordering::Relaxed);
@@ -48,7 +49,7 @@ impl UnknownFields {
         }
     }
 
-    /// Counts a field that was met before, as the columns of a file are in its header.
+    /// Counts fields whose names were logged before, as the columns of a file are.
     pub(super) fn count_known(fields: u64) {
         UNKNOWN_FIELD_COUNT.fetch_add(fields, Ordering::Relaxed);
     }
@@ -60,21 +61,21 @@ fn log_new_name(name: &str) {
     match remembered {
         NameMemory::New => tracing::warn!(
             field = %printable_name(name),
-            "readings have a field that none of a reading's is: it is passed over, and the units of values are those of the \
-             configuration whatever it says"
+            "readings have an unknown field, which is ignored: the units of values are those of the configuration, \
+             whatever the field says"
         ),
         NameMemory::Known => {}
         NameMemory::Full if IS_NAME_LIST_FULL.swap(true, Ordering::Relaxed) => {}
         NameMemory::Full => {
             tracing::warn!(
                 names = MAX_REMEMBERED_NAMES,
-                "readings have more unknown fields: further ones are counted only"
+                "readings have more unknown fields: further ones are counted, and their names are not logged"
             );
         }
     }
 }
 
-/// Names that were told, cut.
+/// Names that were logged, cut off.
 #[derive(Debug, Default)]
 struct RememberedNames(BTreeSet<Box<str>>);
 
@@ -82,7 +83,7 @@ struct RememberedNames(BTreeSet<Box<str>>);
 enum NameMemory {
     New,
     Known,
-    /// There is no room for it.
+    /// The list is full, and the name is not in it.
     Full,
 }
 
@@ -100,7 +101,7 @@ impl RememberedNames {
     }
 }
 
-/// Nothing that a terminal obeys, and not too much of it.
+/// A name without characters that a terminal obeys, cut off.
 fn printable_name(name: &str) -> String {
     let cut: String = name.chars().take(MAX_NAME_CHARS).collect();
     let end = if cut.len() < name.len() { "…" } else { "" };

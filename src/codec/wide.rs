@@ -1,4 +1,4 @@
-//! CSV of a column a city: one file of temperatures, and one like it of humidities, joined by time.
+//! CSV with a column for each city: one file of temperatures and one of humidities, joined by time.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,7 +8,8 @@ use memchr::memchr;
 
 use super::compress::decompressing_reader;
 use super::csv::{close_quotes, read_header, unquote_fields, unquoted_fields};
-use super::field_values::{Field, FieldValue, FieldValues};
+use super::field::{Field, FieldValue};
+use super::field_values::FieldValues;
 use super::options::{RecordNormalizer, eq_ignoring_case};
 use super::panic_guard::catch_decoder_panic;
 use super::record_lines::{Advance, RecordLines, too_long_detail};
@@ -17,21 +18,21 @@ use super::{DecodeError, DecodeSettings, LocalTimeCounts, ReadOptions, detect_co
 use crate::model::refusal::quoted_excerpt;
 use crate::model::{Reason, Refusal, Upsert};
 
-/// Reads a reading of each city from each row. A cell that is blank in both files is none.
+/// Reads a reading of each city from each row. A cell that is blank in both files is no reading.
 pub(super) struct WideReader {
     settings: DecodeSettings,
     temperatures: WideFile,
     cities: Vec<WideCity>,
     humidities: HashMap<i64, HumidityRow>,
-    /// Of all bytes of the file of humidities.
+    /// The digest of the whole file of humidities.
     digest: u64,
-    /// The row at hand: its humidities, and the city that comes next in it.
+    /// The current row: its humidities, and the next city in it.
     row: WideRow,
     next_city: usize,
-    /// Of the record last given.
+    /// The bytes of the last record.
     raw: Vec<u8>,
     line: u64,
-    /// Rows of humidities at whose time there are no temperatures, from the last.
+    /// Rows of humidities whose time has no temperatures, the last one first.
     unmatched: Option<Vec<HumidityRow>>,
 }
 
@@ -50,7 +51,7 @@ struct WideRow {
     humidities: Option<HumidityRow>,
 }
 
-/// A row of the other file.
+/// A row of the file of humidities.
 #[derive(Clone)]
 struct HumidityRow {
     cells: String,
@@ -64,7 +65,7 @@ struct WideFile {
     lines: RecordLines,
     delimiter: u8,
     preparation: Box<RecordNormalizer>,
-    /// The columns of the time, and which part of it each is.
+    /// The columns of the time, and which part of it each has.
     time: Vec<(usize, Field)>,
     cities: Vec<(usize, String)>,
     columns: usize,
@@ -112,7 +113,7 @@ impl WideFile {
         })
     }
 
-    /// The next row, as cells; nothing at the end.
+    /// Reads the next row into cells; `None` at the end.
     fn next_row(&mut self) -> Result<Option<Result<(), Refusal>>, DecodeError> {
         let refused = |detail: String| Ok(Some(Err(Refusal::new(Reason::NotDecodable, detail))));
         match self.lines.advance()? {
@@ -141,7 +142,7 @@ impl WideFile {
         cell(&self.unquoted, &self.ends, column)
     }
 
-    /// Milliseconds since 1970 of the row at hand, and as it is written.
+    /// The time of the current row in milliseconds since 1970, and as it is written.
     fn row_time(&mut self, settings: &DecodeSettings) -> Result<(i64, String), Refusal> {
         let mut record = FieldValues::new();
         for &(column, part) in &self.time {
@@ -163,7 +164,8 @@ fn cell<'a>(unquoted: &'a str, ends: &[usize], column: usize) -> &'a str {
 }
 
 impl WideReader {
-    /// Reads all of the file of humidities, which is kept in memory, and the header of the other one.
+    /// Reads the whole file of humidities, which is kept in memory, and the header of the other
+    /// one.
     pub(super) fn new(
         lines: RecordLines,
         wide: &Path,
@@ -235,7 +237,7 @@ impl WideReader {
         Ok(())
     }
 
-    /// A refusal of a row with all that is in it.
+    /// Refuses a row with all its bytes.
     fn refuse_row(&mut self, refusal: Refusal) -> Refusal {
         self.raw.clear();
         self.raw.extend_from_slice(self.temperatures.lines.record());
@@ -298,7 +300,7 @@ impl WideReader {
         raw.push(b'}');
     }
 
-    /// Behind the last row, those of the other file that none has matched.
+    /// After the last row, a refusal of the next row of humidities that no temperatures matched.
     fn next_unmatched(&mut self) -> Option<Refusal> {
         let humidities = &mut self.humidities;
         let unmatched = self.unmatched.get_or_insert_with(|| {
@@ -319,7 +321,7 @@ impl WideReader {
         Some(self.temperatures.lines.digest()?.rotate_left(1) ^ self.digest)
     }
 
-    /// Of the file of temperatures.
+    /// The lines of the file of temperatures.
     pub(super) fn lines(&mut self) -> &mut RecordLines {
         &mut self.temperatures.lines
     }
@@ -328,7 +330,7 @@ impl WideReader {
         self.line
     }
 
-    /// The reading as one JSON object; a row that is refused as a whole as it is.
+    /// The last reading as one JSON object; a row that is refused as a whole as it is.
     pub(super) fn raw(&self) -> &[u8] {
         &self.raw
     }
@@ -349,7 +351,7 @@ fn open_humidity_file(path: &Path, options: &ReadOptions) -> Result<WideFile, De
     WideFile::new(lines, options)
 }
 
-/// All rows by their time; of two of one time the later one counts, as of readings.
+/// All rows by time. Of two rows of one time the later one counts, as of two readings.
 fn read_humidity_rows(
     file: &mut WideFile,
     settings: &DecodeSettings,

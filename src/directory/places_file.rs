@@ -1,9 +1,10 @@
-//! A file of places: cities that the shipped directory lacks, or has otherwise.
+//! The places file: cities that the shipped directory lacks, or has with other data.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::{Coordinates, CsvLineFields};
+use super::Coordinates;
+use super::csv_line::CsvLineFields;
 use crate::model::reading::check_city_key;
 use crate::model::refusal::quoted_excerpt;
 
@@ -11,25 +12,25 @@ use crate::model::refusal::quoted_excerpt;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlacesFile(pub(super) BTreeMap<Box<str>, PlacesEntry>);
 
-/// What a file says of a city.
+/// An entry of the places file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PlacesEntry {
     pub(super) name: Box<str>,
     /// ISO 3166-1 alpha-2.
     pub(super) country: Option<Box<str>>,
-    /// A city without them is on no map.
+    /// A city without coordinates is on no map.
     pub(super) coordinates: Option<Coordinates>,
     /// An IANA time zone.
     pub(super) time_zone: Option<Box<str>>,
 }
 
-/// What is wrong with a file of places, and what to write instead.
+/// What is wrong with a places file, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}{}: {problem}", in_column(column))]
 pub struct PlacesFileError {
     /// From 1; the header is line 1.
     pub line: usize,
-    /// Where it is one column's.
+    /// The column, if the problem is in one.
     pub column: Option<&'static str>,
     pub problem: String,
 }
@@ -39,18 +40,19 @@ fn in_column(column: &Option<&'static str>) -> String {
 }
 
 const PLACE_COLUMNS: [&str; 6] = ["id", "name", "country", "latitude", "longitude", "time_zone"];
-/// Other spellings of the last one.
+/// Other spellings of `time_zone`.
 const TIME_ZONE_SPELLINGS: [&str; 2] = ["timezone", "time zone"];
 
 type ColumnProblem = (Option<&'static str>, String);
 
 impl PlacesFile {
-    /// Reads a CSV file with a header that names the columns id, name, country, latitude, longitude and time_zone, in any order.
-    /// Country, time zone, and latitude and longitude together, may be blank. Further columns and empty lines are passed over.
+    /// Reads a CSV file with a header that names the columns id, name, country, latitude, longitude
+    /// and time_zone, in any order. Country, time zone, and latitude and longitude together, may be
+    /// blank. Further columns and empty lines are skipped.
     ///
     /// # Errors
     ///
-    /// Of the first line that cannot be taken.
+    /// For the first line that is wrong.
     pub fn from_csv(text: &str) -> Result<PlacesFile, PlacesFileError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let at =
@@ -83,7 +85,7 @@ impl PlacesFile {
     }
 }
 
-/// For each field of a line, which column it is of.
+/// For each field of a line, its column.
 fn map_header(header: &str) -> Result<Vec<Option<usize>>, ColumnProblem> {
     let mut found = Vec::new();
     for name in split_fields(header).map_err(|problem| (None, problem))? {

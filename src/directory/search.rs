@@ -1,4 +1,4 @@
-//! Finding cities by what people call them: name, other and local names, country.
+//! Searches of cities by what people call them: name, other and local names, country.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -7,17 +7,18 @@ use icu_normalizer::DecomposingNormalizerBorrowed;
 
 use super::Directory;
 
-/// Other names of the cities with 100,000 people and more, and English names of countries: see `data/README.md`.
+/// Other names of the cities with 100,000 people and more, and English names of countries: see
+/// `data/README.md`.
 static OTHER_NAMES_ZSTD: &[u8] = include_bytes!("../../data/names.csv.zst");
 static COUNTRIES_CSV: &str = include_str!("../../data/countries.csv");
-/// More than the names take when they are decompressed.
+/// More than the decompressed names take.
 const MAX_NAMES_BYTES: usize = 8 << 20;
-/// Fewer letters are no name of a country.
+/// The fewest letters of a country's name that match it.
 const MIN_COUNTRY_LETTERS: usize = 3;
-/// Between the names of a city.
+/// The separator between the names of a city.
 const NAME_SEPARATOR: char = ';';
 
-/// Names of the shipped cities by id, folded. They are put together at the first search.
+/// The names of the shipped cities by id, folded. The first search builds them.
 static FOLDED_NAMES: LazyLock<HashMap<u32, Box<str>>> = LazyLock::new(|| {
     let mut folded: HashMap<u32, String> = Directory::shipped()
         .cities()
@@ -42,7 +43,7 @@ static FOLDED_COUNTRIES: LazyLock<Vec<(&str, String)>> = LazyLock::new(|| {
     pairs.map(|(code, name)| (code, fold_case_and_accents(name.trim_matches('"')))).collect()
 });
 
-/// Without case and accents.
+/// Folds a text: without case and accents.
 fn fold_case_and_accents(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -51,22 +52,22 @@ fn fold_case_and_accents(text: &str) -> String {
     decomposed.chars().filter(|&c| !is_accent(c)).flat_map(char::to_lowercase).collect()
 }
 
-/// Marks above and below letters, and vowel points, which people leave out.
+/// Whether a character is an accent or a vowel point, which people leave out.
 fn is_accent(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}' | '\u{483}'..='\u{489}' | '\u{591}'..='\u{5bd}' | '\u{610}'..='\u{61a}'
         | '\u{64b}'..='\u{65f}' | '\u{1ab0}'..='\u{1aff}' | '\u{1dc0}'..='\u{1dff}' | '\u{20d0}'..='\u{20ff}')
 }
 
-/// What is searched for.
+/// A search for cities.
 pub struct CitySearch<'a> {
     directory: &'a Directory<'a>,
     wanted: String,
-    /// Countries whose code or name it is.
+    /// Codes of the countries whose code or name is the text.
     countries: Vec<&'static str>,
 }
 
 impl<'a> CitySearch<'a> {
-    /// Nothing where the text is blank.
+    /// A search for a text; `None` if it is blank.
     pub fn new(directory: &'a Directory<'a>, text: &str) -> Option<CitySearch<'a>> {
         let wanted = fold_case_and_accents(text.trim());
         let is_country = |(code, name): &&(&str, String)| {
@@ -78,7 +79,8 @@ impl<'a> CitySearch<'a> {
         (!wanted.is_empty()).then_some(CitySearch { directory, wanted, countries })
     }
 
-    /// Whether the city of the key is meant: by the key itself, by the beginning of a word of any of its names, or by its country.
+    /// Whether the city matches: by its key, by the beginning of a word of any of its names, or by
+    /// its country.
     pub fn matches_city(&self, key: &str) -> bool {
         if self.is_word_prefix_in(&fold_case_and_accents(key)) {
             return true;

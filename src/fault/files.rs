@@ -1,4 +1,5 @@
-//! Files that are opened and read without waiting, however they were put in their place.
+//! Files that are opened and read without blocking, even if a pipe, a device or a socket has their
+//! name.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -8,10 +9,11 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// What [`read_small_file`] reads at most: files of a data directory that hold a few lines have far less.
+/// The most bytes that [`read_small_file`] reads: files of a data directory with a few lines have
+/// far fewer.
 const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
-/// Within an [`io::Error`].
+/// The cause inside the [`io::Error`] of a path that is not a regular file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a pipe, a device or a socket is in its place: move that away")]
 pub struct NotRegularFile;
@@ -22,12 +24,13 @@ impl NotRegularFile {
     }
 }
 
-/// Opens a file for reading, and nothing else: opening a pipe would wait for who writes it, and reading a device may never end.
+/// Opens a regular file for reading. Opening a pipe would wait for its writer, and reading a device
+/// may never end, so both are errors.
 pub fn open_regular_file(path: &Path) -> io::Result<File> {
     let without_waiting = OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = File::options().read(true).custom_flags(without_waiting.bits().cast_signed()).open(path);
     let file = opened.map_err(|error| match Errno::from_io_error(&error) {
-        // So it is with sockets.
+        // The error of opening a socket.
         Some(Errno::NXIO) => io::Error::other(NotRegularFile),
         _ => error,
     })?;
@@ -35,7 +38,7 @@ pub fn open_regular_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Refuses what reading might never come to the end of.
+/// Refuses folders, pipes, devices and sockets.
 pub fn check_regular_file(file: &File) -> io::Result<()> {
     let kind = file.metadata()?.file_type();
     match () {
@@ -45,12 +48,12 @@ pub fn check_regular_file(file: &File) -> io::Result<()> {
     }
 }
 
-/// All of a file that is known to be small.
+/// Reads a whole file of at most 16 MiB.
 pub fn read_small_file(path: &Path) -> io::Result<Vec<u8>> {
     read_limited(path, MAX_SMALL_FILE_BYTES)
 }
 
-/// The same of a text.
+/// [`read_small_file`] of a file that holds UTF-8.
 pub fn read_small_text(path: &Path) -> io::Result<String> {
     String::from_utf8(read_small_file(path)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
@@ -92,7 +95,7 @@ mod tests {
         assert_eq!(read_limited(&at("file"), 4).unwrap(), b"four");
         assert_eq!(read_limited(&at("file"), 3).unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(read_small_text(&at("file")).unwrap(), "four");
-        // A hole takes nothing on the disk, and would take all memory.
+        // A sparse file takes no disk space, and would take all memory if it were read.
         File::options().write(true).open(at("file")).unwrap().set_len(1 << 40).unwrap();
         assert!(read_small_file(&at("file")).unwrap_err().to_string().contains("is longer than"));
     }

@@ -1,4 +1,4 @@
-//! Tasks that meet passing faults: when they are tried again, and when the log says so.
+//! Backoff of tasks that meet transient faults: when they are retried, and when the log says so.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -7,14 +7,15 @@ const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The retries of one task. While it fails, the log says so once a minute, and the gauge `swelter_task_failing` of the task is 1.
+/// The backoff of one task. While the task fails, the log says so once a minute, and the gauge
+/// `swelter_task_failing` of the task is 1.
 #[derive(Debug)]
 pub struct RetryBackoff {
-    /// As metrics call it.
+    /// The task's label in metrics.
     task: &'static str,
-    /// As the log calls it, behind "cannot".
+    /// The task in log lines, behind "cannot".
     action: &'static str,
-    /// What waits for it.
+    /// What waits for the task, in log lines.
     effect: &'static str,
     failing: Option<FailureState>,
 }
@@ -32,18 +33,18 @@ impl RetryBackoff {
         RetryBackoff { task, action, effect, failing: None }
     }
 
-    /// Whether the task is to be tried now.
+    /// Whether the task may be tried now.
     pub fn is_due(&self) -> bool {
         self.remaining_delay().is_zero()
     }
 
-    /// How long it is not to be tried.
+    /// How long to wait until the next attempt; zero if it may be made now.
     pub fn remaining_delay(&self) -> Duration {
         let next = self.failing.as_ref().map(|failing| failing.next_attempt_at);
         next.map_or(Duration::ZERO, |next| next.saturating_duration_since(Instant::now()))
     }
 
-    /// Notes that it has failed, with an error whose text says what to do.
+    /// Notes a failed attempt. The error's text says what to do.
     pub fn record_failure(&mut self, error: &dyn Display) {
         let now = Instant::now();
         let RetryBackoff { task, action, effect, failing } = self;
@@ -58,17 +59,14 @@ impl RetryBackoff {
         failing.backoff = (failing.backoff * 2).min(MAX_BACKOFF);
         if is_first || now.duration_since(failing.logged_at) >= LOG_INTERVAL {
             failing.logged_at = now;
-            tracing::warn!(
-                task = *task,
-                "cannot {action}: {error}; {effect} until it can be done; it is tried again"
-            );
+            tracing::warn!(task = *task, "cannot {action}: {error}; {effect} until a retry succeeds");
         }
         if is_first {
             metrics::gauge!("swelter_task_failing", "task" => *task).set(1.0);
         }
     }
 
-    /// Notes that it was done.
+    /// Notes a successful attempt.
     pub fn record_success(&mut self) {
         if let Some(FailureState { since, .. }) = self.failing.take() {
             let RetryBackoff { task, action, .. } = self;

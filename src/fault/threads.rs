@@ -1,30 +1,32 @@
-//! Threads that the host does not allow: what starts them within libraries panics, so it is found out before.
+//! Threads that the host does not allow. Libraries panic if they cannot start one, so the limit is
+//! checked before.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 
 use super::limit_remedy;
 
 const REMEDY_THREADS: &str = "raise `ulimit -u` (with systemd TasksMax=), or the cgroup's pids.max";
 
-/// Whether so many threads more can be had now: starts them all, and ends them.
+/// Checks that `count` more threads can be had now: starts them all, and ends them.
 ///
 /// # Errors
 ///
-/// What the host says to the first that it does not allow.
+/// The host's error for the first thread that it does not allow.
 pub fn check_threads_available(count: usize) -> io::Result<()> {
-    // They wait until the sender is gone, which it is however this ends.
+    // The threads wait until the sender is dropped, on every path out of this function.
     let (sender, ended) = mpsc::channel::<()>();
-    let ended = std::sync::Arc::new(std::sync::Mutex::new(ended));
+    let ended = Arc::new(Mutex::new(ended));
     let mut threads = Vec::with_capacity(count);
     let mut started = Ok(());
     for _ in 0..count {
         let ended = ended.clone();
-        let wait = move || drop(ended.lock().map(|ended| ended.recv()));
+        let wait = move || ended.lock().recv();
         match thread::Builder::new().name("probe".into()).spawn(wait) {
             Ok(thread) => threads.push(thread),
             Err(error) => {
@@ -35,19 +37,20 @@ pub fn check_threads_available(count: usize) -> io::Result<()> {
     }
     drop(sender);
     for thread in threads {
-        // It does nothing that could panic.
+        // The thread cannot panic.
         let _ = thread.join();
     }
     started
 }
 
-/// A thread that has nothing to do stays.
+/// Longer than any run: an idle thread stays.
 const IDLE_THREAD_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 3_600);
 
-/// A runtime with so many threads, and at most so many for blocking work. One of those is there from the beginning, and none ends
-/// before the runtime: `spawn_blocking` panics if it has none and can start none, which what a client asks for must not do.
+/// A runtime with `threads` workers and a limited number of threads for blocking work. One of the
+/// latter is there from the beginning, and none ends before the runtime: `spawn_blocking` panics if
+/// it has no thread and can start none, and a client's request must not do that.
 pub fn build_runtime(builder: &mut Builder, threads: usize, blocking: usize) -> io::Result<Runtime> {
-    // It would panic without them.
+    // The builder would panic without these threads.
     check_threads_available(threads + 1)?;
     let builder = builder
         .worker_threads(threads)
@@ -58,10 +61,11 @@ pub fn build_runtime(builder: &mut Builder, threads: usize, blocking: usize) -> 
     Ok(runtime)
 }
 
-/// What cannot be started, and what to do: where threads are started together with what they wait by, files may be lacking, too.
+/// What cannot be started, and what to do. Threads are started together with the files that they
+/// poll, so the cause may be a lack of files.
 pub fn start_failure_text(error: &io::Error) -> String {
     match limit_remedy(error) {
-        Some(remedy) => format!("this process cannot get on with its start: {error}: {remedy}"),
+        Some(remedy) => format!("this process cannot start: {error}: {remedy}"),
         None => format!("threads cannot be started: {error}: {REMEDY_THREADS}"),
     }
 }
@@ -81,9 +85,9 @@ mod tests {
 
     #[test]
     fn thread_start_error_names_reached_limit() {
-        let said = |errno: Errno| start_failure_text(&errno.into());
-        assert!(said(Errno::AGAIN).starts_with("threads cannot be started"), "{}", said(Errno::AGAIN));
-        assert!(said(Errno::AGAIN).contains("`ulimit -u`") && said(Errno::AGAIN).contains("pids.max"));
-        assert!(said(Errno::MFILE).contains("`ulimit -n`") && !said(Errno::MFILE).contains("ulimit -u"));
+        let text = |errno: Errno| start_failure_text(&errno.into());
+        assert!(text(Errno::AGAIN).starts_with("threads cannot be started"), "{}", text(Errno::AGAIN));
+        assert!(text(Errno::AGAIN).contains("`ulimit -u`") && text(Errno::AGAIN).contains("pids.max"));
+        assert!(text(Errno::MFILE).contains("`ulimit -n`") && !text(Errno::MFILE).contains("ulimit -u"));
     }
 }

@@ -1,8 +1,10 @@
-//! What each decoder owes any bytes whatever: an answer, without a panic, in which every record is accounted for.
+//! Properties of decoders that hold for any bytes: a result without a panic, with every record
+//! accounted for.
 //!
-//! `cargo fuzz` finds the bytes ([`TARGETS`] are its targets, in `fuzz/`), and the tests here mutate valid inputs. A function panics if the
-//! decoder does, or if what it owes does not hold; it returns whether the bytes passed the decoder's first stage, such as the
-//! syntax of JSON or the footer of Parquet.
+//! `cargo fuzz` searches for bytes that break one ([`TARGETS`] are its targets, in `fuzz/`), and
+//! the tests here mutate valid inputs. A function panics if the decoder panics or a property does
+//! not hold. It returns whether the bytes passed the decoder's first stage, such as the syntax of
+//! JSON or the footer of Parquet.
 
 #[cfg(test)]
 mod mutate;
@@ -38,14 +40,13 @@ pub const TARGETS: [FuzzTarget; 9] = [
     FuzzTarget { name: "manifest", run: crate::checkpoint::fuzz_manifest },
 ];
 
-/// Runs the target of that name.
-#[cfg(fuzzing)]
+/// Runs the target of a name.
 pub fn run(name: &str, bytes: &[u8]) -> bool {
     let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
     (target.run)(bytes)
 }
 
-/// Each kind of settings, since they choose other ways through the rules.
+/// Settings of each kind, since they lead to different branches of the rules.
 fn settings_for_choice(choice: u8) -> DecodeSettings {
     DecodeSettings {
         local_time: if choice & 1 == 1 {
@@ -63,7 +64,7 @@ fn settings_for_choice(choice: u8) -> DecodeSettings {
     }
 }
 
-/// Whether what is wrong, if anything is, is a matter of the rules and not of the format.
+/// Whether the record has the format: it is accepted, or refused by a rule.
 fn is_decodable(refusal: Option<&Refusal>) -> bool {
     refusal.is_none_or(|refusal| refusal.reason != Reason::NotDecodable)
 }
@@ -72,7 +73,7 @@ fn check_refusal(refusal: &Refusal) {
     assert!(!refusal.detail.is_empty() && refusal.detail.len() <= 2_048, "{} bytes", refusal.detail.len());
 }
 
-/// Written as JSON and read again, an accepted record must be the same.
+/// Writes an accepted record as JSON and decodes it again: it must be the same.
 fn check_upsert(upsert: &Upsert<'_>) {
     let fields = RecordFields {
         revision: upsert.revision,
@@ -101,7 +102,7 @@ fn check_decoded(decoded: Result<Upsert<'_>, Refusal>) -> Option<Refusal> {
     }
 }
 
-/// One record, as it is posted or lies in a topic, and the key of a tombstone.
+/// A record that was posted or is in a topic, and the key of a tombstone.
 pub fn fuzz_json(bytes: &[u8]) -> bool {
     let mut passed = false;
     for choice in 0..8 {
@@ -139,7 +140,7 @@ pub fn fuzz_csv(bytes: &[u8]) -> bool {
     }
 }
 
-/// Lines of which each must be a record, blank, or the rest of one that was cut.
+/// Checks that each line is a record, blank, or the rest of one that was cut off.
 fn check_lines(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bool {
     let (mut rest, mut line) = (body, first_line);
     let passed = decode_all(bytes, format, &mut |at, raw| {
@@ -161,18 +162,19 @@ fn check_lines(bytes: &[u8], body: &[u8], first_line: u64, format: Format) -> bo
     });
     if passed.is_some() {
         let is_blank = |line: &[u8]| line.trim_ascii().is_empty();
-        assert!(rest.split(|byte| *byte == b'\n').all(is_blank), "the end is lost");
+        assert!(rest.split(|byte| *byte == b'\n').all(is_blank), "bytes at the end are lost");
     }
     passed.unwrap_or(false)
 }
 
-/// A file of dew points says so in its header.
+/// The header of a file of dew points says so.
 fn settings_for_file(bytes: &[u8]) -> DecodeSettings {
     let has_dew_points = bytes.windows(9).take(100).any(|window| window == b"dew_point");
     settings_for_choice((bytes.len() as u8 & 3) | if has_dew_points { 4 } else { 0 })
 }
 
-/// Gives the line and the bytes of each record. If the file was read to its end: whether any of them had the format.
+/// Calls `give` with the line and the bytes of each record. If the file was read to its end,
+/// returns whether any record had the format.
 fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) -> Option<bool> {
     let reader = Box::new(Cursor::new(bytes.to_vec()));
     let Ok(mut decoder) =
@@ -187,7 +189,7 @@ fn decode_all(bytes: &[u8], format: Format, give: &mut dyn FnMut(u64, &[u8])) ->
             Ok(Some(decoded)) => is_one_decodable |= is_decodable(check_decoded(decoded).as_ref()),
             Err(error) => {
                 assert!(!error.to_string().is_empty());
-                assert!(decoder.next().is_ok_and(|next| next.is_none()), "nothing comes after an error");
+                assert!(decoder.next().is_ok_and(|next| next.is_none()), "a record follows an error");
                 return None;
             }
         }
@@ -206,7 +208,7 @@ pub fn fuzz_parquet(bytes: &[u8]) -> bool {
     while let Ok(Some(decoded)) = decoder.next() {
         rows += 1;
         let refused = check_decoded(decoded).is_some();
-        assert_eq!(decoder.line(), rows, "each row is given once");
+        assert_eq!(decoder.line(), rows, "a row is missing or comes twice");
         if refused && rows < 100 {
             let raw = decoder.raw();
             assert!(raw.is_empty() || serde_json::from_slice::<serde_json::Value>(&raw).is_ok());
@@ -215,7 +217,7 @@ pub fn fuzz_parquet(bytes: &[u8]) -> bool {
     true
 }
 
-/// Of all fields in unions, nested and beside others: what a writer may make of a reading.
+/// All fields in unions, nested and beside others: a reading as some writers have it.
 const UNION_SCHEMA: &str = r#"{"type":"record","name":"Sensor","fields":[
     {"name":"note","type":["null","string",{"type":"map","values":{"type":"array","items":"long"}}]},
     {"name":"city","type":["string","bytes","int"]},
@@ -228,7 +230,7 @@ const UNION_SCHEMA: &str = r#"{"type":"record","name":"Sensor","fields":[
     {"name":"revision","type":["null","long"],"default":null},
     {"name":"deleted","type":["boolean","null"]}]}"#;
 
-/// The first byte chooses the writer's schema, the rest is the datum.
+/// The first byte chooses the writer's schema; the rest is the datum.
 pub fn fuzz_avro(bytes: &[u8]) -> bool {
     let Some((choice, datum)) = bytes.split_first() else { return false };
     let schema = if choice & 1 == 0 { READING_SCHEMA } else { UNION_SCHEMA };
@@ -238,7 +240,7 @@ pub fn fuzz_avro(bytes: &[u8]) -> bool {
     is_decodable(check_decoded(decoder.decode(datum)).as_ref())
 }
 
-/// A writer's schema as a registry may give it, and data that fit it or not.
+/// A writer's schema from a registry, and data that fit it or not.
 pub fn fuzz_avro_schema(bytes: &[u8]) -> bool {
     let Ok(schema) = std::str::from_utf8(bytes) else { return false };
     let references = [ROW_SCHEMA, CURRENT_SCHEMA];
@@ -256,7 +258,7 @@ pub fn fuzz_avro_schema(bytes: &[u8]) -> bool {
     }
 }
 
-/// A file or a variable of tokens. No message may hold a part of a line: it may be a secret.
+/// A file or a variable of tokens. No error may contain a part of a line, which may be a secret.
 pub fn fuzz_tokens(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     match crate::config::tokens_from_variable(text) {

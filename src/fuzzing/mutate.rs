@@ -1,11 +1,12 @@
-//! Valid inputs, a little changed: so little that most still pass the first stage of their decoder, so that the later ones are tried.
+//! Mutates valid inputs so little that most still pass the first stage of their decoder, so that
+//! the later stages are tried.
 
 /// Numbers by the output step of SplitMix64: the same inputs for the same seed on every machine.
 pub struct Mutator {
     state: u64,
 }
 
-/// What decoders are known to trip over.
+/// Tokens that decoders are known to fail on.
 const HOSTILE_TOKENS: &[&[u8]] = &[
     b"null",
     b"true",
@@ -89,7 +90,7 @@ impl Mutator {
         z ^ (z >> 31)
     }
 
-    /// Below `limit`, which is not 0.
+    /// A number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: usize) -> usize {
         (self.next_u64() % limit as u64) as usize
     }
@@ -98,8 +99,8 @@ impl Mutator {
         of[self.below(of.len())]
     }
 
-    /// One of the seeds with one to four changes. Of text, `is_text`, two of three changes are of a whole number or of what stands in
-    /// quotes.
+    /// One of the seeds with one to four changes. If `is_text`, two of three changes are of a
+    /// number or of a quoted text.
     pub fn mutate_seed(&mut self, seeds: &[Vec<u8>], is_text: bool) -> Vec<u8> {
         let mut bytes = seeds[self.below(seeds.len())].clone();
         let changes = 1 + (self.next_u64() & self.next_u64() & 3) as usize;

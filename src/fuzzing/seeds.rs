@@ -84,7 +84,8 @@ pub fn seeds_of(target: &str) -> Vec<Vec<u8>> {
                 for choice in 0..4u8 {
                     let mut datum = vec![(choice << 1) | u8::from(at.is_multiple_of(5))];
                     if at.is_multiple_of(5) {
-                        // By the schema of unions: nothing, city, a, time, temperature, humidity, id, wind, revision, deleted.
+                        // In the order of the union schema: null, city, a, time, temperature,
+                        // humidity, id, wind, revision, deleted.
                         datum.extend(b"\0\0\x02x\0\x02\x80\x80\xde\xef\xf5\xe5\xa6\x06\x02\0\0\0\0\0\0\x54\x40\0\0\0\0\0\0\0\x49\x40abc\0\0\0\0");
                     } else {
                         reading_to_avro(&RecordFields::from_event(city, *time, event), &mut datum);
@@ -116,7 +117,7 @@ pub fn seeds_of(target: &str) -> Vec<Vec<u8>> {
 
 pub const MANIFEST_JSON: &str = r#"{"format":1,"program":"0.1.0","generation":"17-9f2c41d06b3e8a55","epoch":1764000000000,"created_at":"2025-11-24T16:00:00Z","identity":{"results.formula":"nws","source a":"file"},"positions":{"journal":{"0":100,"1":7}},"logs":{"journal":{"id":"00ff","before":{"0":{"position":99,"digest":"00000000000000ff","leader_epoch":null}}}},"state_shards":64,"adds_to":null,"chain":{"increments":0,"full_bytes":100,"increment_bytes":0},"cities":2,"readings":3,"segments":[{"shard":0,"cities":{"path":"data/x/cities-00.parquet","bytes":4,"rows":2,"xxh3":"0123456789abcdef"},"readings":{"path":"data/x/readings-00.parquet","bytes":4,"rows":3,"xxh3":"0123456789abcdef"}}]}"#;
 
-/// With its checksum, as a store without a fault would hold it.
+/// With its checksum, as an intact store would hold it.
 pub fn manifest_with_checksum(json: &[u8]) -> Vec<u8> {
     let sum = format!("\n{:016x}\n", xxh3_64(json));
     [json, sum.as_bytes()].concat()

@@ -3,7 +3,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::mutate::Mutator;
 use super::{FuzzTarget, TARGETS, seeds};
 
-/// How many of a hundred inputs a target gets: by how many come from outside, and by what one costs.
+/// How many of a hundred inputs a target gets: by how many come from outside, and by the cost of
+/// one.
 fn share(target: &str) -> u64 {
     match target {
         "json" => 30,
@@ -14,7 +15,8 @@ fn share(target: &str) -> u64 {
 
 fn input(mutator: &mut Mutator, target: &str, seeds: &[Vec<u8>]) -> Vec<u8> {
     let is_text = !matches!(target, "parquet" | "avro");
-    // A manifest that was changed by a hand, or by another version, has its checksum; one that was damaged has not.
+    // A manifest that was edited, or written by another version, has its checksum; a damaged one
+    // does not.
     if target == "manifest" && mutator.below(4) > 0 {
         return seeds::manifest_with_checksum(
             &mutator.mutate_seed(&[seeds::MANIFEST_JSON.as_bytes().to_vec()], true),
@@ -23,7 +25,8 @@ fn input(mutator: &mut Mutator, target: &str, seeds: &[Vec<u8>]) -> Vec<u8> {
     mutator.mutate_seed(seeds, is_text)
 }
 
-/// How many of the inputs passed the first stage. A panic is told with what it takes to have it again.
+/// The number of inputs that passed the first stage. A panic is reported with the input that causes
+/// it.
 fn try_mutated(target: &FuzzTarget, inputs: u64, seed: u64) -> u64 {
     let seeds = seeds::seeds_of(target.name);
     for seed in &seeds {
@@ -45,7 +48,7 @@ fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
 }
 
-/// `scripts/fuzz decoders` runs it with more inputs, and other seeds.
+/// `scripts/fuzz decoders` runs it with more inputs and other seeds.
 #[test]
 fn decoders_account_for_mutated_inputs() {
     let inputs = from_environment("SWELTER_FUZZ_INPUTS").unwrap_or(20_000);

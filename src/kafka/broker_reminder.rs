@@ -1,8 +1,9 @@
-//! What brings a client back that has no broker left to ask.
+//! Brings a client back that has forgotten all its brokers.
 //!
-//! librdkafka forgets each broker that is not in an answer about the cluster. One that its controller takes for gone may name none, not
-//! even itself; then nothing is left, and the client stands still for good (<https://github.com/confluentinc/librdkafka/issues/5301>).
-//! It is told its brokers again here.
+//! librdkafka forgets each broker that is not in a metadata response. A broker that its controller
+//! takes for gone may list none, not even itself; then the client has no broker left and stands
+//! still for good (<https://github.com/confluentinc/librdkafka/issues/5301>). A [`BrokerReminder`]
+//! adds the configured brokers again.
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +12,24 @@ use rdkafka::client::Client;
 
 use super::{KafkaCluster, native};
 
-/// How long a client may hear nothing. Each time that it is told, which is no harm where it knows its brokers, it may twice as long, up
-/// to the longest: librdkafka keeps all that it is told.
+/// How long a client may get no response before its brokers are added again. The interval doubles
+/// each time, up to the longest: adding known brokers does no harm, but librdkafka keeps every
+/// entry.
 const FIRST_REMINDER_AFTER: Duration = Duration::from_secs(5);
 const MAX_REMINDER_INTERVAL: Duration = Duration::from_secs(300);
-/// How long the cluster may take to answer a question in between.
+/// How long the cluster may take to respond to a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Since when a client has heard nothing.
+/// Since when a client has had no response, and when its brokers are added again.
 pub struct BrokerReminder {
     cluster: KafkaCluster,
     silent_since: Instant,
-    /// How long it may go on.
+    /// How long the silence may last.
     remind_after: Duration,
 }
 
 impl BrokerReminder {
-    /// Begins now.
+    /// A reminder whose silence begins now.
     pub fn for_cluster(cluster: &KafkaCluster) -> BrokerReminder {
         BrokerReminder {
             cluster: cluster.clone(),
@@ -36,13 +38,13 @@ impl BrokerReminder {
         }
     }
 
-    /// Something has come.
+    /// Notes that a response has come.
     pub fn record_response(&mut self) {
         self.silent_since = Instant::now();
         self.remind_after = FIRST_REMINDER_AFTER;
     }
 
-    /// An answer is due and does not come.
+    /// Adds the brokers if a response has been due for too long.
     pub fn remind_if_silent<C: ClientContext>(&mut self, client: &Client<C>) {
         if self.silent_since.elapsed() >= self.remind_after {
             native::add_brokers(client, &self.cluster.brokers);
@@ -51,18 +53,19 @@ impl BrokerReminder {
         }
     }
 
-    /// Nothing comes, though there may be nothing to come: the cluster is asked for a topic first. False where it does not answer.
+    /// Requests the topic's metadata if nothing has come for too long, since there may be nothing
+    /// to come, and adds the brokers if the cluster does not respond. False if it does not.
     pub fn probe_if_silent<C: ClientContext>(&mut self, client: &Client<C>, topic: &str) -> bool {
         if self.silent_since.elapsed() < self.remind_after {
             return true;
         }
-        let is_answered = client.fetch_metadata(Some(topic), PROBE_TIMEOUT).is_ok();
-        if is_answered {
+        let has_responded = client.fetch_metadata(Some(topic), PROBE_TIMEOUT).is_ok();
+        if has_responded {
             self.record_response();
         } else {
             self.remind_if_silent(client);
         }
-        is_answered
+        has_responded
     }
 }
 
@@ -80,13 +83,13 @@ mod tests {
 
     const API_VERSIONS: i16 = 18;
     const METADATA: i16 = 3;
-    /// So many that the client has forgotten the broker before it has read all of them.
+    /// So many that the client forgets the broker before it has read them all.
     const PARTITIONS: i32 = 2_000;
 
-    /// As much of a broker as answers questions about a cluster that is only itself.
+    /// A broker that answers requests about a cluster of which it is the only member.
     struct Broker {
         port: u16,
-        /// It says that there is none, once.
+        /// The next metadata response lists no broker.
         is_gone: AtomicBool,
     }
 
@@ -116,44 +119,44 @@ mod tests {
                     METADATA => self.is_gone.swap(false, Ordering::SeqCst),
                     _ => false,
                 };
-                let answer = match (i16::from_be_bytes([k0, k1]), i16::from_be_bytes([v0, v1])) {
+                let response = match (i16::from_be_bytes([k0, k1]), i16::from_be_bytes([v0, v1])) {
                     (METADATA, _) => self.metadata(is_gone),
-                    // In the format of version 0, which the client takes up then.
+                    // In the format of version 0, which the client uses from then on.
                     (_, version) => versions(if version == 0 { 0 } else { 35 }),
                 };
-                let size = u32::try_from(4 + answer.len()).unwrap().to_be_bytes();
-                connection.write_all(&[&size, &correlation[..], &answer].concat())?;
+                let size = u32::try_from(4 + response.len()).unwrap().to_be_bytes();
+                connection.write_all(&[&size, &correlation[..], &response].concat())?;
             }
         }
 
-        /// Version 1: brokers, the controller, topics.
+        /// A response of version 1: brokers, the controller, topics.
         fn metadata(&self, is_gone: bool) -> Vec<u8> {
-            let mut answer = vec![0, 0, 0, u8::from(!is_gone)];
+            let mut response = vec![0, 0, 0, u8::from(!is_gone)];
             if !is_gone {
-                answer.extend(1i32.to_be_bytes());
-                answer.extend([&9i16.to_be_bytes(), &b"127.0.0.1"[..]].concat());
-                answer.extend(i32::from(self.port).to_be_bytes());
-                answer.extend((-1i16).to_be_bytes());
+                response.extend(1i32.to_be_bytes());
+                response.extend([&9i16.to_be_bytes(), &b"127.0.0.1"[..]].concat());
+                response.extend(i32::from(self.port).to_be_bytes());
+                response.extend((-1i16).to_be_bytes());
             }
             let leader: i32 = if is_gone { -1 } else { 1 };
-            answer.extend([leader, 1].map(i32::to_be_bytes).concat());
+            response.extend([leader, 1].map(i32::to_be_bytes).concat());
             // No error, its name, not an internal one.
-            answer.extend([&[0, 0, 0, 5], &b"topic"[..], &[0], &PARTITIONS.to_be_bytes()].concat());
+            response.extend([&[0, 0, 0, 5], &b"topic"[..], &[0], &PARTITIONS.to_be_bytes()].concat());
             for partition in 0..PARTITIONS {
                 // No error, its number, its leader, no replicas.
-                answer.extend([0, 0]);
-                answer.extend([partition, leader, 0, 0].map(i32::to_be_bytes).concat());
+                response.extend([0, 0]);
+                response.extend([partition, leader, 0, 0].map(i32::to_be_bytes).concat());
             }
-            answer
+            response
         }
     }
 
     fn versions(error: i16) -> Vec<u8> {
         let supported = [[METADATA, 0, 1], [API_VERSIONS, 0, 0]];
-        let mut answer = error.to_be_bytes().to_vec();
-        answer.extend(2i32.to_be_bytes());
-        answer.extend(supported.into_iter().flatten().flat_map(i16::to_be_bytes));
-        answer
+        let mut response = error.to_be_bytes().to_vec();
+        response.extend(2i32.to_be_bytes());
+        response.extend(supported.into_iter().flatten().flat_map(i16::to_be_bytes));
+        response
     }
 
     #[test]
@@ -165,19 +168,22 @@ mod tests {
         let finds = |wait| client.fetch_metadata(Some("topic"), wait).map(|found| found.brokers().len());
         let deadline = Instant::now() + Duration::from_secs(60);
         while finds(Duration::from_secs(10)) != Ok(1) {
-            assert!(Instant::now() < deadline, "the broker is not found");
+            assert!(Instant::now() < deadline, "the client does not find the broker");
         }
-        // It depends on which of the client's threads is first, so it takes some answers.
+        // Several responses may be needed: it depends on which of the client's threads is first.
         while finds(Duration::from_secs(5)).is_ok() {
-            assert!(Instant::now() < deadline, "it comes back by itself: librdkafka needs no help any more");
+            assert!(
+                Instant::now() < deadline,
+                "the client finds brokers by itself: a reminder is no longer needed"
+            );
             broker.is_gone.store(true, Ordering::SeqCst);
         }
         broker.is_gone.store(false, Ordering::SeqCst);
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut silence = BrokerReminder::for_cluster(&cluster);
+        let mut reminder = BrokerReminder::for_cluster(&cluster);
         while finds(Duration::from_secs(2)) != Ok(1) {
-            assert!(Instant::now() < deadline, "it does not come back");
-            silence.probe_if_silent(client, "topic");
+            assert!(Instant::now() < deadline, "the client does not find the broker again");
+            reminder.probe_if_silent(client, "topic");
         }
     }
 }

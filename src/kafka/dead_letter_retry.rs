@@ -1,7 +1,9 @@
-//! Dead letters that are sent once more to where they came from, each once, whatever fails in between.
+//! Retries of dead letters: each is sent once to the topic that it came from, whatever fails
+//! meanwhile.
 //!
-//! What is sent and how far it was sent are one transaction: a consumer group per reason holds up to where the letters of that
-//! reason were sent, so the groups are right whatever reasons a call asks for.
+//! The records and the progress of a retry are one transaction. A consumer group for each reason
+//! holds the offsets up to which that reason's dead letters were sent, so the groups stay right
+//! whatever reasons a call names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,22 +27,22 @@ use super::{KafkaCluster, dead_letter_headers, dead_letter_topics};
 use crate::model::clock::wall_clock_ms;
 use crate::model::{DeadLetter, Reason, RecordAddress};
 
-/// Of one transaction.
+/// The most dead letters of one transaction.
 const MAX_BATCH_DEAD_LETTERS: usize = 500;
 const MAX_BATCH_BYTES: usize = 4 << 20;
-/// Whoever reads the topic waits for one that was broken off.
+/// Readers of the topic wait at most this long for a transaction that was broken off.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a call may take over a cluster that is slow.
+/// How long calls to a slow cluster are repeated.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Which letters are sent.
+/// Which dead letters are retried.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterFilter {
-    /// Reason codes; without any, all that may have another end by now: neither what is too late, nor what has a schema that the
-    /// registry did not know, since that answer is kept.
+    /// Reason codes. If empty, all whose outcome may differ by now: neither `too_late` nor
+    /// `unknown_schema`, since the registry's response is kept.
     pub reasons: BTreeSet<String>,
-    /// Only those written before, ms.
+    /// Only dead letters written before this time, ms since 1970.
     pub written_before_ms: Option<i64>,
 }
 
@@ -53,16 +55,16 @@ impl DeadLetterFilter {
     }
 }
 
-/// What became of letters.
+/// The result of a retry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetryOutcome {
-    /// Sent, by reason.
+    /// The number of dead letters that were sent, by reason.
     pub sent: BTreeMap<String, u64>,
-    /// Sent before.
+    /// Sent by an earlier retry.
     pub already_sent: u64,
-    /// Withdrawals, which are not sent again.
+    /// Withdrawals, which are not retried.
     pub withdrawals: u64,
-    /// Without a place to go back to.
+    /// Dead letters without a topic to go back to.
     pub without_origin: u64,
 }
 
@@ -79,7 +81,7 @@ impl RetryOutcome {
     }
 }
 
-/// Counts what could not be delivered.
+/// Counts records that could not be delivered.
 #[derive(Default)]
 struct FailedDeliveries(AtomicU64);
 
@@ -89,7 +91,7 @@ impl ClientContext for FailedDeliveries {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "retry");
+        tracing::debug!(%error, reason, "a producer of retried dead letters reports an error");
     }
 }
 
@@ -103,35 +105,37 @@ impl ProducerContext for FailedDeliveries {
     }
 }
 
-/// Sends the letters of a cluster's topics. At most one of the same progress topic works: a later one ends it.
+/// Retries the dead letters of a cluster's topics. At most one retrier of a progress topic works: a
+/// later one fences it.
 pub struct DeadLetterRetrier {
     cluster: KafkaCluster,
     progress_topic: String,
     producer: BaseProducer<FailedDeliveries>,
     groups: BTreeMap<String, ReasonGroup>,
-    /// By topic of dead letters: its id, where the cluster has ids.
+    /// The id of each dead-letter topic, if the cluster has ids.
     ids: BTreeMap<String, String>,
-    /// By topic, and where it is read on.
+    /// The reader of each dead-letter topic, and its next offsets.
     readers: BTreeMap<String, (DeadLetterTopicReader, BTreeMap<i32, i64>)>,
 }
 
-/// How far the letters of a reason were sent, by topic and partition.
+/// The consumer group of a reason: up to which offsets its dead letters were sent, by topic and
+/// partition.
 struct ReasonGroup {
     consumer: BaseConsumer<LogOnlyContext>,
     sent_until: BTreeMap<(String, i32), i64>,
 }
 
-/// The letters of a topic while they are sent.
+/// The retry of one topic.
 struct TopicRetry<'a> {
     topic: &'a str,
     partitions: i32,
-    /// The topic that they are in.
+    /// The topic that holds the dead letters.
     dead_letter_topic: &'a str,
     outcome: RetryOutcome,
-    /// Of the next transaction, each with its partition.
+    /// The dead letters of the next transaction, each with its partition.
     batch: Vec<(i32, DeadLetter)>,
     bytes: usize,
-    /// By reason; then by topic and partition.
+    /// By reason, then by topic and partition.
     offsets: BTreeMap<String, BTreeMap<(String, i32), i64>>,
 }
 
@@ -157,123 +161,131 @@ impl DeadLetterRetrier {
         Ok(DeadLetterRetrier { cluster, progress_topic, producer, groups, ids, readers })
     }
 
-    /// Sends the wanted letters of a topic that were not sent yet. After an error the retrier is of no use any more.
+    /// Retries the dead letters of a topic that the filter takes and that were not sent yet. After
+    /// an error the retrier cannot be used any more.
     pub fn retry_topic(
         &mut self,
         topic: &str,
-        wanted: &DeadLetterFilter,
+        filter: &DeadLetterFilter,
     ) -> Result<RetryOutcome, DlqTopicError> {
-        let [letters, _] = dead_letter_topics(topic);
-        let (reader, mut next) = match self.readers.remove(&letters) {
+        let [dead_letter_topic, _] = dead_letter_topics(topic);
+        let (reader, mut next) = match self.readers.remove(&dead_letter_topic) {
             Some(reading) => reading,
-            None => (DeadLetterTopicReader::new(&self.cluster, &letters)?, BTreeMap::new()),
+            None => (DeadLetterTopicReader::new(&self.cluster, &dead_letter_topic)?, BTreeMap::new()),
         };
         let mut outcome = RetryOutcome::default();
-        if let Some(TopicState::Present { id, .. }) = reader.topic_state(&letters)? {
-            // Of another topic of the name, nothing was read or sent.
-            if self.ids.get(&letters) != id.as_ref() {
+        if let Some(TopicState::Present { id, .. }) = reader.topic_state(&dead_letter_topic)? {
+            // A topic that was made anew under the name: nothing of it was read or sent.
+            if self.ids.get(&dead_letter_topic) != id.as_ref() {
                 next.clear();
                 self.groups.clear();
-                self.ids.extend(id.map(|id| (letters.clone(), id)));
+                self.ids.extend(id.map(|id| (dead_letter_topic.clone(), id)));
             }
             let partitions =
                 reader.partition_count(topic)?.ok_or_else(|| DlqTopicError::Missing(topic.into()))?;
-            let mut sending = TopicRetry {
+            let mut retry = TopicRetry {
                 topic,
                 partitions,
-                dead_letter_topic: &letters,
+                dead_letter_topic: &dead_letter_topic,
                 outcome: RetryOutcome::default(),
                 batch: Vec::new(),
                 bytes: 0,
                 offsets: BTreeMap::new(),
             };
-            let sent = reader.read_to_end(&mut next, &mut |posted| {
-                // A stamp of a clock that was ahead says nothing, and must not keep those behind it waiting until then.
+            let sent = reader.read_to_end(&mut next, &mut |record| {
+                // A timestamp in the future is ignored: it must not delay the dead letters behind
+                // it.
                 let now = wall_clock_ms() as i64;
                 let is_young = |(before, written): (i64, i64)| written >= before && written <= now;
-                if wanted.written_before_ms.zip(posted.written_at_ms).is_some_and(is_young) {
+                if filter.written_before_ms.zip(record.written_at_ms).is_some_and(is_young) {
                     return Ok(false);
                 }
-                self.take_dead_letter(&mut sending, wanted, posted)?;
+                self.take_dead_letter(&mut retry, filter, record)?;
                 Ok(true)
             });
-            let sent = sent.and_then(|()| self.commit_batch(&mut sending));
+            let sent = sent.and_then(|()| self.commit_batch(&mut retry));
             if sent.is_err() {
                 let _ = self.producer.flush(REQUEST_TIMEOUT);
                 let _ = self.producer.abort_transaction(REQUEST_TIMEOUT);
             }
             sent?;
-            outcome = sending.outcome;
+            outcome = retry.outcome;
         }
-        // A call that asks for other reasons must see all letters; one that goes on by itself asks for the same.
-        self.readers.insert(letters, (reader, next));
+        // A call for other reasons must see all dead letters; a periodic retry names the same
+        // reasons each time.
+        self.readers.insert(dead_letter_topic, (reader, next));
         Ok(outcome)
     }
 
     fn take_dead_letter(
         &mut self,
-        sending: &mut TopicRetry<'_>,
-        wanted: &DeadLetterFilter,
-        posted: DeadLetterRecord,
+        retry: &mut TopicRetry<'_>,
+        filter: &DeadLetterFilter,
+        record: DeadLetterRecord,
     ) -> Result<(), DlqTopicError> {
-        let outcome = &mut sending.outcome;
-        let Some(letter) = posted.dead_letter else {
+        let outcome = &mut retry.outcome;
+        let Some(dead_letter) = record.dead_letter else {
             outcome.without_origin += 1;
             return Ok(());
         };
-        if !wanted.matches_reason(&letter.reason) {
+        if !filter.matches_reason(&dead_letter.reason) {
             return Ok(());
         }
-        let at = (sending.dead_letter_topic.to_owned(), posted.partition);
-        let group = self.reason_group(&letter.reason, sending.dead_letter_topic)?;
-        if group.sent_until.get(&at).is_some_and(|sent| posted.offset < *sent) {
+        let at = (retry.dead_letter_topic.to_owned(), record.partition);
+        let group = self.reason_group(&dead_letter.reason, retry.dead_letter_topic)?;
+        if group.sent_until.get(&at).is_some_and(|sent| record.offset < *sent) {
             outcome.already_sent += 1;
             return Ok(());
         }
-        let home: Option<RecordAddress> = letter.next_retry().origin.parse().ok();
-        match home.filter(|home| i64::from(home.partition) < i64::from(sending.partitions)) {
-            _ if letter.is_withdrawal() => outcome.withdrawals += 1,
+        let address: Option<RecordAddress> = dead_letter.next_retry().origin.parse().ok();
+        match address.filter(|address| i64::from(address.partition) < i64::from(retry.partitions)) {
+            _ if dead_letter.is_withdrawal() => outcome.withdrawals += 1,
             None => outcome.without_origin += 1,
-            Some(home) => {
-                sending.bytes += letter.value.as_ref().map_or(0, Vec::len);
-                *outcome.sent.entry(letter.reason.clone()).or_default() += 1;
-                sending.offsets.entry(letter.reason.clone()).or_default().insert(at, posted.offset + 1);
-                sending.batch.push((home.partition as i32, letter));
-                return if sending.is_full() { self.commit_batch(sending) } else { Ok(()) };
+            Some(address) => {
+                retry.bytes += dead_letter.value.as_ref().map_or(0, Vec::len);
+                *outcome.sent.entry(dead_letter.reason.clone()).or_default() += 1;
+                retry.offsets.entry(dead_letter.reason.clone()).or_default().insert(at, record.offset + 1);
+                retry.batch.push((address.partition as i32, dead_letter));
+                return if retry.is_full() { self.commit_batch(retry) } else { Ok(()) };
             }
         }
-        sending.offsets.entry(letter.reason).or_default().insert(at, posted.offset + 1);
+        retry.offsets.entry(dead_letter.reason).or_default().insert(at, record.offset + 1);
         Ok(())
     }
 
-    /// The exact bytes, and in headers where they come from.
-    fn produce_retry(&self, topic: &str, partition: i32, letter: &DeadLetter) -> Result<(), DlqTopicError> {
-        let retried = letter.next_retry();
+    /// Sends the exact bytes, with headers for where they came from.
+    fn produce_retry(
+        &self,
+        topic: &str,
+        partition: i32,
+        dead_letter: &DeadLetter,
+    ) -> Result<(), DlqTopicError> {
+        let retry_info = dead_letter.next_retry();
         let header =
             |headers: OwnedHeaders, key, value: &str| headers.insert(Header { key, value: Some(value) });
-        let mut headers = header(OwnedHeaders::new(), dead_letter_headers::ORIGIN, &retried.origin);
-        headers = header(headers, dead_letter_headers::ATTEMPT, &retried.attempt.to_string());
-        if let Some(first_seen) = retried.first_seen {
+        let mut headers = header(OwnedHeaders::new(), dead_letter_headers::ORIGIN, &retry_info.origin);
+        headers = header(headers, dead_letter_headers::ATTEMPT, &retry_info.attempt.to_string());
+        if let Some(first_seen) = retry_info.first_seen {
             headers = header(headers, dead_letter_headers::FIRST_SEEN, &first_seen.to_string());
         }
         let mut record: BaseRecord<'_, Vec<u8>, Vec<u8>> =
             BaseRecord::to(topic).partition(partition).headers(headers);
-        (record.key, record.payload) = (letter.key.as_ref(), letter.value.as_ref());
+        (record.key, record.payload) = (dead_letter.key.as_ref(), dead_letter.value.as_ref());
         enqueue_record(&self.producer, record).map_err(|error| self.kafka_error("write to the topic", error))
     }
 
-    /// Makes durable what was sent, and that it was.
-    fn commit_batch(&mut self, sending: &mut TopicRetry<'_>) -> Result<(), DlqTopicError> {
-        let batch = std::mem::take(&mut sending.batch);
-        let offsets = std::mem::take(&mut sending.offsets);
-        sending.bytes = 0;
-        // Withdrawals alone need no transaction: they are passed over again the next time.
+    /// Commits the records and the offsets up to which they were sent.
+    fn commit_batch(&mut self, retry: &mut TopicRetry<'_>) -> Result<(), DlqTopicError> {
+        let batch = std::mem::take(&mut retry.batch);
+        let offsets = std::mem::take(&mut retry.offsets);
+        retry.bytes = 0;
+        // Withdrawals alone need no transaction: the next retry skips them again.
         if batch.is_empty() {
             return Ok(());
         }
         self.producer.begin_transaction().map_err(|error| self.kafka_error("begin a transaction", error))?;
-        for (partition, letter) in &batch {
-            self.produce_retry(sending.topic, *partition, letter)?;
+        for (partition, dead_letter) in &batch {
+            self.produce_retry(retry.topic, *partition, dead_letter)?;
         }
         flush_all(&self.producer).map_err(|error| self.kafka_error("write to the topic", error))?;
         if self.producer.context().0.load(Ordering::Relaxed) > 0 {
@@ -285,70 +297,83 @@ impl DeadLetterRetrier {
             let mut list = TopicPartitionList::new();
             for ((topic, partition), offset) in sent {
                 let added = list.add_partition_offset(topic, *partition, Offset::Offset(*offset));
-                added.map_err(|error| self.kafka_error("keep what was sent", error))?;
+                added
+                    .map_err(|error| self.kafka_error("commit the offsets of retried dead letters", error))?;
             }
-            // A topic that is made anew under the name begins at its beginning.
+            // A topic that was made anew under the name is read from its beginning.
             for mut element in list.elements() {
                 if let Some(id) = self.ids.get(element.topic()) {
                     element.set_metadata(id);
                 }
             }
             let Some(metadata) = group.consumer.group_metadata() else { continue };
-            let kept = call_until_deadline(|| {
+            let sent_offsets = call_until_deadline(|| {
                 self.producer.send_offsets_to_transaction(&list, &metadata, REQUEST_TIMEOUT)
             });
-            kept.map_err(|error| self.kafka_error("keep what was sent", error))?;
+            sent_offsets
+                .map_err(|error| self.kafka_error("commit the offsets of retried dead letters", error))?;
         }
         call_until_deadline(|| self.producer.commit_transaction(REQUEST_TIMEOUT))
-            .map_err(|error| self.kafka_error("commit what was sent", error))?;
+            .map_err(|error| self.kafka_error("commit a transaction of retried dead letters", error))?;
         for (reason, sent) in offsets {
             self.groups.entry(reason).and_modify(|group| group.sent_until.extend(sent));
         }
         Ok(())
     }
 
-    /// How far a reason's letters were sent, as the cluster has it.
-    fn reason_group(&mut self, reason: &str, letters: &str) -> Result<&mut ReasonGroup, DlqTopicError> {
+    /// The consumer group of a reason, with the offsets that the cluster has of it.
+    fn reason_group(
+        &mut self,
+        reason: &str,
+        dead_letter_topic: &str,
+    ) -> Result<&mut ReasonGroup, DlqTopicError> {
         if !self.groups.contains_key(reason) {
             let id = format!("{}.retry.{reason}", self.progress_topic);
             let consumer =
                 create_consumer(&self.cluster, &id).map_err(|error| self.kafka_error("connect", error))?;
             self.groups.insert(reason.to_owned(), ReasonGroup { consumer, sent_until: BTreeMap::new() });
         }
-        let known = self.groups[reason].sent_until.keys().any(|(topic, _)| topic == letters);
+        let known = self.groups[reason].sent_until.keys().any(|(topic, _)| topic == dead_letter_topic);
         if !known {
-            let sent = self.fetch_sent_until(&self.groups[reason].consumer, letters)?;
+            let sent = self.fetch_sent_until(&self.groups[reason].consumer, dead_letter_topic)?;
             self.groups.entry(reason.to_owned()).and_modify(|group| group.sent_until.extend(sent));
         }
-        self.groups.get_mut(reason).ok_or_else(|| DlqTopicError::Missing(letters.into()))
+        self.groups.get_mut(reason).ok_or_else(|| DlqTopicError::Missing(dead_letter_topic.into()))
     }
 
     fn fetch_sent_until(
         &self,
         consumer: &BaseConsumer<LogOnlyContext>,
-        letters: &str,
+        dead_letter_topic: &str,
     ) -> Result<BTreeMap<(String, i32), i64>, DlqTopicError> {
-        let doing = "read what was sent before";
-        let metadata = consumer.fetch_metadata(Some(letters), REQUEST_TIMEOUT);
+        let doing = "read the offsets of retried dead letters";
+        let metadata = consumer.fetch_metadata(Some(dead_letter_topic), REQUEST_TIMEOUT);
         let metadata = metadata.map_err(|error| self.kafka_error(doing, error))?;
         let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions()).count() as i32;
-        let mut asked = TopicPartitionList::new();
+        let mut list = TopicPartitionList::new();
         for partition in 0..partitions {
-            asked.add_partition(letters, partition);
+            list.add_partition(dead_letter_topic, partition);
         }
-        let committed = call_until_deadline(|| consumer.committed_offsets(asked.clone(), REQUEST_TIMEOUT));
+        let committed = call_until_deadline(|| consumer.committed_offsets(list.clone(), REQUEST_TIMEOUT));
         let committed = committed.map_err(|error| self.kafka_error(doing, error))?;
-        let own = self.ids.get(letters);
+        let current_id = self.ids.get(dead_letter_topic);
         let offset = |element: &TopicPartitionListElem<'_>| match element.offset() {
-            // One that was kept before there were ids is taken.
+            // An offset from before there were ids is accepted.
             Offset::Offset(offset) => {
-                let kept_of = Some(element.metadata()).filter(|id| !id.is_empty());
-                if kept_of.zip(own).is_none_or(|(kept_of, own)| kept_of == own) { offset } else { 0 }
+                let committed_id = Some(element.metadata()).filter(|id| !id.is_empty());
+                if committed_id
+                    .zip(current_id)
+                    .is_none_or(|(committed_id, current_id)| committed_id == current_id)
+                {
+                    offset
+                } else {
+                    0
+                }
             }
             _ => 0,
         };
         let entries = committed.elements();
-        Ok(entries.iter().map(|e| ((letters.to_owned(), e.partition()), offset(e))).collect())
+        Ok(entries.iter().map(|e| ((dead_letter_topic.to_owned(), e.partition()), offset(e))).collect())
     }
 
     fn kafka_error(&self, doing: &str, error: KafkaError) -> DlqTopicError {
@@ -364,10 +389,10 @@ impl DeadLetterRetrier {
     }
 }
 
-/// A city and the bytes of a record of it.
+/// A city and the bytes of one of its records.
 pub type KeyedRecord = (String, Vec<u8>);
 
-/// Writes ordinary arrivals, each to its city's partition. Returns when all are durable.
+/// Writes ordinary arrivals, each to its city's partition. Returns once all are durable.
 pub fn produce_records(
     cluster: &KafkaCluster,
     topic: &str,
@@ -415,7 +440,7 @@ fn enqueue_record<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::To
     }
 }
 
-/// Waits until all is delivered, or given up.
+/// Waits until all records are delivered or have failed.
 fn flush_all(producer: &BaseProducer<FailedDeliveries>) -> Result<(), KafkaError> {
     let deadline = Instant::now() + CALL_DEADLINE + CALL_DEADLINE;
     while producer.in_flight_count() > 0 {
@@ -427,7 +452,7 @@ fn flush_all(producer: &BaseProducer<FailedDeliveries>) -> Result<(), KafkaError
     Ok(())
 }
 
-/// Calls again while the cluster says that it may help.
+/// Repeats a call while the cluster says that this may help.
 fn call_until_deadline<T>(mut call: impl FnMut() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     let deadline = Instant::now() + CALL_DEADLINE;
     loop {

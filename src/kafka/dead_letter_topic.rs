@@ -1,4 +1,4 @@
-//! Dead letters in topics: read back, and sent once more.
+//! Topics of dead letters, and how they are read.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use super::native::{TopicState, describe_topic_ids};
 use super::{KafkaCluster, dead_letter_headers};
 use crate::model::{DeadLetter, EventTime, RecordAddress, RetryInfo};
 
-/// How long a request may take, and how long nothing may come where something must.
+/// How long a request may take, and how long a reader waits for a record that must come.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Why dead letters cannot be read or sent.
+/// Why dead letters cannot be read or retried.
 #[derive(Debug, thiserror::Error)]
 pub enum DlqTopicError {
     #[error(
@@ -35,7 +35,7 @@ pub enum DlqTopicError {
     NotWritten { failed: u64 },
 }
 
-/// Sends what librdkafka says to our log.
+/// Passes librdkafka's log on to ours.
 pub(super) struct LogOnlyContext;
 
 impl ClientContext for LogOnlyContext {
@@ -44,23 +44,23 @@ impl ClientContext for LogOnlyContext {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "dead letters");
+        tracing::debug!(%error, reason, "a client that reads or retries dead letters reports an error");
     }
 }
 
 impl ConsumerContext for LogOnlyContext {}
 
-/// A letter and where it lies in its topic.
+/// A record of a dead-letter topic.
 pub(super) struct DeadLetterRecord {
     pub partition: i32,
     pub offset: i64,
-    /// When it was written, ms.
+    /// When the record was written, ms since 1970.
     pub written_at_ms: Option<i64>,
-    /// Nothing where the record is none that we wrote.
+    /// `None` if swelter did not write the record.
     pub dead_letter: Option<DeadLetter>,
 }
 
-/// Reads a topic of dead letters from given offsets to its end.
+/// Reads a dead-letter topic from given offsets to its end.
 pub(super) struct DeadLetterTopicReader {
     brokers: String,
     topic: String,
@@ -80,7 +80,7 @@ impl DeadLetterTopicReader {
         Ok(DeadLetterTopicReader { brokers, topic: topic.into(), consumer })
     }
 
-    /// How many partitions a topic has; nothing where there is none.
+    /// How many partitions a topic has; `None` if there is no such topic.
     pub fn partition_count(&self, topic: &str) -> Result<Option<i32>, DlqTopicError> {
         let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
         let metadata =
@@ -89,7 +89,7 @@ impl DeadLetterTopicReader {
         Ok(found.map(|found| found.partitions().len() as i32).filter(|partitions| *partitions > 0))
     }
 
-    /// What the cluster says of a topic: nothing where there is none.
+    /// The state of a topic; `None` if there is no such topic.
     pub fn topic_state(&self, topic: &str) -> Result<Option<TopicState>, DlqTopicError> {
         let states = describe_topic_ids(self.consumer.client(), &[topic], REQUEST_TIMEOUT);
         let mut states =
@@ -102,8 +102,9 @@ impl DeadLetterTopicReader {
         }
     }
 
-    /// Gives each record to `each`, of each partition from its offset in `next` on, and moves that behind it. A partition of
-    /// which `each` says false is left there.
+    /// Calls `each` with every record, from the offset of its partition in `next` on, and moves
+    /// that offset behind the record. If `each` returns false, the partition is left at that
+    /// record.
     pub fn read_to_end(
         &self,
         next: &mut BTreeMap<i32, i64>,
@@ -129,12 +130,12 @@ impl DeadLetterTopicReader {
         each: &mut dyn FnMut(DeadLetterRecord) -> Result<bool, DlqTopicError>,
     ) -> Result<(), DlqTopicError> {
         let mut open: Vec<bool> = vec![true; partitions as usize];
-        let mut heard = Instant::now();
+        let mut last_record_at = Instant::now();
         while open.iter().any(|open| *open) {
             let polled = self.consumer.poll(POLL_TIMEOUT);
             if polled.as_ref().is_some_and(Result::is_ok) {
-                heard = Instant::now();
-            } else if heard.elapsed() > SILENCE_TIMEOUT {
+                last_record_at = Instant::now();
+            } else if last_record_at.elapsed() > SILENCE_TIMEOUT {
                 let (brokers, topic) = (self.brokers.clone(), self.topic.clone());
                 return Err(DlqTopicError::Silent { brokers, topic });
             }
@@ -150,7 +151,9 @@ impl DeadLetterTopicReader {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    open.get_mut(partition as usize).into_iter().for_each(|open| *open = false);
+                    if let Some(open) = open.get_mut(partition as usize) {
+                        *open = false;
+                    }
                 }
                 Some(Err(error)) if is_permanent(&error) => {
                     return Err(self.kafka_error(format!("read topic {}", self.topic), error));
@@ -166,19 +169,21 @@ impl DeadLetterTopicReader {
     }
 }
 
-/// All letters of a topic, to `each`; none where there is no such topic.
+/// Calls `each` with all dead letters of a topic; with none if there is no such topic.
 pub fn read_dead_letters(
     cluster: &KafkaCluster,
     topic: &str,
     mut each: impl FnMut(DeadLetter),
 ) -> Result<(), DlqTopicError> {
-    DeadLetterTopicReader::new(cluster, topic)?.read_to_end(&mut BTreeMap::new(), &mut |posted| {
-        posted.dead_letter.into_iter().for_each(&mut each);
+    DeadLetterTopicReader::new(cluster, topic)?.read_to_end(&mut BTreeMap::new(), &mut |record| {
+        if let Some(dead_letter) = record.dead_letter {
+            each(dead_letter);
+        }
         Ok(true)
     })
 }
 
-/// A consumer that reads what is committed, joins nothing and commits nothing.
+/// A consumer that reads committed records, joins no group and commits nothing.
 pub(super) fn create_consumer(
     cluster: &KafkaCluster,
     group: &str,

@@ -1,4 +1,5 @@
-//! What sources and sinks have in common of Kafka: how to reach a cluster, who a key belongs to, names of headers.
+//! What sources and sinks share of Kafka: how to reach a cluster, the partition of a key, names of
+//! headers.
 
 pub mod broker_reminder;
 pub mod dead_letter_retry;
@@ -10,6 +11,8 @@ pub mod properties;
 pub mod topic_admin;
 pub mod topic_identity;
 
+pub use self::error_log::log_librdkafka;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -17,16 +20,17 @@ use rdkafka::client::Client;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::{ClientConfig, ClientContext};
 
-/// A Kafka cluster as a client reaches it.
+/// A Kafka cluster, and how its clients connect to it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KafkaCluster {
-    /// `host:port`, separated by commas.
+    /// `host:port` addresses, separated by commas.
     pub brokers: String,
-    /// Of librdkafka, such as `security.protocol`. They come before our own settings, which win.
+    /// Properties of librdkafka, such as `security.protocol`. Settings of swelter's own override
+    /// them.
     pub properties: BTreeMap<String, String>,
 }
 
-// Properties may hold passwords.
+// Without the properties, which may hold passwords.
 impl std::fmt::Debug for KafkaCluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KafkaCluster").field("brokers", &self.brokers).finish_non_exhaustive()
@@ -37,7 +41,11 @@ impl KafkaCluster {
     /// The settings that every client of the cluster begins with.
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        // While a partition has no leader its clients may stop asking for one; librdkafka's own five minutes would be a long time.
+        // `log_librdkafka` decides which lines are shown, so the client passes on all but debug
+        // lines. rdkafka's own default is the level of the crate `log`, which swelter does not set.
+        config.set_log_level(RDKafkaLogLevel::Info);
+        // Without a leader a partition's clients may stop requesting one until the next refresh,
+        // which is five minutes by librdkafka's default.
         config.set("topic.metadata.refresh.interval.ms", "10000");
         for (name, value) in &self.properties {
             config.set(name, value);
@@ -47,12 +55,13 @@ impl KafkaCluster {
     }
 }
 
-/// How long a request may stay without an answer before it is made again: after an outage, librdkafka's own minute would add to it. A
-/// transaction limits those of its producer by itself.
+/// How long a request may stay without a response before it is repeated: librdkafka's default of a
+/// minute would prolong an outage. A producer's transaction has a limit of its own.
 pub const REQUEST_TIMEOUT_MS: &str = "10000";
 
 impl KafkaCluster {
-    /// Those of a producer: topics say how large a record may be, not the client.
+    /// The settings of a producer. The topic limits the size of a record, so the client's limit is
+    /// the largest.
     pub fn producer_config(&self) -> ClientConfig {
         let mut config = self.client_config();
         config.set("message.max.bytes", "1000000000");
@@ -60,30 +69,31 @@ impl KafkaCluster {
     }
 }
 
-/// How long an introduction may take: what follows does without, and takes as long as it did.
+/// How long the prefetch may take; without it, the first use of the topic does the same work.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Has a new client learn who leads a topic, ahead of its first use. Else librdkafka looks half a second after that, for a leader to read
-/// from and for a broker that gives a producer its id.
+/// Fetches a topic's metadata ahead of its first use. Otherwise librdkafka looks half a second
+/// later for the leader to read from, and for a broker that gives a producer its id.
 pub fn prefetch_metadata<C: ClientContext>(client: &Client<C>, topic: &str) {
-    // Whatever is wrong is said where the topic is used.
+    // The first use of the topic reports the same error.
     let _ = client.fetch_metadata(Some(topic), METADATA_TIMEOUT);
 }
 
-/// Headers of results: the epoch, in ms, at which the change became visible.
+/// The header of results with the epoch, in ms, at which the change became visible.
 pub const AS_OF_HEADER: &str = "as_of";
 
-/// Headers of dead letters, and of those that are sent again.
+/// Headers of dead letters and of retried records.
 pub mod dead_letter_headers {
-    /// Where the record first stood: `topic/partition/offset`.
+    /// Where the record was first: `topic/partition/offset`.
     pub const ORIGIN: &str = "swelter-origin";
-    /// How often it was sent again: a number; 0 for a dead letter that never was.
+    /// How often the record was retried: a number, 0 for a dead letter that never was.
     pub const ATTEMPT: &str = "swelter-attempt";
-    /// When the log first took it, RFC 3339.
+    /// When a log first had the record, RFC 3339.
     pub const FIRST_SEEN: &str = "swelter-first-seen";
-    /// Where the refused record stands: `topic/partition/offset`.
+    /// The address of the refused record: `topic/partition/offset`.
     pub const POSITION: &str = "swelter-position";
-    /// The progress topic of whoever wrote the letter: where that knows nothing of it, the progress was lost.
+    /// The progress topic of the run that wrote the dead letter: if that topic has no progress, it
+    /// was lost.
     pub const PROGRESS: &str = "swelter-progress";
     /// A reason code, such as `not_decodable`.
     pub const REASON: &str = "swelter-reason";
@@ -91,18 +101,7 @@ pub mod dead_letter_headers {
     pub const DETAIL: &str = "swelter-detail";
 }
 
-/// The first and the second dead-letter topic of a topic.
+/// The names of a topic's two dead-letter topics.
 pub fn dead_letter_topics(topic: &str) -> [String; 2] {
     [format!("{topic}.failed.1"), format!("{topic}.failed.2")]
-}
-
-/// What librdkafka says, in our log. Most of it is about connections that come and go, which clients get over by themselves.
-pub fn log_librdkafka(level: RDKafkaLogLevel, facility: &str, text: &str) {
-    match level {
-        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            tracing::error!(facility, "kafka: {text}");
-        }
-        RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::debug!(facility, "kafka: {text}"),
-        _ => tracing::trace!(facility, "kafka: {text}"),
-    }
 }

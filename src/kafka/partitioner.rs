@@ -1,13 +1,13 @@
-//! Which partition a key belongs to: as Kafka's own default partitioner has it, so that what Java clients write and what
-//! we write of a city meets in one partition.
+//! The partition of a key, as Kafka's default partitioner computes it: so the records of a city by
+//! Java clients and by swelter are in one partition.
 
-/// What decides the partition of a city's records, under the names that librdkafka has for it.
+/// How the partition of a city's records is computed, by librdkafka's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Partitioner {
     /// As Java clients do.
     #[default]
     Murmur2,
-    /// As clients on librdkafka do by default: CRC32.
+    /// As librdkafka does by default: CRC32.
     Consistent,
     /// As Sarama, a client for Go, does by default.
     Fnv1a,
@@ -29,7 +29,8 @@ impl Partitioner {
     }
 }
 
-/// The partition of a key: murmur2 without its sign, modulo the partitions. librdkafka calls it `murmur2`.
+/// The partition of a key: murmur2 without its sign, modulo the number of partitions. librdkafka
+/// calls it `murmur2`.
 pub fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7FFF_FFFF) % partitions.max(1)
 }

@@ -1,9 +1,9 @@
-//! Properties of librdkafka that are configured.
+//! Checks of librdkafka's properties in a configuration.
 
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 
-/// Those that decide what is read, written and committed.
+/// Properties that decide what is read, written and committed, so a configuration may not set them.
 const RESERVED_PROPERTIES: [&str; 19] = [
     "acks",
     "allow.auto.create.topics",
@@ -26,7 +26,7 @@ const RESERVED_PROPERTIES: [&str; 19] = [
     "transactional.id",
 ];
 
-/// Why a property cannot be set, without its value, which may be a secret.
+/// Why a property cannot be set; without its value, which may be a secret.
 pub fn check_property(name: &str, value: &str) -> Result<(), String> {
     if RESERVED_PROPERTIES.contains(&name) {
         let instead = match name {
@@ -48,7 +48,7 @@ pub fn check_property(name: &str, value: &str) -> Result<(), String> {
     }
 }
 
-/// Whether the value of a property must not be shown.
+/// Whether the value of a property is a secret.
 pub fn is_secret_property(name: &str) -> bool {
     ["password", "passphrase", "secret", "oauthbearer.config", "key.pem"]
         .iter()

@@ -1,10 +1,11 @@
-//! What a cluster says of topics, and how they are made.
+//! Topics of a cluster: described, compared and created.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -17,31 +18,32 @@ use super::KafkaCluster;
 use super::native::{self, TopicState};
 use super::topic_identity::find_written_topics;
 
-/// How long a cluster may take to be up.
+/// How long a cluster may take until it responds.
 const CLUSTER_DEADLINE: Duration = Duration::from_secs(30);
 /// How long one request may take, and the time between two.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// Before this nothing is said.
+/// Requests that are repeated for less than this are not logged.
 const WARN_AFTER: Duration = Duration::from_secs(2);
 
-/// A topic as it is.
+/// The settings of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TopicMetadata {
     pub partitions: u32,
-    /// Older records of a key go away.
+    /// Only the newest record of a key is kept.
     pub compacted: bool,
-    /// Old records go away: after so long, and beyond so many bytes of a partition.
+    /// Old records are deleted: after this time, and beyond so many bytes of a partition.
     pub retention_ms: Option<u64>,
     pub retention_bytes: Option<u64>,
-    /// Timestamps are the broker's; otherwise they are what producers say.
+    /// Timestamps are the broker's; otherwise the producers'.
     pub append_time: bool,
-    /// How far ahead of the broker's clock a producer's timestamp may be, in ms, where there is a limit.
+    /// How far ahead of the broker's clock a producer's timestamp may be, in ms, if there is a
+    /// limit.
     pub max_ahead_ms: Option<u64>,
 }
 
 impl TopicMetadata {
-    /// By what settings old records go away; nothing where they are kept.
+    /// The settings by which old records are deleted; `None` if all are kept.
     pub fn retention_text(&self) -> Option<String> {
         let by_time = self.retention_ms.map(|ms| format!("retention.ms={ms}, {}", format_span(ms)));
         let by_size = self.retention_bytes.map(|bytes| format!("retention.bytes={bytes} of a partition"));
@@ -50,14 +52,14 @@ impl TopicMetadata {
     }
 }
 
-/// In the largest unit that shows what it is.
+/// In the largest unit of which it has at least two.
 fn format_span(ms: u64) -> String {
     let units = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
     let unit = units.iter().find(|(_, unit)| ms >= 2 * unit);
     unit.map_or_else(|| format!("{ms} ms"), |(name, unit)| format!("{} {name}", ms / unit))
 }
 
-/// A topic to be made, with the cluster's own replication.
+/// A topic to create, with the cluster's default replication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicSpec {
     pub name: String,
@@ -65,7 +67,7 @@ pub struct TopicSpec {
     pub config: Vec<(&'static str, &'static str)>,
 }
 
-/// Why a cluster does not say, or do, what it is asked.
+/// Why a request about topics has failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicAdminError {
     #[error("{brokers} cannot be reached: {reason}; check `brokers`, and that the cluster is up")]
@@ -76,46 +78,48 @@ pub enum TopicAdminError {
     Other { brokers: String, reason: String },
 }
 
-/// Asks for topics; those that are missing have no facts. It waits for a cluster that is not up yet, but not for ever.
+/// Describes topics; `None` for a missing one. Waits up to 30 s for a cluster that is not up yet.
 pub fn describe_topics(
     cluster: &KafkaCluster,
     topics: &[&str],
 ) -> Result<BTreeMap<String, Option<TopicMetadata>>, TopicAdminError> {
-    let asking = TopicClient::new(cluster)?;
+    let client = TopicClient::new(cluster)?;
     topics
         .iter()
-        .map(|topic| Ok((topic.to_string(), asking.retry(|| asking.describe_topic(topic))?)))
+        .map(|topic| Ok((topic.to_string(), client.retry(|| client.describe_topic(topic))?)))
         .collect()
 }
 
-/// Whether there is a topic, as far as this client may know.
+/// Whether a topic exists, as far as this client is authorised to know.
 pub fn topic_exists(cluster: &KafkaCluster, topic: &str) -> Result<bool, TopicAdminError> {
-    let asking = TopicClient::new(cluster)?;
-    match asking.retry(|| asking.partition_count(topic)) {
+    let client = TopicClient::new(cluster)?;
+    match client.retry(|| client.partition_count(topic)) {
         Ok(partitions) => Ok(partitions.is_some()),
         Err(TopicAdminError::NotAuthorised { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// What topics are known by.
+/// The identities of topics, and which have records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicSurvey {
     pub states: BTreeMap<String, TopicState>,
-    /// Those that have ever been written to, as far as their ends say: all that was in them may be gone.
+    /// Topics that were ever written to, as their end offsets say: all their records may be deleted
+    /// by now.
     pub written_topics: BTreeSet<String>,
 }
 
-/// Asks which topics there are, for their ids and for their ends: one request, and one more of each broker, whatever their number.
+/// Lists topics with their ids and end offsets: one request, and one more to each broker, whatever
+/// the number of topics.
 pub fn survey_topics(cluster: &KafkaCluster, topics: &[&str]) -> Result<TopicSurvey, TopicAdminError> {
-    let asking = TopicClient::new(cluster)?;
-    let states = asking.retry(|| asking.topic_states(topics))?;
-    let written = asking.retry(|| asking.written_topics(&states))?;
+    let client = TopicClient::new(cluster)?;
+    let states = client.retry(|| client.topic_states(topics))?;
+    let written = client.retry(|| client.written_topics(&states))?;
     Ok(TopicSurvey { states, written_topics: written })
 }
 
-/// The first of these topics that holds a record which is committed. Those of transactions that were given up do not count, nor do the
-/// marks of transactions.
+/// The first of these topics that holds a committed record. Records of aborted transactions do not
+/// count, nor do transaction markers.
 pub fn first_topic_with_records(
     cluster: &KafkaCluster,
     topics: &[&str],
@@ -123,7 +127,7 @@ pub fn first_topic_with_records(
     first_topic_with(cluster, topics, |_| true)
 }
 
-/// The first of these topics that holds a record which is committed and has this header.
+/// The first of these topics that holds a committed record with this header.
 pub fn first_topic_with_header(
     cluster: &KafkaCluster,
     topics: &[&str],
@@ -140,27 +144,28 @@ fn first_topic_with(
     topics: &[&str],
     is_wanted: impl Fn(&BorrowedMessage<'_>) -> bool,
 ) -> Result<Option<String>, TopicAdminError> {
-    let asking = TopicClient::new(cluster)?;
+    let client = TopicClient::new(cluster)?;
     for topic in topics {
-        let partitions = asking.retry(|| asking.partition_count(topic))?.unwrap_or(0);
-        if partitions > 0 && asking.has_committed(topic, partitions, &is_wanted)? {
+        let partitions = client.retry(|| client.partition_count(topic))?.unwrap_or(0);
+        if partitions > 0 && client.has_committed(topic, partitions, &is_wanted)? {
             return Ok(Some((*topic).to_owned()));
         }
     }
     Ok(None)
 }
 
-/// Makes topics, and returns when all of them can be used. One that is there already is left as it is.
+/// Creates topics, and returns once all can be used. An existing topic is left as it is.
 pub fn create_topics(cluster: &KafkaCluster, topics: &[TopicSpec]) -> Result<(), TopicAdminError> {
-    let asking = TopicClient::new(cluster)?;
+    let client = TopicClient::new(cluster)?;
     for topic in topics {
-        asking.retry(|| asking.create_topic(topic))?;
-        // The broker that is asked next may not know of it yet.
-        asking.retry(|| match asking.partition_count(&topic.name)? {
+        client.retry(|| client.create_topic(topic))?;
+        // The next broker may not know the topic yet.
+        client.retry(|| match client.partition_count(&topic.name)? {
             Some(_) => Ok(()),
-            None => {
-                Err(AttemptFailure::Transient(format!("topic {} was made but does not appear", topic.name)))
-            }
+            None => Err(AttemptFailure::Transient(format!(
+                "topic {} was created but does not appear",
+                topic.name
+            ))),
         })?;
     }
     Ok(())
@@ -214,11 +219,12 @@ impl AttemptFailure {
     }
 }
 
-/// Clients that ask, for as long as it takes.
+/// The clients that send requests, and since when they have been trying.
 struct TopicClient<'a> {
     cluster: &'a KafkaCluster,
     admin: AdminClient<rdkafka::client::DefaultClientContext>,
-    /// A producer's request for metadata, which an admin client's is, may make the topic.
+    /// A consumer, since a metadata request of a producer or of an admin client may create the
+    /// topic.
     metadata: BaseConsumer<ClientErrors>,
     runtime: tokio::runtime::Runtime,
     since: Instant,
@@ -258,12 +264,12 @@ impl<'a> TopicClient<'a> {
             if self.since.elapsed() >= CLUSTER_DEADLINE {
                 return Err(TopicAdminError::Unreachable { brokers, reason });
             }
-            // What was just made mostly appears at once.
+            // A topic that was just created mostly appears at once.
             if !warned && self.since.elapsed() >= WARN_AFTER {
                 tracing::warn!(
                     brokers,
                     reason,
-                    "a Kafka cluster does not answer as it should yet; it is asked again"
+                    "a Kafka cluster cannot be used yet; requests are repeated for up to 30 s"
                 );
                 warned = true;
             }
@@ -271,13 +277,13 @@ impl<'a> TopicClient<'a> {
         }
     }
 
-    /// What the client itself says is wrong: more than the request that has waited in vain.
+    /// The client's own last error, which says more than the timeout of a request.
     fn last_client_error(&self) -> Option<String> {
         while self.metadata.poll(Duration::from_millis(10)).is_some() {}
         self.metadata.context().last_reason()
     }
 
-    /// How many partitions a topic has, where there is one.
+    /// How many partitions a topic has; `None` if it does not exist.
     fn partition_count(&self, topic: &str) -> Result<Option<u32>, AttemptFailure> {
         let doing = format!("describe topic {topic}");
         let metadata = self.metadata.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
@@ -316,7 +322,7 @@ impl<'a> TopicClient<'a> {
         written.map_err(|error| AttemptFailure::from_error("find the ends of topics", &error))
     }
 
-    /// Reads until there is such a record or all has been read.
+    /// Reads until such a record is found or all records are read.
     fn has_committed(
         &self,
         topic: &str,
@@ -344,22 +350,22 @@ impl<'a> TopicClient<'a> {
         }
         consumer.assign(&assigned).map_err(other)?;
         let mut at_end = BTreeSet::new();
-        let mut heard = Instant::now();
+        let mut last_record_at = Instant::now();
         while at_end.len() < partitions as usize {
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(record)) if is_wanted(&record) => return Ok(true),
-                Some(Ok(_)) => heard = Instant::now(),
+                Some(Ok(_)) => last_record_at = Instant::now(),
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     at_end.insert(partition);
-                    heard = Instant::now();
+                    last_record_at = Instant::now();
                 }
                 Some(Err(error)) => {
                     let failure = AttemptFailure::from_error(&format!("read topic {topic}"), &error);
-                    self.fail_if_permanent(failure, heard)?;
+                    self.fail_if_permanent(failure, last_record_at)?;
                 }
-                None if heard.elapsed() < CLUSTER_DEADLINE => {}
+                None if last_record_at.elapsed() < CLUSTER_DEADLINE => {}
                 None => {
-                    let reason = format!("topic {topic} does not come to its end");
+                    let reason = format!("topic {topic} cannot be read to its end");
                     return Err(TopicAdminError::Unreachable { brokers: brokers.clone(), reason });
                 }
             }
@@ -381,12 +387,12 @@ impl<'a> TopicClient<'a> {
         let Some(partitions) = self.partition_count(topic)? else { return Ok(None) };
         let doing = format!("read the settings of topic {topic} (DescribeConfigs)");
         let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
-        let asked = [ResourceSpecifier::Topic(topic)];
-        let configs = self.admin.describe_configs(&asked, &options);
+        let resources = [ResourceSpecifier::Topic(topic)];
+        let configs = self.admin.describe_configs(&resources, &options);
         let configs =
             self.runtime.block_on(configs).map_err(|error| AttemptFailure::from_error(&doing, &error))?;
         let config = configs.into_iter().next();
-        let config = config.ok_or_else(|| AttemptFailure::Permanent(format!("{doing}: no answer")))?;
+        let config = config.ok_or_else(|| AttemptFailure::Permanent(format!("{doing}: no response")))?;
         let config = config.map_err(|code| AttemptFailure::from_code(&doing, code))?;
         let setting = |name| config.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
         let limit = |name| setting(name).parse::<i64>().ok().filter(|limit| (0..i64::MAX).contains(limit));
@@ -402,8 +408,8 @@ impl<'a> TopicClient<'a> {
     }
 
     fn create_topic(&self, topic: &TopicSpec) -> Result<(), AttemptFailure> {
-        let doing = format!("make topic {}", topic.name);
-        // -1: as the cluster has it.
+        let doing = format!("create topic {}", topic.name);
+        // -1: the cluster's default replication.
         let mut new = NewTopic::new(&topic.name, topic.partitions as i32, TopicReplication::Fixed(-1));
         for (name, value) in &topic.config {
             new = new.set(name, value);
@@ -415,24 +421,24 @@ impl<'a> TopicClient<'a> {
         match made.map_err(|error| AttemptFailure::from_error(&doing, &error))?.into_iter().next() {
             Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             Some(Err((_, code))) => Err(AttemptFailure::from_code(&doing, code)),
-            None => Err(AttemptFailure::Permanent(format!("{doing}: no answer"))),
+            None => Err(AttemptFailure::Permanent(format!("{doing}: no response"))),
         }
     }
 }
 
-/// Keeps what a client says of its connections.
+/// The last error of a client's connections.
 #[derive(Clone, Default)]
 struct ClientErrors(Arc<Mutex<Option<(RDKafkaErrorCode, String)>>>);
 
 impl ClientErrors {
     fn last_reason(&self) -> Option<String> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref().map(|(_, reason)| reason.clone())
     }
 
-    /// No client of these properties will ever be let in.
+    /// No client with these properties will ever be authenticated.
     fn is_authentication_refused(&self) -> bool {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         last.as_ref().is_some_and(|(code, _)| *code == RDKafkaErrorCode::Authentication)
     }
 }
@@ -444,9 +450,9 @@ impl ClientContext for ClientErrors {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        // That all brokers are down says less than why.
+        // The error of one broker says why; that all are down does not.
         if code != RDKafkaErrorCode::AllBrokersDown {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((code, reason.to_string()));
+            *self.0.lock() = Some((code, reason.to_string()));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What topics are known by beside their names: ids, which a topic that was deleted and made again does not keep.
+//! The identities of topics: ids, which change if a topic is deleted and created again under its
+//! name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -13,30 +14,30 @@ use serde::{Deserialize, Serialize};
 use super::KafkaCluster;
 use super::native::{self, TopicState};
 
-/// How often topics are looked at while a run goes on, and how long an answer may take.
+/// How often the topics of a run are checked, and how long a response may take.
 const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Before a topic counts as gone.
+/// The pause before a topic that seems gone is checked once more.
 const RECHECK_DELAY: Duration = Duration::from_millis(500);
 
 /// What is recorded of a topic that is read or written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicIdentity {
-    /// As Kafka's own tools write it; brokers before 2.8 have none.
+    /// The id as Kafka's own tools write it; brokers before 2.8 have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Ids of the topics that it has taken the place of, with --adopt-logs.
+    /// Ids of earlier topics of the name that `--adopt-logs` accepted it in place of.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub former_ids: BTreeSet<String>,
-    /// It had been written to when this was recorded.
+    /// Whether the topic had been written to when this was recorded.
     #[serde(default)]
     pub is_written: bool,
 }
 
-/// By topic.
+/// By the topic's name.
 pub type TopicIdentities = BTreeMap<String, TopicIdentity>;
 
-/// How a topic differs from what was recorded of it.
+/// How a topic differs from its recorded identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopicChange {
     #[error("topic {topic} is gone")]
@@ -58,12 +59,13 @@ impl TopicChange {
 }
 
 impl TopicIdentity {
-    /// How a topic that is as `state` says differs from what was recorded; `is_written` says whether it has ever been written to.
+    /// How a topic in this `state` differs from its recorded identity; `is_written` says whether it
+    /// was ever written to.
     pub fn detect_change(&self, topic: &str, state: &TopicState, is_written: bool) -> Option<TopicChange> {
         let topic = topic.to_owned();
         match (state, &self.id) {
             (TopicState::Missing, _) => Some(TopicChange::Gone { topic }),
-            // Nothing is known of it just now.
+            // The state is unknown for now.
             (TopicState::Unknown(_), _) => None,
             _ if self.is_written && !is_written => Some(TopicChange::Empty { topic }),
             (TopicState::Present { id: Some(id), .. }, Some(recorded)) if id != recorded => {
@@ -73,12 +75,12 @@ impl TopicIdentity {
         }
     }
 
-    /// Whether the id was the topic's from the start on.
+    /// Whether the topic had this id from the start on.
     pub fn is_original_id(&self, id: Option<&str>) -> bool {
         self.id.as_deref() == id && self.former_ids.is_empty()
     }
 
-    /// What is recorded once the topic is as `state` says, and that was found right.
+    /// The identity to record once a topic in this `state` was found right.
     pub fn updated_from(&self, state: &TopicState, is_written: bool) -> TopicIdentity {
         let TopicState::Present { id: Some(id), .. } = state else {
             return TopicIdentity { is_written, ..self.clone() };
@@ -90,25 +92,26 @@ impl TopicIdentity {
     }
 }
 
-/// The topics of a cluster, and what they are known by.
+/// A cluster, and the recorded identities of its topics.
 pub struct WatchedCluster {
     pub cluster: KafkaCluster,
     pub topics: TopicIdentities,
 }
 
-/// Looks at the topics of a run again and again, until it is dropped.
+/// Checks the topics of a run every few seconds until it is dropped.
 pub struct TopicWatch {
-    /// Its end is the end.
+    /// Each thread ends when its sender is dropped.
     _ends: Vec<Sender<()>>,
 }
 
 impl TopicWatch {
-    /// `changed` hears of the first change of each cluster, by its number. `written` hears of topics that were written to for the first
-    /// time, again and again until it has recorded that.
+    /// `changed` is called with the first change of each cluster, by the cluster's number.
+    /// `written` is called with topics that were written to for the first time, again and again
+    /// until it has recorded that.
     ///
     /// # Errors
     ///
-    /// Where no thread can be started, or no client made.
+    /// If no thread can be started, or no client created.
     pub fn start_watching(
         clusters: Vec<WatchedCluster>,
         changed: impl Fn(usize, &TopicChange) + Clone + Send + 'static,
@@ -126,7 +129,7 @@ impl TopicWatch {
             let (changed, written) = (changed.clone(), written.clone());
             let watch = move || {
                 while ended.recv_timeout(TOPIC_CHECK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                    // What the client says of itself is heard from the others, too.
+                    // The client's errors are reported by the clients that read and write.
                     while client.poll(Duration::ZERO).is_some() {}
                     if let Some(change) =
                         check_topics(&client, &mut topics, &|topics| written(number, topics))
@@ -144,7 +147,7 @@ impl TopicWatch {
     }
 }
 
-/// A cluster that does not answer is heard of elsewhere.
+/// A cluster that does not respond is reported by the clients that read and write.
 fn check_topics(
     client: &BaseConsumer,
     topics: &mut TopicIdentities,
@@ -153,7 +156,7 @@ fn check_topics(
     let found = describe_states(client, topics)?;
     let change = first_change(topics, &found);
     if matches!(change, Some(TopicChange::Gone { .. })) {
-        // A broker may have forgotten, or not learned yet, what the next one knows.
+        // This broker may lack metadata that the next one has.
         thread::sleep(RECHECK_DELAY);
         return self::first_change(topics, &describe_states(client, topics)?);
     }
@@ -179,23 +182,24 @@ fn describe_states(client: &BaseConsumer, topics: &TopicIdentities) -> Option<BT
     found.inspect_err(|error| tracing::debug!(%error, "topics cannot be described")).ok()
 }
 
-/// The topics that have ever been written to, as far as their ends say: one request a broker, whatever the number of partitions.
+/// The topics that were ever written to, as their end offsets say: one request a broker, whatever
+/// the number of partitions.
 pub fn find_written_topics<C: ConsumerContext>(
     client: &BaseConsumer<C>,
     topics: &BTreeMap<String, TopicState>,
     wait: Duration,
 ) -> KafkaResult<BTreeSet<String>> {
-    let mut asked = TopicPartitionList::new();
+    let mut ends = TopicPartitionList::new();
     for (topic, state) in topics {
         let TopicState::Present { partitions, .. } = state else { continue };
         for partition in 0..*partitions {
-            asked.add_partition_offset(topic, partition as i32, Offset::End)?;
+            ends.add_partition_offset(topic, partition as i32, Offset::End)?;
         }
     }
-    if asked.count() == 0 {
+    if ends.count() == 0 {
         return Ok(BTreeSet::new());
     }
-    let found = client.offsets_for_times(asked, wait)?;
+    let found = client.offsets_for_times(ends, wait)?;
     let mut written = BTreeSet::new();
     for element in found.elements() {
         element.error()?;
@@ -206,7 +210,7 @@ pub fn find_written_topics<C: ConsumerContext>(
     Ok(written)
 }
 
-/// Whether an error of a consumer may come of a topic that is another one by now.
+/// Whether a consumer's error may mean that the topic was deleted and created again.
 pub fn may_be_another_topic(error: &KafkaError) -> bool {
     matches!(
         error,
@@ -218,7 +222,7 @@ pub fn may_be_another_topic(error: &KafkaError) -> bool {
     )
 }
 
-/// Whether the brokers say that what was read is not in the log any more (KIP-320).
+/// Whether the brokers say that records which were read are no longer in the log (KIP-320).
 pub fn is_truncation(error: &KafkaError) -> bool {
     matches!(error, KafkaError::MessageConsumption(RDKafkaErrorCode::LogTruncation))
 }
@@ -232,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn topic_record_detects_deleted_recreated_and_emptied_topics() {
+    fn topic_identity_detects_deleted_recreated_and_emptied_topics() {
         let record = TopicIdentity { id: Some("a".into()), is_written: true, ..TopicIdentity::default() };
         let change = |state: &TopicState, is_written| record.detect_change("t", state, is_written);
         let (topic, none) = (|| "t".to_owned(), TopicState::Present { id: None, partitions: 1 });
@@ -243,15 +247,15 @@ mod tests {
         for empty in [&present("b"), &none] {
             assert_eq!(change(empty, false), Some(TopicChange::Empty { topic: topic() }));
         }
-        // A cluster that says no ids, or cannot say just now, says nothing against it.
+        // A cluster without ids, or one whose state is unknown, contradicts nothing.
         assert_eq!(change(&none, true), None);
         assert_eq!(change(&TopicState::Unknown(RDKafkaErrorCode::BrokerNotAvailable), false), None);
-        // What was recorded before there were ids.
+        // A recorded identity from before there were ids.
         assert_eq!(TopicIdentity::default().detect_change("t", &present("b"), false), None);
     }
 
     #[test]
-    fn topic_record_keeps_adopted_ids() {
+    fn topic_identity_keeps_adopted_ids() {
         let first = TopicIdentity::default().updated_from(&present("a"), false);
         assert_eq!((first.id.as_deref(), first.former_ids.len(), first.is_written), (Some("a"), 0, false));
         let second = first.updated_from(&present("b"), true);

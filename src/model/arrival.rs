@@ -1,4 +1,4 @@
-//! What enters the dataflow, and what it says about each arrival.
+//! Arrivals that enter the dataflow, and the outcome of each.
 
 use std::hash::BuildHasher;
 
@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{EventTime, ReadingEvent, Revision};
 
-/// How a source names a city to the dataflow: by a dense number of its own, so that a reading carries no string. The
-/// worker that owns the city learns the name once, from a [`CityName`].
+/// A city as a source names it to the dataflow: by a dense number of its own, so that a reading
+/// carries no string. The worker that owns the city learns the name once, from a
+/// [`CityIntroduction`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CityKey {
-    /// The source that gave the number: unique within a run.
+    /// The source that assigned the number: unique within a run.
     pub source: u16,
-    /// Dense from 0, in the order in which the source first saw its cities.
+    /// Dense from 0, in the order in which the city's first arrivals were read.
     pub number: u32,
     /// The hash of the name, the same at every source: it decides which worker owns the city.
     pub hash: u32,
@@ -34,7 +35,7 @@ pub struct CityIntroduction {
     pub name: Box<str>,
 }
 
-/// An admitted arrival, on its way to the worker that owns its city.
+/// An admitted arrival, sent to the worker that owns its city.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
     /// The city of the reading.
@@ -45,31 +46,33 @@ pub struct Arrival {
     pub event: ReadingEvent,
     /// Decides between arrivals of the same key; without one, the later arrival wins.
     pub revision: Option<Revision>,
-    /// Where the source finds this arrival again; it comes back in the [`Outcome`] and means nothing in between.
+    /// The position of the arrival at its source: returned in the [`ArrivalOutcome`], and not used
+    /// in between.
     pub position: u64,
 }
 
-/// What became of an arrival.
+/// The effect of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OutcomeKind {
     /// The first reading of its key.
     Inserted,
-    /// A reading that took the place of another.
+    /// A reading that replaced another.
     Corrected,
     /// A withdrawal that removed a reading.
     Withdrawn,
-    /// A withdrawal of what was not there.
+    /// A withdrawal of a key without a reading.
     NothingToWithdraw,
     /// Its revision is lower than the one of the last accepted arrival: dropped.
     OldRevision,
     /// A retried dead letter whose key holds a reading or a withdrawal by now: dropped.
     Superseded,
-    /// Older than its city's newest reading less the lateness: dropped. Admission refuses these, so it happens only to a
-    /// city that reaches the operator from two partitions.
+    /// Older than its city's newest reading less the lateness: dropped. Admission refuses these, so
+    /// it happens only to a city that reaches the operator from two partitions.
     TooLate,
 }
 
-/// What became of the arrival at `position`; the last one of a key that inserted or corrected is its winner.
+/// The outcome of the arrival at `position`. The last one of a key that inserted or corrected is
+/// the key's winner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ArrivalOutcome {
     /// The city of the arrival.
@@ -78,7 +81,8 @@ pub struct ArrivalOutcome {
     pub reading_at: EventTime,
     /// The position of the arrival.
     pub position: u64,
-    /// What the arrival brought: so whoever wants the measurements of the winners need not keep the log to look them up.
+    /// The arrival's content, so that the measurements of winners need not be read from the log
+    /// again.
     pub event: ReadingEvent,
     /// What became of it.
     pub kind: OutcomeKind,

@@ -1,4 +1,4 @@
-//! What leaves the dataflow.
+//! Results and changes that leave the dataflow.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,17 +11,18 @@ use serde::{Deserialize, Serialize};
 use super::heat::mean_fahrenheit;
 use super::{Category, EventTime, HeatIndex, Measurement};
 
-/// A city's dense number at the worker that owns it. It never leaves the worker and is in no file: [`CityNames`] of the
-/// same worker turns it into the city's key.
+/// A city's dense number at the worker that owns it. It never leaves the worker and is in no file:
+/// the [`CityNames`] of the same worker turn it into the city's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CityId(pub u32);
 
-/// The keys of the cities of one worker, by [`CityId`]; shared by everything that runs on that worker.
+/// The keys of the cities of one worker, by [`CityId`]; shared by everything that runs on that
+/// worker.
 #[derive(Clone, Debug, Default)]
 pub struct CityNames(Rc<RefCell<Vec<Arc<str>>>>);
 
 impl CityNames {
-    /// Gives the city the next id.
+    /// Adds a city, and returns its id.
     pub fn push(&self, name: Arc<str>) -> CityId {
         let mut names = self.0.borrow_mut();
         names.push(name);
@@ -44,12 +45,13 @@ impl CityNames {
     }
 }
 
-/// The result for one `(city, reading_at)`. All integers: two rows are the same result only if they are equal. Two words, and an
-/// optional row no more: corrections make very many of them.
+/// The result for one `(city, reading_at)`, all integers: two rows are the same result only if they
+/// are equal. It takes two words, also in an `Option`: corrections make very many of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Row {
     sum: i64,
-    /// From the top: 32 bits of heat index, 3 of category, [`COUNT_BITS`] of count, which is never 0.
+    /// From the top: 32 bits of heat index, 3 of category, 29 (`COUNT_BITS`) of count, which is
+    /// never 0.
     packed: NonZeroU64,
 }
 
@@ -59,12 +61,13 @@ impl Row {
     /// The most readings that a window can hold.
     pub const MAX_COUNT: u32 = (1 << COUNT_BITS) - 1;
 
-    /// A reading of this heat index and category; `sum` is that of the heat indexes of the city's `count` readings in
-    /// `[reading_at - window, reading_at]`, 1e-6 °F.
+    /// The row of a reading with this heat index and category; `sum` adds up the heat indexes, in
+    /// 1e-6 °F, of the city's `count` readings in `[reading_at - window, reading_at]`.
     ///
     /// # Panics
     ///
-    /// Where `count` is 0 or above [`Row::MAX_COUNT`], for which the readings of one city would take 4 GB.
+    /// If `count` is 0 or above [`Row::MAX_COUNT`], for which the readings of one city would take 4
+    /// GB.
     #[inline(always)]
     pub fn new(heat_index: HeatIndex, category: Category, sum: i64, count: u32) -> Row {
         let count = NonZeroU32::new(count).filter(|count| count.get() <= Self::MAX_COUNT);
@@ -73,7 +76,7 @@ impl Row {
         Row { sum, packed: NonZeroU64::from(count) | above }
     }
 
-    /// Of the reading itself.
+    /// The heat index of the reading itself.
     #[inline(always)]
     pub fn heat_index(&self) -> HeatIndex {
         HeatIndex::from_compact((self.packed.get() >> 32) as u32)
@@ -85,7 +88,7 @@ impl Row {
         Category::ALL[((self.packed.get() >> COUNT_BITS & 7) as usize).min(4)]
     }
 
-    /// The sum of the heat indexes of the window, 1e-6 °F.
+    /// The sum of the window's heat indexes, 1e-6 °F.
     #[inline(always)]
     pub fn sum(&self) -> i64 {
         self.sum
@@ -97,7 +100,7 @@ impl Row {
         self.packed.get() as u32 & Self::MAX_COUNT
     }
 
-    /// The mean heat index of the window, °F.
+    /// The mean of the window's heat indexes, °F.
     pub fn rolling_heat_index(&self) -> f64 {
         mean_fahrenheit(self.sum, self.count())
     }
@@ -114,7 +117,7 @@ impl fmt::Debug for Row {
     }
 }
 
-/// What an epoch did to the row of one key; `before` and `after` differ.
+/// The change of one key's row in an epoch; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowChange {
     /// The city of the row.
@@ -127,8 +130,9 @@ pub struct RowChange {
     pub after: Option<Row>,
 }
 
-/// All that one worker has to say of the epochs in `lower..upper`: final, because the frontier has passed `upper`. The
-/// changes come in pieces, each of one epoch, in the order of epochs; of row or day changes, a key has at most one an epoch.
+/// All changes of one worker in the epochs `lower..upper`: final, because the frontier has passed
+/// `upper`. The changes come in lists, each of one epoch, in the order of epochs; in an epoch a key
+/// has at most one row change and one day change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<C = RowChange> {
     /// The first epoch of the batch: the `upper` of the batch before.
@@ -146,37 +150,38 @@ pub struct CurrentRow {
     pub reading_at: EventTime,
     /// The result.
     pub row: Row,
-    /// The window, as `(sum, count)`, of the newest servable row in `[reading_at - 2 h, reading_at - 1 h]`, if there is one.
+    /// The window, as `(sum, count)`, of the newest servable row in `[reading_at - 2 h, reading_at
+    /// - 1 h]`, if there is one.
     pub hour_ago: Option<(i64, u32)>,
-    /// What was measured, while the operator still holds it.
+    /// The measurement, while the operator still holds it.
     pub measurement: Option<Measurement>,
 }
 
 impl CurrentRow {
-    /// The change of the rolling mean over the last hour, °F: the row's rolling heat index less that of the newest servable row in
-    /// `[reading_at - 2 h, reading_at - 1 h]`.
+    /// The change of the rolling mean over the last hour, °F: the row's rolling heat index less
+    /// that of the newest servable row in `[reading_at - 2 h, reading_at - 1 h]`.
     pub fn trend(&self) -> Option<f64> {
         let (sum, count) = self.hour_ago?;
         Some(self.row.rolling_heat_index() - mean_fahrenheit(sum, count))
     }
 }
 
-/// The readings of one city and UTC day.
+/// The summary of one city and UTC day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DaySummary {
     /// How many readings the day has.
     pub readings: u32,
-    /// Of all heat indexes, 1e-6 °F.
+    /// The sum of all heat indexes, 1e-6 °F.
     pub sum: i64,
     /// The highest heat index of the day.
     pub max_heat_index: HeatIndex,
-    /// When the greatest heat index was read first.
+    /// The time of the first reading with the greatest heat index.
     pub max_at: EventTime,
     /// Readings in each [`Category`], in the order of [`Category::ALL`].
     pub categories: [u32; 5],
 }
 
-/// What an epoch did to the summary of one day of one city; `before` and `after` differ.
+/// The change of the summary of one city and day in an epoch; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DayChange {
     /// The city of the day.

@@ -1,4 +1,4 @@
-//! The clocks of this host: what time it is, and how long the host has been up.
+//! The clocks of this host: the time, and how long the host has been up.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,8 @@ pub fn wall_clock_ms() -> u64 {
     clock.saturating_add_signed(test_hooks::clock_offset_ms())
 }
 
-/// How long the host has been up, in ms, its sleep included. It never goes back, and nobody can set it.
+/// How long the host has been up, in ms, including its sleep. It never goes back, and nobody can
+/// set it.
 pub fn uptime_ms() -> i64 {
     #[cfg(target_os = "linux")]
     let clock = rustix::time::ClockId::Boottime;
@@ -21,7 +22,7 @@ pub fn uptime_ms() -> i64 {
     time.tv_sec.saturating_mul(1_000) + time.tv_nsec / 1_000_000
 }
 
-/// Differs with every start of the host; empty where that is not known.
+/// An id that differs with every boot of the host; empty if unknown.
 pub fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()

@@ -1,15 +1,15 @@
-//! A heat index and its category, as they are held, compared and added.
+//! Heat indexes and their categories, as integers that can be stored, compared and added.
 
 use serde::{Deserialize, Serialize};
 
-/// A heat index in units of 1e-6 °F: an integer, so that sums cancel exactly whatever the order.
+/// A heat index in units of 1e-6 °F: an integer, so that sums cancel exactly in any order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HeatIndex(i64);
 
 impl HeatIndex {
-    /// The least and the greatest heat index that accepted input can have, rounded outwards: by every formula an
-    /// accepted reading lies between -425 and 3,596 °F.
+    /// The least and the greatest heat index of accepted input, rounded outwards: by every formula
+    /// an accepted reading lies between -425 and 3,596 °F.
     pub const MIN: HeatIndex = HeatIndex(-425_000_000);
     /// The highest heat index, 3,600 °F: more than any formula gives in the accepted ranges.
     pub const MAX: HeatIndex = HeatIndex(3_600_000_000);
@@ -29,7 +29,8 @@ impl HeatIndex {
         self.0
     }
 
-    /// The distance from [`HeatIndex::MIN`], which fits 32 bits: a compact form that sorts as the heat index does.
+    /// The distance from [`HeatIndex::MIN`] in 1e-6 °F, which fits 32 bits and sorts as the heat
+    /// index does.
     #[inline(always)]
     pub const fn to_compact(self) -> u32 {
         (self.0 - Self::MIN.0) as u32
@@ -41,33 +42,36 @@ impl HeatIndex {
         HeatIndex(compact as i64 + Self::MIN.0)
     }
 
-    /// °F: the nearest f64.
+    /// The f64 nearest to the heat index, °F.
     pub fn fahrenheit(self) -> f64 {
         self.0 as f64 / 1e6
     }
 }
 
-// What `to_compact` says.
+// Every distance from `MIN` fits 32 bits, as `to_compact` says.
 const _: () = assert!(HeatIndex::MAX.0 - HeatIndex::MIN.0 <= u32::MAX as i64);
 
-/// The mean in °F of `count` heat indexes that add up to `sum` micro-degrees: the f64 nearest to `sum / (count * 1e6)`.
+/// The mean in °F of `count` heat indexes that add up to `sum` micro-degrees: the f64 nearest to
+/// `sum / (count * 1e6)`.
 pub fn mean_fahrenheit(sum: i64, count: u32) -> f64 {
     nearest_quotient(sum.into(), u128::from(count) * 1_000_000)
 }
 
-/// The f64 nearest to `numerator / divisor`, ties to even: rounded once, however large they are. The divisor is at most 2^95.
+/// The f64 nearest to `numerator / divisor`, ties to even: rounded once, however large they are.
+/// The divisor is at most 2^95.
 #[inline]
 pub(super) fn nearest_quotient(numerator: i128, divisor: u128) -> f64 {
     const EXACT: u128 = 1 << 53;
     if numerator.unsigned_abs() <= EXACT && divisor <= EXACT {
-        // One division of exact operands; as 64 bits, which are turned into an f64 at once.
+        // One division of exact operands, each converted to f64 from 64 bits.
         return numerator as i64 as f64 / divisor as u64 as f64;
     }
     let magnitude = long_quotient(numerator.unsigned_abs(), divisor);
     if numerator < 0 { -magnitude } else { magnitude }
 }
 
-/// Long division, 32 bits a step, until there are 64 bits or no rest; what rest there is then decides as a sticky last bit.
+/// Long division, 32 bits a step, until the quotient has 64 bits or the remainder is 0. A remainder
+/// sets the last bit, which then decides ties.
 fn long_quotient(numerator: u128, divisor: u128) -> f64 {
     const STEP: u32 = 32;
     let (mut quotient, mut rest) = (numerator / divisor, numerator % divisor);
@@ -111,7 +115,7 @@ impl Category {
         Category::ExtremeDanger,
     ];
 
-    /// The category of a heat index. Which formula's, is said where it is computed.
+    /// The category of a heat index, whichever formula computed it.
     pub fn of(heat_index: HeatIndex) -> Category {
         match heat_index.0 {
             125_000_000.. => Category::ExtremeDanger,
@@ -156,7 +160,7 @@ mod tests {
             assert_eq!(narrow.abs(), wide, "{sum} / {count}");
         }
         assert_eq!(mean_fahrenheit(i64::MAX, 1 << 31), i64::MAX as f64 / (2f64.powi(31) * 1e6));
-        // Behind a tie between two doubles, what decides is far to the right.
+        // What breaks a tie between two doubles is far to the right.
         let tie = (1i128 << 53) + 1;
         assert_eq!(nearest_quotient(tie, 1), (1i64 << 53) as f64);
         assert_eq!(nearest_quotient(tie << 20, 1 << 20), (1i64 << 53) as f64);

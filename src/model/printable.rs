@@ -1,15 +1,17 @@
-//! Text from elsewhere as a person sees it: a terminal must not obey it, nor must it look like something else.
+//! Escapes for text from elsewhere, which a terminal must not obey and which must not look like
+//! something else.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// What a terminal takes for a command, or what changes where a line ends or in which direction it is read.
+/// Whether a character is a command to a terminal, or changes where a line ends or the direction in
+/// which it is read.
 fn needs_escape(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Text on one line, in which what a terminal would obey is shown as `\n`, `\x1b` or `\u{202e}`.
+/// Text on one line, with such characters shown as `\n`, `\x1b` or `\u{202e}`.
 ///
 /// ```
 /// use swelter::internals::model::printable::printable;
@@ -35,9 +37,9 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// JSON that says the same, in which what a terminal would obey is `\u009b`: JSON itself escapes less than that.
+/// Equal JSON, with such characters as `\u009b`: JSON itself escapes fewer of them.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
-    // The others are outside of strings, where they are between values.
+    // The others occur only between values, outside of strings.
     let is_inside = |c: char| needs_escape(c) && c > '\x7e';
     if !json.contains(is_inside) {
         return Cow::Borrowed(json);

@@ -12,12 +12,13 @@ use super::{EventTime, Reason, Refusal};
 pub const MAX_CITY_BYTES: usize = 128;
 /// Accepted temperatures, °F.
 pub const TEMPERATURE_RANGE_F: std::ops::RangeInclusive<f64> = -130.0..=140.0;
-/// Accepted relative humidities, %. What lies above 100 is a wet sensor, and counts as 100.
+/// Accepted relative humidities, %. A value above 100 comes from a wet sensor, and counts as 100.
 pub const HUMIDITY_RANGE_PCT: std::ops::RangeInclusive<f64> = 0.0..=105.0;
 /// Accepted wind speeds, mph.
 pub const WIND_SPEED_RANGE_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
 
-/// One arrival, decoded and within the rules, before admission: set or remove what `(city, reading_at)` holds.
+/// One arrival, decoded and within the rules, before admission: it sets or removes the reading of
+/// `(city, reading_at)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Upsert<'a> {
     /// The key of the city: see [`check_city_key`].
@@ -26,12 +27,12 @@ pub struct Upsert<'a> {
     pub reading_at: EventTime,
     /// A reading or a withdrawal.
     pub event: ReadingEvent,
-    /// An arrival loses against the one before it only if both carry a revision and its own is lower.
+    /// An arrival loses against an earlier one only if both have a revision and its own is lower.
     pub revision: Option<Revision>,
 }
 
 impl Upsert<'_> {
-    /// The same as a dead letter that comes again.
+    /// The arrival as a retried dead letter.
     pub fn into_retried(self) -> Result<Self, Refusal> {
         match self.event {
             ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
@@ -45,19 +46,20 @@ impl Upsert<'_> {
     }
 }
 
-/// What an arrival does.
+/// The effect that an arrival asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ReadingEvent {
     /// Sets the reading of its key.
     Reading(Measurement),
-    /// A reading that was a dead letter: it counts only if its key holds no reading and no withdrawal of it is remembered.
+    /// The reading of a retried dead letter: it counts only if its key has no reading, and no
+    /// withdrawal of the key is remembered.
     RetriedReading(Measurement),
     /// Removes the reading of its key: a delete.
     Withdrawal,
 }
 
 impl ReadingEvent {
-    /// What was measured, unless it is a withdrawal.
+    /// The measurement, unless the arrival is a withdrawal.
     #[inline(always)]
     pub fn measurement(&self) -> Option<&Measurement> {
         match self {
@@ -69,8 +71,8 @@ impl ReadingEvent {
     }
 }
 
-/// What a sensor measured. `NaN` stands for no wind speed, so that a measurement stays three words wide. The order is one
-/// of bit patterns, as differential dataflow needs any total one.
+/// A sensor's measurement. `NaN` stands for no wind speed, so that a measurement is three words
+/// wide. The order is that of bit patterns, since differential dataflow needs a total one.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Measurement {
     temperature: f64,
@@ -79,7 +81,7 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// A measurement within the accepted ranges (°F, % and mph).
+    /// A measurement within the accepted ranges (°F, %, mph).
     pub fn new(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Result<Measurement, Refusal> {
         check_range("temperature", temperature, TEMPERATURE_RANGE_F, "°F")?;
         check_range("humidity", humidity, HUMIDITY_RANGE_PCT, "%")?;
@@ -96,7 +98,7 @@ impl Measurement {
         self.temperature
     }
 
-    /// Relative humidity as it was measured, 0 to 105 %.
+    /// Relative humidity as measured, 0 to 105 %.
     pub fn humidity(&self) -> f64 {
         self.humidity
     }
@@ -152,20 +154,21 @@ fn check_range(
     Err(Refusal::new(Reason::OutOfRange, detail))
 }
 
-/// Checks a city key: 1 to [`MAX_CITY_BYTES`] bytes, no control characters. It is taken as it is, not trimmed.
+/// Checks a city key: 1 to [`MAX_CITY_BYTES`] bytes, no control characters. It is not trimmed.
 pub fn check_city_key(city: &str) -> Result<(), Refusal> {
     let bad = |detail: String| Err(Refusal::new(Reason::BadCity, detail));
     match city.len() {
         0 => bad("city is empty".into()),
         len if len > MAX_CITY_BYTES => bad(format!("city is {len} bytes long, more than {MAX_CITY_BYTES}")),
-        // A byte below 0x20, 0x7F, or the lead byte of U+0080..=U+009F: anything else cannot be a control character.
+        // A byte below 0x20, 0x7F, or the lead byte of U+0080..=U+009F: anything else cannot be a
+        // control character.
         _ if !city.bytes().any(|b| b < 0x20 || b == 0x7F || b == 0xC2) => Ok(()),
         _ if city.chars().any(char::is_control) => bad(format!("city {city:?} holds a control character")),
         _ => Ok(()),
     }
 }
 
-/// A revision number. `i64::MIN` is not one, so that an optional revision needs no more room than a revision.
+/// A revision number. `i64::MIN` is not allowed, so that an optional revision takes 8 bytes too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Revision(NonZeroI64);
 

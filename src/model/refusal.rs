@@ -1,4 +1,4 @@
-//! Why a reading is not taken.
+//! Why a reading is refused.
 
 use std::fmt;
 
@@ -23,25 +23,25 @@ pub enum Reason {
     /// `reading_at` has no offset, and the source assumes none.
     #[serde(rename = "no_offset")]
     NoOffset,
-    /// A number is not one.
+    /// A value that must be a number is not one.
     #[serde(rename = "bad_number")]
     BadNumber,
     /// The operation is neither `upsert` nor `delete`.
     #[serde(rename = "bad_operation")]
     BadOperation,
-    /// A number is outside what is accepted.
+    /// A number is outside the accepted range.
     #[serde(rename = "out_of_range")]
     OutOfRange,
     /// Older than the city's newest reading less the lateness.
     #[serde(rename = "too_late")]
     TooLate,
-    /// Dated after its arrival by more than the source allows.
+    /// Newer than its arrival by more than the source allows.
     #[serde(rename = "in_the_future")]
     InTheFuture,
-    /// Of a new city, where the partition has as many as it may.
+    /// The city is new, and the partition has the most cities that it may have.
     #[serde(rename = "too_many_cities")]
     TooManyCities,
-    /// The schema registry knows no schema of the id that the record names.
+    /// The schema registry has no schema of the record's id.
     #[serde(rename = "unknown_schema")]
     UnknownSchema,
 }
@@ -88,7 +88,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A reading that is not taken: the code, and for a person what is wrong with which value.
+/// A refused reading: the code, and for a person which value is wrong and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Refusal {
@@ -105,7 +105,7 @@ impl Refusal {
     }
 }
 
-/// A value as a refusal shows it: quoted, escaped, and cut after 80 characters.
+/// A value in the text of a refusal: quoted, escaped, and cut off after 80 characters.
 pub fn quoted_excerpt(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{:?}...", &text[..end]),

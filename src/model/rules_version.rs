@@ -1,18 +1,21 @@
-//! The version of the rules by which a log becomes results, and what is said of what another version has made.
+//! The version of the rules by which a log becomes results, and errors about the data of other
+//! versions.
 
 use std::fmt;
 
-/// The version of the rules: what decides which readings a log has, and what their results are, beside the configuration. A
-/// change of either needs another number, and results and dead letters of another number are not added to.
+/// The version of the rules that, besides the configuration, decide which readings a log has and
+/// what their results are. A change of the rules needs another number: results and dead letters of
+/// another number are not appended to.
 ///
-/// 1: swelter 0.1.0 up to November 2026. 2: heat indexes as the NWS's own calculator, times by one grammar, trends of one
-/// hour, records that end with their lines.
+/// 1: swelter 0.1.0 up to November 2026. 2: heat indexes like the NWS's own calculator, times by
+/// one grammar, trends of one hour, records that end with their lines.
 pub const RULES_VERSION: u32 = 2;
 
-/// What the version is called in the identity of results, and in the first line of the rules of dead letters.
+/// The key of the version in the identity of results, and in the first line of the rules of dead
+/// letters.
 pub const RULES_VERSION_KEY: &str = "rules version";
 
-/// What is added to a refusal for another value of a key than what was recorded.
+/// What to do if the recorded value of a key differs; it is appended to an error's text.
 pub fn rebuild_hint(key: &str) -> &'static str {
     match key {
         "results.formula" => {
@@ -23,10 +26,10 @@ pub fn rebuild_hint(key: &str) -> &'static str {
     }
 }
 
-/// A place that swelter keeps something in which the rules have made.
+/// Data that was written under a version of the rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VersionedArtifact {
-    /// By its name, and where it is.
+    /// The checkpoint's name, and where it is.
     Checkpoint {
         name: String,
     },
@@ -38,7 +41,7 @@ pub enum VersionedArtifact {
     },
 }
 
-/// Something that another version of the rules has made.
+/// Data that was written under another version of the rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{made} by {}, and this is {}: the same readings may have other results now, so nothing is added to it. {} \
@@ -49,18 +52,18 @@ pub enum VersionedArtifact {
 )]
 pub struct RulesVersionMismatch {
     made: VersionedArtifact,
-    /// As it was recorded.
+    /// As recorded.
     version: Option<String>,
 }
 
 impl RulesVersionMismatch {
-    /// Refuses what was recorded with another version than this run has.
+    /// Refuses data that was recorded under another version than this run's.
     pub fn check_version(
         recorded: Option<&String>,
-        own: Option<&String>,
+        current: Option<&String>,
         made: impl FnOnce() -> VersionedArtifact,
     ) -> Result<(), RulesVersionMismatch> {
-        if recorded == own {
+        if recorded == current {
             return Ok(());
         }
         Err(RulesVersionMismatch { made: made(), version: recorded.cloned() })
@@ -95,15 +98,15 @@ impl fmt::Display for VersionedArtifact {
     }
 }
 
-/// Who makes results by a version of the rules.
+/// Who writes results under a version of the rules, as an error's text says it.
 struct ProducerVersion<'a>(Option<&'a str>);
 
 impl fmt::Display for ProducerVersion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let own = RULES_VERSION.to_string();
+        let current = RULES_VERSION.to_string();
         match self.0 {
             Some("1") => f.write_str("swelter 0.1.0 of November 2026 or before (rules version 1)"),
-            Some(version) if version == own => {
+            Some(version) if version == current => {
                 write!(f, "swelter {} (rules version {version})", env!("CARGO_PKG_VERSION"))
             }
             Some(version) => write!(f, "another swelter (rules version {version})"),
@@ -118,13 +121,13 @@ mod tests {
 
     #[test]
     fn other_rules_version_error_names_maker_and_steps() {
-        let own = RULES_VERSION.to_string();
+        let current = RULES_VERSION.to_string();
         let check = |recorded: Option<&str>, made: VersionedArtifact| {
-            RulesVersionMismatch::check_version(recorded.map(String::from).as_ref(), Some(&own), || made)
+            RulesVersionMismatch::check_version(recorded.map(String::from).as_ref(), Some(&current), || made)
                 .map_err(|e| e.to_string())
         };
         let topic = || VersionedArtifact::ProgressTopic { topic: "p".into() };
-        assert_eq!(check(Some(&own), topic()), Ok(()));
+        assert_eq!(check(Some(&current), topic()), Ok(()));
         let line = check(Some("1"), topic()).unwrap_err();
         for says in
             ["progress topic p", "swelter 0.1.0 of November 2026 or before", "rules version 2", "new result"]

@@ -1,12 +1,13 @@
-//! A list that grows without moving what it holds.
+//! A list that grows without moving its values.
 
 use serde::{Deserialize, Serialize};
 
 const FIRST_SEGMENT_LEN: usize = 16;
 const MAX_SEGMENT_LEN: usize = 1024;
 
-/// Values in blocks that are filled and never moved: for very many lists at once, each of them a few or millions of values
-/// long. A vector would copy itself with every doubling, and leave holes behind that the next one does not fit.
+/// Values in segments that are filled and never moved: for very many lists at once, each of a few
+/// or of millions of values. A `Vec` would copy itself with every doubling, and leave holes that
+/// the next one does not fit.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SegmentedVec<T> {
     full: Vec<Vec<T>>,
@@ -58,10 +59,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_keep_pushed_items_in_order() {
-        let mut blocks = SegmentedVec::default();
-        (0..5000).for_each(|i| blocks.push(i));
-        assert_eq!((blocks.len(), blocks.last()), (5000, Some(&4999)));
-        assert!(blocks.iter().copied().eq(0..5000));
+    fn segmented_vec_keeps_pushed_values_in_order() {
+        let mut values = SegmentedVec::default();
+        (0..5000).for_each(|i| values.push(i));
+        assert_eq!((values.len(), values.last()), (5000, Some(&4999)));
+        assert!(values.iter().copied().eq(0..5000));
     }
 }

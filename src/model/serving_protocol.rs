@@ -1,4 +1,4 @@
-//! What serving asks of the dataflow, and what it is told.
+//! The messages between serving and the dataflow: queries, answers, and updates of the view.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{CurrentRow, EventTime, OutcomeKind, PartitionProgress, Reason, Row};
 
-/// A question about one city, answered at the epoch at which it is asked.
+/// A query about one city, answered as of the epoch at which it enters the dataflow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Query {
-    /// The asker's own number; the answer carries it.
+    /// The number that the client gave the query; its answer has it too.
     pub id: u64,
-    /// The process that asks, which is told.
+    /// The process that sends the query and gets the answer.
     pub process: u8,
     pub city: Arc<str>,
     pub kind: QueryKind,
@@ -21,32 +21,34 @@ pub struct Query {
 pub enum QueryKind {
     /// The servable rows with `reading_at` in `from..to`, oldest first, at most `limit`.
     History { from: EventTime, to: EventTime, limit: u32 },
-    /// All servable rows; and from the next epoch on every change of a row of the city is told, until [`Question::Unwatch`].
+    /// All servable rows, and from the next epoch on every change of a row of the city, until
+    /// [`QueryKind::Unwatch`].
     Watch,
     /// Ends a watch. It has no answer.
     Unwatch,
-    /// Allows so many further rows of the answer to the query of this id: none are made that were not granted. It has no
-    /// answer of its own.
+    /// Allows `rows` further rows of the answer to the query of this id: the dataflow sends no row
+    /// without a grant. It has no answer of its own.
     GrantRows { rows: u32 },
     /// Ends the answer to the query of this id. It has no answer of its own.
     Cancel,
 }
 
-/// A piece of an answer. All pieces of one have the same epoch; those of different numbers of rows before them may come in any order.
+/// A piece of an answer. All pieces of an answer have the same epoch; pieces with different
+/// `first_row` may come in any order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AnswerPiece {
-    /// That of the query.
+    /// The id of the query.
     pub query_id: u64,
-    /// The rows are those after this epoch, and no later one.
+    /// The rows are as of the end of this epoch.
     pub epoch: u64,
     pub city: Arc<str>,
-    /// Whether there has ever been a reading or withdrawal of the city.
+    /// Whether there was ever a reading or a withdrawal of the city.
     pub is_city_known: bool,
-    /// Rows of the answer before these.
+    /// The number of rows in earlier pieces of the answer.
     pub first_row: u64,
     /// Oldest first.
     pub rows: Vec<(EventTime, Row)>,
-    /// The limit has cut off further rows; the last piece says so.
+    /// The limit left out further rows; the last piece says so.
     pub has_more: bool,
     pub remaining: RemainingRows,
 }
@@ -54,24 +56,26 @@ pub struct AnswerPiece {
 /// What follows a piece of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RemainingRows {
-    /// It was the last piece.
+    /// Nothing: it is the last piece.
     Nothing,
-    /// No more than so many rows. Until the last of them is made, so many bytes are held for the answer.
+    /// At most so many rows. Until the last one is sent, the answer pins so many bytes.
     AtMost { rows: u64, pinned_bytes: u64 },
-    /// Nothing, since too much is held for other answers.
+    /// Nothing: other answers pin too many bytes.
     Refused,
 }
 
-/// Bytes that a worker holds for the answers that it is making, so that they are of the epoch of their query.
+/// The most bytes that a worker pins for open answers, so that their rows stay as of the epoch of
+/// their query.
 pub const MAX_PINNED_BYTES: usize = 128 << 20;
 
-/// The queries of one call are answered at one epoch. Whoever takes them says which process asks.
+/// Takes queries for the dataflow. The queries of one call are answered as of one epoch. The
+/// implementation sets the process.
 pub trait Queries: Send + Sync {
-    /// Queues the queries and returns at once; false where the queue is full and nothing was queued.
+    /// Queues the queries and returns at once. False if the queue is full; then none is queued.
     fn submit_queries(&self, queries: Vec<Query>) -> bool;
 }
 
-/// What became of arrivals, as numbers since the start.
+/// Arrivals by outcome, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutcomeCounts {
     pub inserted: u64,
@@ -79,9 +83,9 @@ pub struct OutcomeCounts {
     pub withdrawn: u64,
     pub nothing_to_withdraw: u64,
     pub old_revision: u64,
-    /// Retried dead letters whose key held a reading or a withdrawal by then.
+    /// Retried dead letters whose key had a reading or a withdrawal by then.
     pub superseded: u64,
-    /// Refused by the operator: only of a city that came from more than one partition.
+    /// Refused by the operator; this happens only to a city that came from more than one partition.
     pub too_late: u64,
     /// Cities that came from more than one partition: their results hold for this run only.
     pub split_city: u64,
@@ -112,7 +116,7 @@ impl OutcomeCounts {
     }
 }
 
-/// A row of a watched city that has changed.
+/// A changed row of a watched city.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchedRow {
     pub epoch: u64,
@@ -129,24 +133,26 @@ pub struct CurrentRowUpdate {
     pub row: Option<CurrentRow>,
 }
 
-/// All that the epochs from the last update's `upper` to this one's have changed. Updates are told in order, without a gap.
+/// All changes of the epochs from the last update's `upper` to this one's. Updates come in order,
+/// without a gap.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ViewUpdate {
-    /// The first epoch that is not included completely: the update is as of the one before.
+    /// The first epoch that is not complete: the update is as of the epoch before.
     pub upper: u64,
-    /// Replay has passed the ends that the logs had at the start: what is served is complete.
+    /// Replay has passed the ends that the logs had at the start, so the view is complete.
     pub is_ready: bool,
-    /// In the order of epochs; a city at most once an epoch: its current row from then on, or nothing where none is servable any
-    /// more. Between two rows of a city, only the epochs that have taken it away or brought it are told for sure.
+    /// In the order of epochs; a city at most once an epoch: its current row from then on, or
+    /// `None` if none is servable any more. Of several changes of a city's row between two updates,
+    /// only those that remove the row or bring it back are certain to be listed.
     pub current_rows: Vec<CurrentRowUpdate>,
-    /// In the order of epochs; a key at most once an epoch. A change of an epoch up to that of an answer about the city is
-    /// in the answer.
+    /// In the order of epochs; a key at most once an epoch. An answer about a city includes the
+    /// changes up to its own epoch.
     pub watched_rows: Vec<WatchedRow>,
     pub answers: Vec<AnswerPiece>,
-    /// The partitions that have moved.
+    /// The partitions that have advanced.
     pub progress: Vec<PartitionProgress>,
-    /// Where they have changed.
+    /// The counts, if they have changed.
     pub counts: Option<OutcomeCounts>,
-    /// Readings refused since the start, by reason, where one was added.
+    /// Readings refused since the start, for each reason whose number has changed.
     pub refusal_counts: Vec<(Reason, u64)>,
 }

@@ -1,5 +1,6 @@
-//! The units of what is given out. Results are held, compared and stored in °F and mph; another unit is made where a value is
-//! written, from the integer and by one division, so that it is the f64 nearest to the exact value.
+//! The units of results that are given out. Results are held, compared and stored in °F and mph. A
+//! value is converted where it is written, from the integer and by one division, so that it is the
+//! f64 nearest to the exact value.
 
 use super::heat::{mean_fahrenheit, nearest_quotient};
 use super::{CurrentRow, HeatIndex};
@@ -33,7 +34,7 @@ pub struct OutputUnits {
     pub wind: WindUnit,
 }
 
-/// 1e-6 mph in one.
+/// 1e-6 mph in one mph.
 const MICROS_PER_UNIT: u64 = 1_000_000;
 /// 32 °F, in 1e-6 °F.
 const FREEZING_MICROS: i128 = 32_000_000;
@@ -43,7 +44,7 @@ const MICROS_PER_CELSIUS: u64 = 1_800_000;
 impl TemperatureUnit {
     pub const ALL: [TemperatureUnit; 2] = [TemperatureUnit::Fahrenheit, TemperatureUnit::Celsius];
 
-    /// As configurations, requests and answers write it.
+    /// The name in configurations, requests and answers.
     pub fn name(self) -> &'static str {
         match self {
             TemperatureUnit::Fahrenheit => "fahrenheit",
@@ -77,8 +78,8 @@ impl TemperatureUnit {
         self.mean(heat_index.micros(), 1)
     }
 
-    /// A measured temperature, °F: in another unit it is first rounded to 1e-6 °F, so that what was measured in that unit comes
-    /// out as it went in.
+    /// A measured temperature, °F. For another unit it is first rounded to 1e-6 °F, so that a value
+    /// that was measured in that unit comes out unchanged.
     pub fn temperature(self, fahrenheit: f64) -> f64 {
         match self {
             TemperatureUnit::Fahrenheit => fahrenheit,
@@ -115,7 +116,7 @@ impl WindUnit {
         WindUnit::ALL.into_iter().find(|unit| unit.name() == name)
     }
 
-    /// A measured speed, mph: in another unit it is first rounded to 1e-6 mph.
+    /// A measured speed, mph. For another unit it is first rounded to 1e-6 mph.
     pub fn speed(self, mph: f64) -> f64 {
         // A mile is 1,609.344 m.
         let (numerator, divisor) = match self {
@@ -129,7 +130,7 @@ impl WindUnit {
 }
 
 impl OutputUnits {
-    /// Those that results are held in, and of all that is stored: topics, checkpoints, logs.
+    /// The units of results in memory, and of topics, checkpoints and logs.
     pub const STORED: OutputUnits =
         OutputUnits { temperature: TemperatureUnit::Fahrenheit, wind: WindUnit::MilesPerHour };
 }
@@ -163,7 +164,7 @@ mod tests {
         ] {
             assert_eq!(CELSIUS.heat_index(HeatIndex::from_micros(micros)).to_string(), celsius, "{micros}");
         }
-        // Where each step is rounded, a digit that was never measured comes with it.
+        // Rounding each step adds a digit that was never measured.
         assert_ne!(((-57.82 - 32.0) / 1.8).to_string(), "-49.9");
         assert_eq!(CELSIUS.temperature(-57.82).to_string(), "-49.9");
         for tenths in -500..500 {

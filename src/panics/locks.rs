@@ -1,4 +1,5 @@
-//! Locks of state that clients share. A panic while one is held ends the process, also in a scope that catches panics.
+//! Locks of state that clients share. A panic while one is held ends the process, also in a scope
+//! that catches panics.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -6,9 +7,10 @@ use std::sync::{self, PoisonError};
 
 use super::{IS_SHARED_STATE_BROKEN, SHARED_STATE_DEPTH};
 
-/// Says that this thread changes shared state, whatever protects it: a lock of any crate, or the part of the program that is called.
+/// The section in which this thread changes shared state, whatever protects it: a lock of any
+/// crate, or a call into another part of the program.
 pub struct SharedStateSection {
-    // It marks the thread that it was made on.
+    // The section belongs to the thread that entered it.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -29,7 +31,7 @@ impl Drop for SharedStateSection {
     }
 }
 
-/// A lock that is held, with the mark of that.
+/// A guard of a shared lock, with the section that it opens.
 pub struct SharedLockGuard<G> {
     guard: G,
     _section: SharedStateSection,
@@ -49,7 +51,8 @@ impl<G: DerefMut> DerefMut for SharedLockGuard<G> {
     }
 }
 
-/// A mutex of shared state. It is never found poisoned: a panic that would poison it ends the process.
+/// A mutex of shared state. It is never found poisoned: a panic that would poison it ends the
+/// process.
 #[derive(Debug, Default)]
 pub struct SharedMutex<T>(sync::Mutex<T>);
 
@@ -59,12 +62,13 @@ impl<T> SharedMutex<T> {
     }
 
     pub fn lock(&self) -> SharedLockGuard<sync::MutexGuard<'_, T>> {
-        let mark = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _section: mark }
+        let section = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _section: section }
     }
 }
 
-/// The same with readers. Reading is marked too: a reader may fail because the state is wrong already.
+/// A read-write lock of shared state. Readers enter a section too: a reader may fail because the
+/// state is wrong already.
 #[derive(Debug, Default)]
 pub struct SharedRwLock<T>(sync::RwLock<T>);
 
@@ -74,12 +78,12 @@ impl<T> SharedRwLock<T> {
     }
 
     pub fn read(&self) -> SharedLockGuard<sync::RwLockReadGuard<'_, T>> {
-        let mark = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _section: mark }
+        let section = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _section: section }
     }
 
     pub fn write(&self) -> SharedLockGuard<sync::RwLockWriteGuard<'_, T>> {
-        let mark = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _section: mark }
+        let section = SharedStateSection::enter();
+        SharedLockGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _section: section }
     }
 }

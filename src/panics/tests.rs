@@ -53,7 +53,7 @@ fn run_blocking_propagates_panic_to_caller() {
     assert!(output.is_err());
 }
 
-/// As without a hook; with one the process ends before.
+/// Without a hook. With one, the process ends before the panic is caught.
 #[test]
 fn catch_propagates_panics_inside_shared_state() {
     type Work = Box<dyn FnOnce() + Send>;

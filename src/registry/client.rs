@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use ureq::http::Response;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -17,53 +18,56 @@ use super::RegistryResponse;
 use crate::model::refusal::quoted_excerpt;
 
 const MAX_RESPONSE_BYTES: u64 = 4 << 20;
-/// Schemas that one may refer to, directly and through others.
+/// The most schemas that one may refer to, directly and through others.
 const MAX_REFERENCES: usize = 100;
+/// The bytes of a subject that are escaped in a path: all but the unreserved ones of RFC 3986.
+const PATH_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 const MAX_REDIRECTS: u32 = 3;
 const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
-/// How a registry is reached.
+/// How to reach a registry.
 #[derive(Clone)]
 pub struct RegistrySettings {
-    /// `http://` or `https://` addresses, all of one registry. They are tried in turn, the one that answered last first.
+    /// `http://` or `https://` addresses of one registry. They are tried in turn, beginning with
+    /// the one that responded last.
     pub urls: Vec<String>,
     /// Name and password.
     pub user: Option<(String, String)>,
-    /// For a whole request.
+    /// The limit for a whole request.
     pub timeout: Duration,
 }
 
-// The password is never shown.
+// Without the password.
 impl fmt::Debug for RegistrySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistrySettings").field("urls", &self.urls).finish_non_exhaustive()
     }
 }
 
-/// Why a registry has not given what it was asked for.
+/// Why a registry has not returned a schema or an id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegistryError {
-    /// It answers, and does not have it.
+    /// The registry responds that it has no such schema.
     #[error("the schema registry does not have it")]
     Unknown,
-    /// It has it, but what it has cannot be used, now or later.
+    /// The registry has the schema, but it cannot be used, now or later.
     #[error("{0}")]
     Unusable(String),
-    /// It may be there later: try again.
+    /// The registry may respond later: retry.
     #[error("the schema registry cannot be reached: {0}")]
     Unavailable(String),
-    /// It will not be there until somebody does something.
+    /// The registry will not do it before a person acts.
     #[error("the schema registry refuses: {0}")]
     Refused(String),
 }
 
-/// Asks a registry; every call waits for the answer.
+/// A client of a registry. Every call blocks until the response.
 #[derive(Debug)]
 pub struct RegistryClient {
     agent: Agent,
     urls: Vec<String>,
     authorization: Option<BasicAuthorization>,
-    /// Which URL answered last.
+    /// The index of the URL that responded last.
     last_responsive_url: AtomicUsize,
 }
 
@@ -71,14 +75,14 @@ struct BasicAuthorization(String);
 
 impl fmt::Debug for BasicAuthorization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Authorization")
+        f.write_str("BasicAuthorization")
     }
 }
 
 impl RegistryClient {
     /// # Errors
     ///
-    /// Where an address is not one. Nothing is asked yet.
+    /// If an address is not valid. No request is made yet.
     pub fn new(settings: &RegistrySettings) -> Result<RegistryClient, RegistryError> {
         let urls: Result<Vec<String>, RegistryError> =
             settings.urls.iter().map(|url| validated_url(url)).collect();
@@ -106,12 +110,12 @@ impl RegistryClient {
         })
     }
 
-    /// The schema of an id, with all that it refers to.
+    /// Fetches the schema of an id, with all schemas that it refers to.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Unknown`] where the registry says that no schema has the id, [`RegistryError::Unusable`] where asking again
-    /// would not help either.
+    /// [`RegistryError::Unknown`] if the registry has no schema of the id,
+    /// [`RegistryError::Unusable`] if a retry would not help either.
     pub fn fetch_schema(&self, id: u32) -> Result<RegistryResponse, RegistryError> {
         let found: SchemaDocument = self.get(&format!("/schemas/ids/{id}"))?;
         match found.schema_type {
@@ -122,12 +126,13 @@ impl RegistryClient {
         Ok(RegistryResponse::Avro { schema: found.schema.into(), references })
     }
 
-    /// The schemas that are referred to, each once.
+    /// Fetches the referenced schemas, each once.
     fn fetch_references(&self, mut open: Vec<SchemaReference>) -> Result<Vec<Arc<str>>, RegistryError> {
         let mut seen = HashSet::new();
         let mut schemas = Vec::new();
         while let Some(SchemaReference { subject, version }) = open.pop() {
-            let path = format!("/subjects/{}/versions/{version}", percent_encoded(&subject));
+            let path =
+                format!("/subjects/{}/versions/{version}", utf8_percent_encode(&subject, PATH_SEGMENT));
             if !seen.insert((subject, version)) {
                 continue;
             }
@@ -135,7 +140,7 @@ impl RegistryClient {
                 let detail = format!("it refers to more than {MAX_REFERENCES} others");
                 return Err(RegistryError::Unusable(detail));
             }
-            // A version that was deleted since is still what the data were written with.
+            // A version that was deleted since is still the schema that the data were written with.
             let found: SchemaDocument =
                 self.get(&format!("{path}?deleted=true")).map_err(|error| match error {
                     RegistryError::Unknown => RegistryError::Unusable(format!(
@@ -149,24 +154,26 @@ impl RegistryClient {
         Ok(schemas)
     }
 
-    /// Registers a schema under a subject, such as `<topic>-value`, and returns its id; one that is there keeps its own.
+    /// Registers a schema under a subject, such as `<topic>-value`, and returns its id. A schema
+    /// that is registered already keeps its id.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::Refused`] where it is not compatible with the subject's versions so far.
+    /// [`RegistryError::Refused`] if the schema is not compatible with the subject's earlier
+    /// versions.
     pub fn register_schema(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
         #[derive(Serialize)]
-        struct New<'a> {
+        struct RegistrationRequest<'a> {
             schema: &'a str,
         }
         #[derive(Deserialize)]
-        struct Registered {
+        struct RegistrationResponse {
             id: u32,
         }
-        let body = serde_json::to_string(&New { schema })
+        let body = serde_json::to_string(&RegistrationRequest { schema })
             .map_err(|error| RegistryError::Refused(format!("the schema cannot be sent: {error}")))?;
-        let path = format!("/subjects/{}/versions", percent_encoded(subject));
-        let registered: Registered = self.request_any(&path, |url| {
+        let path = format!("/subjects/{}/versions", utf8_percent_encode(subject, PATH_SEGMENT));
+        let registered: RegistrationResponse = self.request_any(&path, |url| {
             let request = self.agent.post(url).header("Accept", CONTENT_TYPE).content_type(CONTENT_TYPE);
             match &self.authorization {
                 Some(BasicAuthorization(value)) => request.header("Authorization", value),
@@ -188,8 +195,8 @@ impl RegistryClient {
         })
     }
 
-    /// Asks one URL after the other. That one does not know is believed only where all the others say so: it may be
-    /// a follower that has not heard of it yet.
+    /// Sends a request to one URL after the other. "Unknown" counts only if all URLs agree: one of
+    /// them may be a follower that is behind.
     fn request_any<T: for<'de> Deserialize<'de>>(
         &self,
         path: &str,
@@ -201,17 +208,17 @@ impl RegistryClient {
             let url = format!("{}{path}", self.urls[at]);
             let error = match send(&url) {
                 Ok(response) => match parse_response(&url, response) {
-                    Ok(answer) => {
+                    Ok(response) => {
                         self.last_responsive_url.store(at, Ordering::Relaxed);
-                        return Ok(answer);
+                        return Ok(response);
                     }
                     Err(refused @ RegistryError::Refused(_)) => return Err(refused),
                     Err(error) => error,
                 },
                 Err(error) => RegistryError::Unavailable(format!("{url}: {error}")),
             };
-            let is_answer = matches!(error, RegistryError::Unknown | RegistryError::Unusable(_));
-            if !is_answer || worst.is_none() {
+            let is_response = matches!(error, RegistryError::Unknown | RegistryError::Unusable(_));
+            if !is_response || worst.is_none() {
                 worst = Some(error);
             }
         }
@@ -261,9 +268,9 @@ fn http_failure(url: &str, status: u16, body: &[u8]) -> RegistryError {
         #[serde(default)]
         message: String,
     }
-    let said: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
-    let what = format!("{url} answers {status} {}", quoted_excerpt(&said.message));
-    match (status, said.error_code) {
+    let error: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
+    let what = format!("{url} answers {status} {}", quoted_excerpt(&error.message));
+    match (status, error.error_code) {
         (404, 40_401..=40_403) => RegistryError::Unknown,
         (408 | 429 | 500.., _) => RegistryError::Unavailable(what),
         (401 | 403, _) => {
@@ -284,7 +291,7 @@ fn validated_url(url: &str) -> Result<String, RegistryError> {
         None | Some("") => {
             refused("is no address of a registry: write http://host:port or https://host:port")
         }
-        // It would show in logs.
+        // A user in an address would show in logs.
         Some(rest) if rest.contains('@') => Err(RegistryError::Refused(
             "an address holds a user: give the name and the password by themselves".into(),
         )),
@@ -295,7 +302,7 @@ fn validated_url(url: &str) -> Result<String, RegistryError> {
     }
 }
 
-/// What the host trusts, as for every other connection.
+/// The certificates that the host trusts, as for every other connection.
 fn host_roots() -> RootCerts {
     let found = rustls_native_certs::load_native_certs();
     for error in found.errors {
@@ -303,17 +310,4 @@ fn host_roots() -> RootCerts {
     }
     let certificates = found.certs.iter().map(|der| Certificate::from_der(der).to_owned());
     RootCerts::from(certificates)
-}
-
-/// As a segment of a path.
-fn percent_encoded(text: &str) -> String {
-    use std::fmt::Write;
-    text.bytes().fold(String::new(), |mut out, byte| {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
-            // A String takes everything.
-            _ => drop(write!(out, "%{byte:02X}")),
-        }
-        out
-    })
 }

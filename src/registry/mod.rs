@@ -1,15 +1,18 @@
-//! Schema registries: the schemas that Avro records were written with, and the names of those that we write with.
+//! Schema registries: the schemas that Avro records were written with, and the ids of the schemas
+//! that swelter writes with.
 //!
-//! [`Client`] speaks the registry's REST protocol, blocking. [`Schemas`] holds its answers, for all readers of a run, and
-//! asks for those that are missing on a thread of its own. [`AvroRecords`], one a reader, turns a log's values into
-//! readings.
+//! [`RegistryClient`] speaks the registry's REST protocol and blocks. [`SchemaCache`] holds its
+//! responses for all readers of a run, and requests missing ones on a thread of its own.
+//! [`AvroRecordDecoder`], one a reader, turns a log's values into readings.
 
 mod client;
 mod record_decoder;
+mod response;
 mod schema_cache;
 
 pub use self::client::{RegistryClient, RegistryError, RegistrySettings};
 pub use self::record_decoder::{AvroRecordDecoder, DecodeResult};
+pub use self::response::RegistryResponse;
 pub use self::schema_cache::{
-    RegistryResponse, ResponseFetcher, ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
+    ResponseFetcher, ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
 };

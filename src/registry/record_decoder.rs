@@ -1,4 +1,4 @@
-//! A log's Avro values as readings.
+//! Decodes a log's Avro values into readings.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -6,18 +6,19 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::schema_cache::{RegistryResponse, SchemaCache, SchemaLookup};
+use super::{RegistryResponse, SchemaCache, SchemaLookup};
 use crate::codec::{AvroDecoder, ReadOptions, SchemaError, split_wire_header};
 use crate::model::refusal::quoted_excerpt;
 use crate::model::{Reason, Refusal, Upsert};
 
-/// What became of a value.
+/// The result of decoding one value.
 #[derive(Debug)]
 pub enum DecodeResult<'a> {
     Record(Result<Upsert<'a>, Refusal>),
-    /// Its schema has been asked for: hold the partition back at this record and try again.
+    /// The schema has been requested: hold the partition at this record and retry.
     Pending,
-    /// Its schema cannot be had at present, for this reason. It is asked for again by and by: hold back, as when pending.
+    /// The schema cannot be had now, for this reason; it is requested again. Hold the partition, as
+    /// for `Pending`.
     Unavailable(Arc<str>),
 }
 
@@ -30,9 +31,9 @@ pub struct AvroRecordDecoder {
 
 #[derive(Debug)]
 enum WriterSchemas {
-    /// All with one schema.
+    /// One schema for all values.
     Fixed(Box<AvroDecoder>),
-    /// Each with the schema whose id is in its header.
+    /// The schema of the id in each value's header.
     ByHeaderId { schemas: SchemaCache, decoders: HashMap<u32, Result<AvroDecoder, Refusal>, RandomState> },
 }
 
@@ -45,11 +46,11 @@ impl AvroRecordDecoder {
         }
     }
 
-    /// For values that are bare data, without a header, all written with one schema.
+    /// For bare values without a header, all written with one schema.
     ///
     /// # Errors
     ///
-    /// Where none of them could be a reading.
+    /// If no value of the schema could be a reading.
     pub fn from_schema(
         writer: &str,
         options: impl Into<ReadOptions>,
@@ -59,7 +60,7 @@ impl AvroRecordDecoder {
         Ok(AvroRecordDecoder { options, writer_schemas: WriterSchemas::Fixed(decoder) })
     }
 
-    /// Decodes one value. Never waits: what needs a schema that is not there yet is not decoded.
+    /// Decodes one value. It never waits: a value whose schema is not there yet is not decoded.
     #[inline]
     pub fn decode<'a>(&'a mut self, value: &'a [u8]) -> DecodeResult<'a> {
         let (schemas, decoders) = match &mut self.writer_schemas {
@@ -80,7 +81,7 @@ impl AvroRecordDecoder {
                         Refusal::new(Reason::NotDecodable, detail)
                     }))
                 }
-                // Not kept here: there may be many.
+                // Not cached: there may be many such ids.
                 SchemaLookup::Known(RegistryResponse::Other { schema_type }) => {
                     let detail =
                         format!("schema {id} is of the type {}, not AVRO", quoted_excerpt(&schema_type));

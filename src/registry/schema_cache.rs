@@ -1,68 +1,47 @@
-//! What a registry has answered, and a thread that asks it.
+//! A cache of a registry's responses, and the thread that requests them.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing::{info, warn};
 
-use super::{RegistryClient, RegistryError};
+use super::{RegistryClient, RegistryError, RegistryResponse};
 
-/// Ids whose answers are kept. An id that comes when there are so many counts as unknown, in a replay as well, since the
-/// answers that were recorded are then as many.
+/// The most ids in the cache. A further id counts as unknown, in a replay too, since the recorded
+/// responses are then as many.
 const MAX_CACHED_SCHEMAS: usize = 1 << 18;
-/// Ids that are waited for at once: a reader waits for one.
+/// The most ids that are requested at once: each reader waits for one.
 const MAX_PENDING_LOOKUPS: usize = 4_096;
-/// Delays after which an answer that was compared is compared again.
+/// A response that was compared is compared again after this many delays.
 const REVERIFY_AFTER_DELAYS: u32 = 20;
 const INITIAL_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// What a registry says of an id. It decides what the records of the id are, so it is kept for good: a replay must decide
-/// the same, whatever the registry says by then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RegistryResponse {
-    #[serde(rename = "avro")]
-    Avro {
-        schema: Arc<str>,
-        /// The schemas of the types that it names but does not define.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        references: Vec<Arc<str>>,
-    },
-    /// A schema, but not of Avro.
-    #[serde(rename = "other")]
-    Other { schema_type: Arc<str> },
-    /// No schema has the id.
-    #[serde(rename = "unknown")]
-    Unknown,
-    /// A schema, but one that cannot be used.
-    #[serde(rename = "unusable")]
-    Unusable { problem: Arc<str> },
-}
-
-/// Takes note of an answer for good before it is used. It may take its time; where it fails, the answer is dropped and asked for
-/// again.
+/// Records a response for good before it is used. It may block. If it fails, the response is
+/// dropped and requested again.
 pub type ResponseRecorder = Box<dyn Fn(u32, &RegistryResponse) -> Result<(), String> + Send + Sync>;
 
-/// Finds an answer that is good for all of a run and for every replay, or says why there is none for now. It runs on the asking thread.
+/// Fetches a response that holds for the whole run and for every replay, or says why there is none
+/// for now. It runs on the cache's thread.
 pub type ResponseFetcher = Box<dyn Fn(u32) -> Result<RegistryResponse, String> + Send + Sync>;
 
-/// What a registry says now of an answer that was recorded.
+/// How the registry's response of today compares to the recorded one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum SchemaComparison {
     Same,
-    /// It does not say any more.
+    /// The registry no longer has the schema.
     Missing,
     Different(String),
 }
 
-/// Whether a registry still gives the schema that was recorded under an id: one that was made anew gives its ids again. The recorded
-/// answer has the schema's text, so that is what is compared, as JSON.
+/// Whether a registry still has the schema that was recorded under an id: a registry that was made
+/// anew gives out its ids again. The schemas' texts are compared, as JSON.
 fn compare_with_registry(
     client: &RegistryClient,
     id: u32,
@@ -95,30 +74,31 @@ fn is_same_schema(recorded: &str, now: &str) -> bool {
     recorded == now || parsed(recorded).is_some_and(|recorded| parsed(now) == Some(recorded))
 }
 
-/// Asks a registry, and records what it answers.
+/// Requests schemas from a registry, and records each response.
 pub fn fetch_and_record(client: RegistryClient, record: ResponseRecorder) -> ResponseFetcher {
     Box::new(move |id| {
-        let answer = match client.fetch_schema(id) {
-            Ok(answer) => answer,
+        let response = match client.fetch_schema(id) {
+            Ok(response) => response,
             Err(RegistryError::Unknown) => RegistryResponse::Unknown,
             Err(RegistryError::Unusable(problem)) => RegistryResponse::Unusable { problem: problem.into() },
             Err(error) => return Err(error.to_string()),
         };
-        record(id, &answer).map_err(|error| format!("the registry's answer cannot be recorded: {error}"))?;
-        Ok(answer)
+        record(id, &response)
+            .map_err(|error| format!("the registry's answer cannot be recorded: {error}"))?;
+        Ok(response)
     })
 }
 
-/// What is known of an id just now.
+/// What the cache knows of an id now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SchemaLookup {
     Known(RegistryResponse),
     Pending,
-    /// The registry does not answer, for this reason; it is asked again.
+    /// The registry does not respond, for this reason; it is requested again.
     Unavailable(Arc<str>),
 }
 
-/// A registry's answers, shared by all readers of a run. The thread that asks ends with the last clone.
+/// A registry's responses, shared by all readers of a run. The thread ends with the last clone.
 #[derive(Clone)]
 pub struct SchemaCache(Arc<CacheHandle>);
 
@@ -126,10 +106,11 @@ struct CacheHandle(Arc<CacheShared>);
 
 struct CacheShared {
     fetch: ResponseFetcher,
-    /// Asked whether the answers that are used still hold, and how long after their first use: a start asks nobody.
+    /// Compares responses that are in use with the registry's, this long after their first use: a
+    /// start requests nothing.
     verifier: Option<(RegistryClient, Duration)>,
     state: Mutex<CacheState>,
-    /// Something is wanted, or nothing will be any more.
+    /// Signals that an id is pending, a comparison is due, or the cache stops.
     changed: Condvar,
 }
 
@@ -139,11 +120,11 @@ struct CacheState {
     pending_ids: VecDeque<u32>,
     /// Recorded by earlier starts, and not used yet by this one.
     unverified: HashSet<u32>,
-    /// Used, and then to be compared with what the registry says.
+    /// Used, and due to be compared with the registry's response.
     to_verify: BinaryHeap<Reverse<(Instant, u32)>>,
-    /// The registry says something else now, and what to do.
+    /// The registry's response differs now: what is wrong, and what to do.
     contradiction: Option<Arc<str>>,
-    /// Why the last question had no answer.
+    /// Why the last request failed.
     last_error: Option<Arc<str>>,
     is_stopped: bool,
 }
@@ -155,21 +136,21 @@ impl fmt::Debug for SchemaCache {
 }
 
 impl SchemaCache {
-    /// Begins with the answers that were recorded before.
+    /// Begins with the responses that earlier starts recorded.
     ///
     /// # Errors
     ///
-    /// Where no thread can be started.
+    /// If no thread can be started.
     pub fn new(known: Vec<(u32, RegistryResponse)>, find: ResponseFetcher) -> io::Result<SchemaCache> {
         SchemaCache::start_thread(known, find, None)
     }
 
-    /// The same, and each answer that is used is compared with what the registry says: so long after its first use, and later now and
-    /// then.
+    /// Like [`SchemaCache::new`]. Each response that is used is also compared with the registry's:
+    /// `after` its first use, and rarely from then on.
     ///
     /// # Errors
     ///
-    /// Where no thread can be started.
+    /// If no thread can be started.
     pub fn with_verification(
         known: Vec<(u32, RegistryResponse)>,
         find: ResponseFetcher,
@@ -185,27 +166,27 @@ impl SchemaCache {
         verifier: Option<(RegistryClient, Duration)>,
     ) -> io::Result<SchemaCache> {
         let unverified = known.iter().map(|(id, _)| *id).filter(|_| verifier.is_some()).collect();
-        let answers = known.into_iter().collect();
-        let state = Mutex::new(CacheState { responses: answers, unverified, ..CacheState::default() });
+        let responses = known.into_iter().collect();
+        let state = Mutex::new(CacheState { responses, unverified, ..CacheState::default() });
         let shared = Arc::new(CacheShared { fetch: find, verifier, state, changed: Condvar::new() });
-        let asking = shared.clone();
-        thread::Builder::new().name("registry".into()).spawn(move || asking.run())?;
+        let running = shared.clone();
+        thread::Builder::new().name("registry".into()).spawn(move || running.run())?;
         Ok(SchemaCache(Arc::new(CacheHandle(shared))))
     }
 
-    /// What is known of an id; what is not yet, is asked for. Never waits.
+    /// What is known of an id. An unknown id is requested in the background; this never waits.
     pub fn lookup(&self, id: u32) -> SchemaLookup {
-        // Ids are positive 32-bit numbers: what is none, no registry has, and it need not be asked.
+        // Ids are positive 32-bit numbers: no registry has another one, so none is requested.
         if i32::try_from(id).is_err() {
             return SchemaLookup::Known(RegistryResponse::Unknown);
         }
         let shared = &self.0.0;
         let mut state = shared.lock();
-        if let Some(answer) = state.responses.get(&id).cloned() {
+        if let Some(response) = state.responses.get(&id).cloned() {
             if state.unverified.remove(&id) {
                 shared.verify_later(&mut state, id, 1);
             }
-            return SchemaLookup::Known(answer);
+            return SchemaLookup::Known(response);
         }
         if !state.pending_ids.contains(&id) && state.pending_ids.len() < MAX_PENDING_LOOKUPS {
             if state.responses.len() + state.pending_ids.len() >= MAX_CACHED_SCHEMAS {
@@ -215,20 +196,20 @@ impl SchemaCache {
             shared.changed.notify_one();
         }
         match &state.last_error {
-            Some(trouble) => SchemaLookup::Unavailable(trouble.clone()),
+            Some(error) => SchemaLookup::Unavailable(error.clone()),
             None => SchemaLookup::Pending,
         }
     }
 }
 
 impl SchemaCache {
-    /// Why a recorded answer cannot be gone on with, where the registry says something else now.
+    /// Why a recorded response no longer holds, if the registry's response differs now.
     pub fn contradiction(&self) -> Option<Arc<str>> {
         self.0.0.lock().contradiction.clone()
     }
 }
 
-/// What the thread does next.
+/// The thread's next task.
 enum RegistryTask {
     Fetch(u32),
     Verify(u32),
@@ -243,7 +224,7 @@ impl Drop for CacheHandle {
 
 impl CacheShared {
     fn lock(&self) -> MutexGuard<'_, CacheState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn run(&self) {
@@ -258,8 +239,8 @@ impl CacheShared {
             };
             match self.fetch_pending(id) {
                 Ok(()) => retry = INITIAL_RETRY_DELAY,
-                Err(trouble) => {
-                    self.record_failure(&trouble);
+                Err(error) => {
+                    self.record_failure(&error);
                     self.pause_before_retry(retry);
                     retry = (retry * 2).min(MAX_RETRY_DELAY);
                 }
@@ -267,7 +248,7 @@ impl CacheShared {
         }
     }
 
-    /// Waits until there is something to do; nothing once it is over.
+    /// Waits for a task; `None` once the cache stops.
     fn next_task(&self) -> Option<RegistryTask> {
         let mut state = self.lock();
         loop {
@@ -281,20 +262,17 @@ impl CacheShared {
             let due =
                 state.to_verify.peek().map(|Reverse((due, id))| (due.saturating_duration_since(now), *id));
             match due {
-                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(&mut state),
                 Some((Duration::ZERO, id)) => {
                     state.to_verify.pop();
                     return Some(RegistryTask::Verify(id));
                 }
-                Some((wait, _)) => {
-                    let waited = self.changed.wait_timeout(state, wait);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+                Some((wait, _)) => drop(self.changed.wait_for(&mut state, wait)),
             }
         }
     }
 
-    /// Has an answer compared after so many delays.
+    /// Schedules a comparison of a response.
     fn verify_later(&self, state: &mut CacheState, id: u32, delays: u32) {
         if let Some((_, after)) = &self.verifier {
             state.to_verify.push(Reverse((Instant::now() + *after * delays, id)));
@@ -302,7 +280,8 @@ impl CacheShared {
         }
     }
 
-    /// Compares an answer that is used with what the registry says now. One that is away is asked later.
+    /// Compares a response in use with the registry's. If the registry does not respond, the
+    /// comparison is repeated later.
     fn verify_response(&self, id: u32) {
         let recorded = self.lock().responses.get(&id).cloned();
         let Some(((registry, _), recorded)) = self.verifier.as_ref().zip(recorded) else { return };
@@ -311,7 +290,7 @@ impl CacheShared {
         match verdict {
             Ok(SchemaComparison::Same) => self.verify_later(&mut state, id, REVERIFY_AFTER_DELAYS),
             Ok(SchemaComparison::Missing) => {
-                warn!(id, "the schema registry no longer knows a schema; what it answered before is used");
+                warn!(id, "the schema registry no longer has a schema; its recorded response is used");
             }
             Ok(SchemaComparison::Different(why)) => drop(state.contradiction.get_or_insert(why.into())),
             Err(_) => self.verify_later(&mut state, id, 1),
@@ -319,29 +298,31 @@ impl CacheShared {
     }
 
     fn fetch_pending(&self, id: u32) -> Result<(), String> {
-        let answer = (self.fetch)(id).map_err(|error| format!("schema {id}: {error}"))?;
+        let response = (self.fetch)(id).map_err(|error| format!("schema {id}: {error}"))?;
         let mut state = self.lock();
         state.pending_ids.retain(|&wanted| wanted != id);
-        if matches!(answer, RegistryResponse::Avro { .. }) {
+        if matches!(response, RegistryResponse::Avro { .. }) {
             self.verify_later(&mut state, id, REVERIFY_AFTER_DELAYS);
         }
-        state.responses.insert(id, answer);
+        state.responses.insert(id, response);
         if state.responses.len() == MAX_CACHED_SCHEMAS {
-            warn!("{MAX_CACHED_SCHEMAS} schema ids have been asked for: records of further ones are refused");
+            warn!(
+                "{MAX_CACHED_SCHEMAS} schema ids have been requested, the most of a run: records of further ids are refused"
+            );
         }
         if state.last_error.take().is_some() {
-            info!("the schema registry answers again");
+            info!("the schema registry responds again");
         }
         Ok(())
     }
 
-    fn record_failure(&self, trouble: &str) {
+    fn record_failure(&self, error: &str) {
         let mut state = self.lock();
         if state.last_error.is_none() {
-            warn!("{trouble}: what needs it is held back, and it is asked again");
+            warn!("{error}: partitions that need the schema are held back, and it is requested again");
         }
-        state.last_error = Some(trouble.into());
-        // Others may have an answer.
+        state.last_error = Some(error.into());
+        // The registry may have responses for the other ids.
         state.pending_ids.rotate_left(1);
     }
 
@@ -349,8 +330,7 @@ impl CacheShared {
         let until = Instant::now() + pause;
         let mut state = self.lock();
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !state.is_stopped) {
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut state, left);
         }
     }
 }

@@ -1,8 +1,6 @@
 //! The data directory: held by one process at a time, and the memory of what starts must not repeat.
 
-use std::collections::hash_map::RandomState;
 use std::fs::{self, File, TryLockError};
-use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::fault::{is_transient, read_small_file, remedy_for};
+use crate::model::random_u64;
 
 /// How long a process that held the directory may take to die.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,8 +73,7 @@ impl DataDir {
         let record =
             GenerationRecord { sequence: before.sequence + 1, generation: before.generation + 1, ..before };
         write_record(path, &record).map_err(at_path)?;
-        // The hasher's keys are random.
-        let nonce = RandomState::new().build_hasher().finish();
+        let nonce = random_u64();
         Ok(DataDir {
             path: path.into(),
             generation: format!("{}-{nonce:016x}", record.generation).into(),

@@ -14,8 +14,9 @@
 //! | inspecting, hydrating | [`FenceSink`](ControlCommand::FenceSink), a sink at a time, the authority first | [`SinkFenced`](ControlEvent::SinkFenced) |
 //! | inspecting, hydrating | [`ClaimSinks`](ControlCommand::ClaimSinks), once all are fenced | |
 //! | inspecting | [`LoadCheckpoint`](ControlCommand::LoadCheckpoint), the newest candidate first | [`CheckpointLoaded`](ControlEvent::CheckpointLoaded) |
-//! | inspecting, ends it | [`Start`](ControlCommand::Start): workers run and read nothing yet | [`Started`](ControlEvent::Started) |
-//! | [`Phase::Hydrating`] | [`ReadUntil`](ControlCommand::ReadUntil), while another generation is followed | |
+//! | inspecting, ends it | [`Start`](ControlCommand::Start): workers are connected, and do not run yet | [`Started`](ControlEvent::Started) |
+//! | [`Phase::Hydrating`] | [`RunWorkers`](ControlCommand::RunWorkers): they run, and read nothing yet | |
+//! | hydrating | [`ReadUntil`](ControlCommand::ReadUntil), while another generation is followed | |
 //! | hydrating | [`InstallResumePoints`](ControlCommand::InstallResumePoints) | [`ResumePointsInstalled`](ControlEvent::ResumePointsInstalled) |
 //! | hydrating, ends it | [`Release`](ControlCommand::Release): the results are this run's | |
 //! | [`Phase::Owning`] | [`ReserveEpochs`](ControlCommand::ReserveEpochs) | |
@@ -77,8 +78,11 @@ pub enum ControlCommand {
     /// All sinks are fenced, and hold this, by sink: they are this run's.
     ClaimSinks(Vec<ProgressSnapshot>),
     LoadCheckpoint(CheckpointRequest),
-    /// Connect the workers, serve, and let the workers run; they read nothing beyond the start of each partition.
+    /// Connect the workers of all processes, and serve.
     Start(StartPlan),
+    /// All are connected. Let the workers run; they read nothing beyond the start of each partition. Behind a stop none is started, and from
+    /// here on a stop ends them together: a worker that loses the others cannot end in order.
+    RunWorkers,
     /// Partitions may be read up to here: the generation that is followed has made it durable.
     ReadUntil(Vec<(PartitionIndex, u64)>),
     /// Start the writers of the sinks' shards, and have every worker know where a replay stops for them.
@@ -251,7 +255,7 @@ impl ControlCommand {
         match self {
             C::OpenSinks(_) | C::LoadCheckpoint(_) | C::Start(_) => phase == Inspecting,
             C::FenceSink(_) | C::ClaimSinks(_) => matches!(phase, Inspecting | Hydrating),
-            C::ReadUntil(_) | C::InstallResumePoints(_) | C::Release(_) => phase == Hydrating,
+            C::RunWorkers | C::ReadUntil(_) | C::InstallResumePoints(_) | C::Release(_) => phase == Hydrating,
             C::AddPartition { .. } | C::ReadPartition { .. } | C::StartCheckpoint(_) => phase == Owning,
             C::SealCheckpoint { .. } | C::CancelCheckpoint { .. } => phase == Owning,
             C::ReserveEpochs { .. } => matches!(phase, Owning | Stopping),

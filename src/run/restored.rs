@@ -16,7 +16,7 @@ use super::running_member::RunningMember;
 use super::starting_member::StartingMember;
 use crate::checkpoint::Manifest;
 use crate::kafka::topic_identity::TopicWatch;
-use crate::model::PartitionName;
+use crate::model::{PartitionName, random_u64};
 use crate::registry::ResponseFetcher;
 use crate::sinks::kafka::progress::ProgressSnapshot;
 use crate::worker::ingest_clock_ms;
@@ -201,13 +201,13 @@ fn start_everywhere<'a>(
     let ControlCommand::Start(plan) = lead.append_and_take(ControlCommand::Start(plan))? else {
         return Err(RunError::Failed("a bug: the start comes out of turn".into()));
     };
-    let running = member.start(plan)?;
+    let mut running = member.start(plan)?;
     lead.answers(|event| matches!(event, ControlEvent::Started).then_some(()))?;
+    lead.execute(&mut running, ControlCommand::RunWorkers)?;
     Ok(running)
 }
 
 /// Without a directory or a topic nothing is restored later, and so that nobody thinks so, no two runs have the same generation.
 fn unrecorded_generation() -> Arc<str> {
-    use std::hash::{BuildHasher, RandomState};
-    format!("0-{:016x}", RandomState::new().hash_one(ingest_clock_ms())).into()
+    format!("0-{:016x}", random_u64()).into()
 }

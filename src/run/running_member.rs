@@ -13,11 +13,15 @@ use super::local_sinks::LocalSinks;
 use super::logs::Logs;
 use super::protocol::{ControlCommand, ControlEvent, RefusedCounts};
 use super::run_error::{Failure, RunError};
+use super::workers::spawn_workers;
+use crate::cluster::PeerStream;
 use crate::fault::RetryBackoff;
 use crate::model::{Appender, PartitionTable};
 use crate::serve::RunningServer;
 use crate::sinks::kafka::KafkaSinkError;
-use crate::worker::{InstalledSinks, LogPartition, SharedState, WorkerCommand, WorkerCommandSender};
+use crate::worker::{
+    InstalledSinks, LogPartition, SharedState, WorkerCommand, WorkerCommandSender, WorkerPlan,
+};
 
 /// How often the main thread does what is due, if no event wakes it.
 pub const TICK_INTERVAL: Duration = Duration::from_millis(50);
@@ -44,6 +48,16 @@ pub struct RunningMember<'a> {
     pub housekeeping: Housekeeping,
     /// Once the results are this run's.
     pub running_sinks: Option<RunningSinks>,
+    /// Until the workers run.
+    pub idle_workers: Option<IdleWorkers>,
+}
+
+/// Workers that are connected, and not started yet.
+pub struct IdleWorkers {
+    pub plan: WorkerPlan,
+    pub streams: Vec<Option<PeerStream>>,
+    /// Another generation is followed, so the start is done once they run.
+    pub follows: bool,
 }
 
 /// What a process does again and again.
@@ -93,6 +107,7 @@ impl RunEnd {
 impl Member for RunningMember<'_> {
     fn execute(&mut self, command: ControlCommand) -> Result<(), RunError> {
         match command {
+            ControlCommand::RunWorkers => self.run_workers()?,
             ControlCommand::FenceSink(order) => {
                 let sink = order.sink;
                 self.sinks.fence(order)?;
@@ -131,6 +146,16 @@ impl Member for RunningMember<'_> {
 }
 
 impl RunningMember<'_> {
+    fn run_workers(&mut self) -> Result<(), RunError> {
+        if let Some(IdleWorkers { plan, streams, follows }) = self.idle_workers.take() {
+            spawn_workers(plan, streams, self.context.control.clone())?;
+            if follows {
+                self.context.shutdown.finish_start();
+            }
+        }
+        Ok(())
+    }
+
     /// Starts the writers of this process's shards.
     fn start_writing(&mut self) -> Result<RunningSinks, RunError> {
         let control = self.context.control.clone();
@@ -227,7 +252,8 @@ impl RunningMember<'_> {
         self.commands.send(&WorkerCommand::Stop);
         self.part_reporter = None;
         let mut failure = None;
-        let waited = if end.have_workers_exited { Ok(()) } else { wait_for_workers(events, &mut failure) };
+        let do_workers_run = self.idle_workers.is_none() && !end.have_workers_exited;
+        let waited = if !do_workers_run { Ok(()) } else { wait_for_workers(events, &mut failure) };
         let stopped = waited.and_then(|()| match self.running_sinks.take() {
             None => Ok(()),
             Some(sinks) => finish_writing(sinks, events, failure),

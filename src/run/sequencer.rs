@@ -171,6 +171,7 @@ mod tests {
         let mut sequencer = Sequencer::new(2);
         assert!(sequencer.append(&ControlCommand::Start(plan())));
         assert_eq!(on(&mut sequencer, 1, ControlEvent::StopRequested), "Stop");
+        assert!(!sequencer.append(&ControlCommand::RunWorkers));
         assert_eq!(on(&mut sequencer, 0, ControlEvent::StopRequested), "", "one is enough");
         assert!(!sequencer.append(&ControlCommand::Release(Release { floor: 1, reserved_until: 9 })));
         assert!(

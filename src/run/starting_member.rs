@@ -16,9 +16,8 @@ use super::local_sinks::LocalSinks;
 use super::logs::{Logs, admission_rules};
 use super::protocol::{CheckpointRequest, ControlCommand, ControlEvent, LoadFailure, StartPlan};
 use super::run_error::RunError;
-use super::running_member::{Housekeeping, RunningMember};
+use super::running_member::{Housekeeping, IdleWorkers, RunningMember};
 use super::service_info::service_info;
-use super::workers::spawn_workers;
 use crate::config::ServicePlan;
 use crate::dataflow::GraphPlan;
 use crate::model::{Appender, LogPosition, PartitionName, PartitionTable, Topology};
@@ -72,7 +71,7 @@ impl<'a> StartingMember<'a> {
         Ok(loaded.map(|state| self.loaded = Some((name, state))))
     }
 
-    /// Connects the workers, serves, and lets the workers run. They read nothing yet.
+    /// Connects the workers to those of the other processes, and serves.
     pub fn start(mut self, start: StartPlan) -> Result<RunningMember<'a>, RunError> {
         let sinks = self.sinks.take().ok_or_else(not_inspected)?;
         let (plan, topology) = (self.plan(), self.context.topology);
@@ -118,10 +117,6 @@ impl<'a> StartingMember<'a> {
             commands: commands.clone(),
             shared: Arc::clone(&shared),
         };
-        spawn_workers(worker_plan, streams, context.control.clone())?;
-        if start.follows {
-            context.shutdown.finish_start();
-        }
         context.control.report(ControlEvent::Started);
         Ok(RunningMember {
             context,
@@ -136,6 +131,7 @@ impl<'a> StartingMember<'a> {
             part_reporter,
             housekeeping: Housekeeping::default(),
             running_sinks: None,
+            idle_workers: Some(IdleWorkers { plan: worker_plan, streams, follows: start.follows }),
         })
     }
 

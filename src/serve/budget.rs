@@ -1,4 +1,4 @@
-//! What all clients together may hold in memory, and the share of each.
+//! Limits of the memory that all clients together may use, and the share of each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Nobody may hold more than this part of what the others have left.
+/// A share may be at most this part of what the other shares have left.
 const SHARE_DIVISOR: usize = 8;
 
-/// Bytes that many hold, of whom nobody may wait: whoever asks for more than its share is refused.
+/// Bytes for many clients, none of which waits: a client that wants more than its share is refused.
 #[derive(Debug)]
 pub struct ByteQuota {
     total: usize,
     used: AtomicUsize,
 }
 
-/// What one of them holds, until it is dropped.
+/// The bytes that one client holds, until this is dropped.
 #[derive(Debug)]
 pub struct QuotaShare {
     quota: Arc<ByteQuota>,
@@ -40,25 +40,25 @@ impl ByteQuota {
 }
 
 impl QuotaShare {
-    /// Holds so many more bytes; false where that would be more than its share.
-    pub fn try_grow(&mut self, by: usize) -> bool {
-        let wanted = self.bytes + by;
+    /// Holds `bytes` more; false if that would be too large a share.
+    pub fn try_grow(&mut self, bytes: usize) -> bool {
+        let wanted = self.bytes + bytes;
         let fits = |used: usize| {
             let left = self.quota.total.saturating_sub(used - self.bytes);
-            (wanted <= left / SHARE_DIVISOR).then_some(used + by)
+            (wanted <= left / SHARE_DIVISOR).then_some(used + bytes)
         };
-        let grown = self.quota.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        if grown {
+        let has_grown = self.quota.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        if has_grown {
             self.bytes = wanted;
         }
-        grown
+        has_grown
     }
 
-    /// Gives back so many bytes, or all where it holds less.
-    pub fn shrink(&mut self, by: usize) {
-        let by = by.min(self.bytes);
-        self.bytes -= by;
-        self.quota.used.fetch_sub(by, Ordering::Relaxed);
+    /// Releases `bytes`, or all bytes if it holds less.
+    pub fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.quota.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub fn bytes(&self) -> usize {
@@ -72,26 +72,26 @@ impl Drop for QuotaShare {
     }
 }
 
-/// Bytes of answers and snapshots that are being made or sent. Whoever needs them waits for its turn; what is small has a quarter
-/// of its own, so that it never waits for what is large.
+/// Bytes for responses and snapshots that are being made or sent, which wait for their turn. A
+/// quarter is reserved for small ones, so that they never wait for large ones.
 #[derive(Debug)]
 pub struct MemoryBudget {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
     large_bytes: usize,
     waiters: AtomicUsize,
-    /// Until there is room for one more.
+    /// How long a permit may be waited for.
     acquire_timeout: Duration,
 }
 
-/// What is no larger is small.
+/// The length up to which a response counts as small.
 pub const SMALL_PERMIT_BYTES: usize = 1 << 20;
 
-/// Bytes that are held, until it is dropped.
+/// Bytes of a [`MemoryBudget`], held until this is dropped.
 #[derive(Debug)]
 pub struct Permit(OwnedSemaphorePermit);
 
-/// Counts whoever waits.
+/// Counts a waiter until it is dropped.
 struct WaiterGuard<'a>(&'a AtomicUsize);
 
 impl Drop for WaiterGuard<'_> {
@@ -101,41 +101,43 @@ impl Drop for WaiterGuard<'_> {
 }
 
 impl MemoryBudget {
-    pub fn new(total: usize, patience: Duration) -> Arc<MemoryBudget> {
+    pub fn new(total: usize, acquire_timeout: Duration) -> Arc<MemoryBudget> {
         let small = total / 4;
         Arc::new(MemoryBudget {
             small: Arc::new(Semaphore::new(small)),
             large: Arc::new(Semaphore::new(total - small)),
             large_bytes: total - small,
             waiters: AtomicUsize::new(0),
-            acquire_timeout: patience,
+            acquire_timeout,
         })
     }
 
-    /// Waits a little for so many bytes. What is larger than all that may be held has it alone.
+    /// Waits for `bytes`; `None` if they are not free in time. A permit for more than the budget is
+    /// a permit for all of it.
     pub async fn acquire(&self, bytes: usize) -> Option<Permit> {
-        let room = if bytes <= SMALL_PERMIT_BYTES { &self.small } else { &self.large };
+        let semaphore = if bytes <= SMALL_PERMIT_BYTES { &self.small } else { &self.large };
         let bytes = u32::try_from(bytes.clamp(1, self.large_bytes)).unwrap_or(u32::MAX);
-        if let Ok(held) = room.clone().try_acquire_many_owned(bytes) {
-            return Some(Permit(held));
+        if let Ok(permit) = semaphore.clone().try_acquire_many_owned(bytes) {
+            return Some(Permit(permit));
         }
         self.waiters.fetch_add(1, Ordering::Relaxed);
-        let _in_line = WaiterGuard(&self.waiters);
-        let taken = tokio::time::timeout(self.acquire_timeout, room.clone().acquire_many_owned(bytes)).await;
-        taken.ok().and_then(Result::ok).map(Permit)
+        let _waiter = WaiterGuard(&self.waiters);
+        let acquired =
+            tokio::time::timeout(self.acquire_timeout, semaphore.clone().acquire_many_owned(bytes)).await;
+        acquired.ok().and_then(Result::ok).map(Permit)
     }
 
-    /// Whether somebody waits: whoever holds something must then be read fast.
+    /// Whether a permit is waited for. Clients that hold permits must then read faster.
     pub fn has_waiters(&self) -> bool {
         self.waiters.load(Ordering::Relaxed) > 0
     }
 }
 
 impl Permit {
-    /// Gives back all but `bytes`, where that is less.
+    /// Releases all but `bytes`, if it holds more.
     pub fn shrink(&mut self, bytes: usize) {
-        let spare = self.0.num_permits().saturating_sub(bytes);
-        drop(self.0.split(spare));
+        let unused = self.0.num_permits().saturating_sub(bytes);
+        drop(self.0.split(unused));
     }
 }
 
@@ -145,17 +147,17 @@ mod tests {
 
     #[test]
     fn quota_leaves_a_share_for_newcomers() {
-        let shares = ByteQuota::new(8_000);
-        let mut first = shares.new_share();
+        let quota = ByteQuota::new(8_000);
+        let mut first = quota.new_share();
         assert!(first.try_grow(1_000) && !first.try_grow(1));
-        let mut others: Vec<QuotaShare> = (0..20).map(|_| shares.new_share()).collect();
+        let mut others: Vec<QuotaShare> = (0..20).map(|_| quota.new_share()).collect();
         others.iter_mut().for_each(|other| while other.try_grow(10) {});
         assert!(others.iter().all(|other| other.bytes() > 0), "{others:?}");
-        assert!(shares.used_bytes() <= 8_000);
+        assert!(quota.used_bytes() <= 8_000);
         first.shrink(2_000);
         assert_eq!(first.bytes(), 0);
         drop((first, others));
-        assert_eq!(shares.used_bytes(), 0);
+        assert_eq!(quota.used_bytes(), 0);
     }
 
     #[tokio::test]

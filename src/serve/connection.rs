@@ -1,4 +1,4 @@
-//! One client's connection: plain or TLS, within its time limits.
+//! The connection of one client, plain or TLS, with its time limits.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -16,12 +16,13 @@ use tokio_rustls::server::TlsStream;
 use super::budget::MemoryBudget;
 use super::read_rate::ReadRateMeter;
 
-/// What a client still sends after the last answer is read for so long and no further: closing earlier would reset the
-/// connection, and the answer could be lost on its way.
+/// How long bytes that a client still sends after the last response are read before the connection
+/// is closed: closing it with unread bytes would reset it, and the response could be lost.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many such bytes are read at most.
 const MAX_LINGER_BYTES: usize = 4 << 20;
 
-/// A connection with its place among those that are allowed.
+/// A connection, with its permit among those that are allowed.
 pub(super) struct Connection {
     stream: ClientStream,
     _permit: OwnedSemaphorePermit,
@@ -92,12 +93,12 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// What a connection is doing, as far as its time limits depend on it.
+/// Whether a connection is handling a request, on which its time limits depend.
 #[derive(Default)]
 pub(super) struct RequestActivity {
-    /// Between the head of a request and that of its answer.
+    /// True from the head of a request to the head of its response.
     is_handling_request: AtomicBool,
-    /// There has been a request.
+    /// Whether there has been a request.
     has_served_request: AtomicBool,
 }
 
@@ -116,24 +117,25 @@ impl RequestActivity {
     }
 }
 
-/// A connection that ends where the head of a request does not come in time, or an answer is not taken. How long it may be
-/// idle and how long a body may take, is limited elsewhere.
+/// A connection that ends if the head of a request does not arrive in time, or if the client reads
+/// a response too slowly. hyper limits how long it may be idle, and ingest how long a body may
+/// take.
 pub(super) struct TimedConnection<C> {
     inner: C,
     activity: Arc<RequestActivity>,
     header_time: Duration,
     send_time: Duration,
-    /// Of the head that is coming.
+    /// When the head that is arriving must be complete.
     header_deadline: Option<Instant>,
-    /// Made where a head does not come at once.
+    /// Made if a head does not arrive at once.
     header_timer: Option<Pin<Box<Sleep>>>,
     write_timer: Option<Pin<Box<Sleep>>>,
     read_rate: ReadRateMeter,
-    /// Since when the client has taken nothing, though there is something to take.
+    /// Since when the client has read nothing, though data waits for it.
     blocked_since: Option<Instant>,
-    /// When its pace is looked at next.
+    /// When its read rate is checked next.
     rate_check_timer: Option<Pin<Box<Sleep>>>,
-    /// What answers are held in.
+    /// The memory of responses, which others may wait for.
     memory_budget: Option<Arc<MemoryBudget>>,
     lingering_close: Option<LingeringClose>,
 }
@@ -147,39 +149,36 @@ impl<C> TimedConnection<C> {
     pub(super) fn new(
         inner: C,
         activity: Arc<RequestActivity>,
-        head_time: Duration,
-        write_time: Duration,
+        header_time: Duration,
+        send_time: Duration,
     ) -> TimedConnection<C> {
-        let head_due = Some(Instant::now() + head_time);
-        let (head_timer, write_due, linger) = (None, None, None);
-        let (pace, blocked, look, budget) = (ReadRateMeter::new(write_time), None, None, None);
         TimedConnection {
             inner,
             activity,
-            header_time: head_time,
-            send_time: write_time,
-            header_deadline: head_due,
-            header_timer: head_timer,
-            write_timer: write_due,
-            read_rate: pace,
-            blocked_since: blocked,
-            rate_check_timer: look,
-            memory_budget: budget,
-            lingering_close: linger,
+            header_time,
+            send_time,
+            header_deadline: Some(Instant::now() + header_time),
+            header_timer: None,
+            write_timer: None,
+            read_rate: ReadRateMeter::new(send_time),
+            blocked_since: None,
+            rate_check_timer: None,
+            memory_budget: None,
+            lingering_close: None,
         }
     }
 
-    /// What is written is held in a budget that others may wait for.
+    /// Responses take memory of a budget that others may wait for.
     pub(super) fn with_budget(self, budget: Arc<MemoryBudget>) -> TimedConnection<C> {
         TimedConnection { memory_budget: Some(budget), ..self }
     }
 
-    /// Whether the head that is coming takes too long; if not, the task is woken when it does.
+    /// Whether the head that is arriving is late; if it is not, the task is woken when it will be.
     fn is_head_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(due) = self.header_deadline else { return false };
-        let timer = self.header_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
+        let Some(deadline) = self.header_deadline else { return false };
+        let timer = self.header_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
         }
         timer.as_mut().poll(cx).is_ready()
     }
@@ -188,7 +187,7 @@ impl<C> TimedConnection<C> {
         self.inner
     }
 
-    /// Ends a connection whose client takes nothing for too long, or too little.
+    /// Ends the connection if its client reads nothing for too long, or too little.
     fn check_write<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -196,8 +195,8 @@ impl<C> TimedConnection<C> {
         bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
         match &written {
-            Poll::Ready(Ok(done)) => {
-                let is_too_slow = self.record_read_is_too_slow(bytes(done));
+            Poll::Ready(Ok(result)) => {
+                let is_too_slow = self.record_read_is_too_slow(bytes(result));
                 (self.write_timer, self.blocked_since, self.rate_check_timer) = (None, None, None);
                 return if is_too_slow { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { written };
             }
@@ -207,8 +206,8 @@ impl<C> TimedConnection<C> {
         self.blocked_since.get_or_insert_with(Instant::now);
         loop {
             let next = self.read_rate.next_check_after();
-            let look = self.rate_check_timer.get_or_insert_with(|| Box::pin(sleep(next)));
-            if look.as_mut().poll(cx).is_pending() {
+            let check = self.rate_check_timer.get_or_insert_with(|| Box::pin(sleep(next)));
+            if check.as_mut().poll(cx).is_pending() {
                 break;
             }
             self.rate_check_timer = None;
@@ -216,18 +215,18 @@ impl<C> TimedConnection<C> {
                 return Poll::Ready(Err(ErrorKind::TimedOut.into()));
             }
         }
-        let write_time = self.send_time;
-        let due = self.write_timer.get_or_insert_with(|| Box::pin(sleep(write_time)));
-        ready!(due.as_mut().poll(cx));
+        let send_time = self.send_time;
+        let timer = self.write_timer.get_or_insert_with(|| Box::pin(sleep(send_time)));
+        ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(ErrorKind::TimedOut.into()))
     }
 
-    /// Notes what the client has taken since it was looked at last.
+    /// Records that the client has read `bytes` since the last check; true if it reads too slowly.
     fn record_read_is_too_slow(&mut self, bytes: usize) -> bool {
         let now = Instant::now();
         let waited = self.blocked_since.replace(now).map_or(Duration::ZERO, |since| now - since);
-        let short = self.memory_budget.as_ref().is_some_and(|budget| budget.has_waiters());
-        self.read_rate.record_is_too_slow(waited, bytes, short)
+        let is_contended = self.memory_budget.as_ref().is_some_and(|budget| budget.has_waiters());
+        self.read_rate.record_is_too_slow(waited, bytes, is_contended)
     }
 }
 
@@ -243,15 +242,15 @@ impl<C: AsyncRead + Unpin> AsyncRead for TimedConnection<C> {
         if read.is_ready() && buf.filled().len() == before {
             return read;
         }
-        // Checked on progress too: a byte now and then does not keep the head coming for ever.
-        let late = match &read {
+        // Checked on progress too, so that a byte now and then does not extend the limit.
+        let is_late = match &read {
             Poll::Ready(_) => {
                 let now = Instant::now();
                 *this.header_deadline.get_or_insert(now + this.header_time) <= now
             }
             Poll::Pending => this.is_head_late(cx),
         };
-        if late { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { read }
+        if is_late { Poll::Ready(Err(ErrorKind::TimedOut.into())) } else { read }
     }
 }
 
@@ -259,7 +258,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.inner).poll_write(cx, buf);
-        // Something is answered only once its request has come.
+        // A response is written only once the head of its request has arrived.
         this.header_deadline = None;
         this.check_write(cx, written, |bytes| *bytes)
     }
@@ -291,8 +290,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             let shut = Pin::new(&mut this.inner).poll_shutdown(cx);
             ready!(this.check_write(cx, shut, |()| 0))?;
         }
-        let due = || Box::pin(tokio::time::sleep_until(Instant::now() + LINGER_TIMEOUT));
-        let linger = this.lingering_close.get_or_insert_with(|| LingeringClose { timer: due(), bytes: 0 });
+        let timer = || Box::pin(tokio::time::sleep_until(Instant::now() + LINGER_TIMEOUT));
+        let linger = this.lingering_close.get_or_insert_with(|| LingeringClose { timer: timer(), bytes: 0 });
         while linger.bytes < MAX_LINGER_BYTES && linger.timer.as_mut().poll(cx).is_pending() {
             let mut space = [0; 4096];
             let mut buf = ReadBuf::new(&mut space);
@@ -353,7 +352,7 @@ mod tests {
                 }
             };
             tokio::select! {
-                () = feed => panic!("the reader is there"),
+                () = feed => panic!("the reader was dropped"),
                 kind = read => assert_eq!(kind, ErrorKind::TimedOut),
             }
         });
@@ -368,9 +367,9 @@ mod tests {
             assert!(activity.has_served_request());
             let sent = tokio::spawn(async move {
                 client.write_all(&[0; 1000]).await.unwrap();
-                let mut answer = Vec::new();
-                client.read_to_end(&mut answer).await.unwrap();
-                answer
+                let mut response = Vec::new();
+                client.read_to_end(&mut response).await.unwrap();
+                response
             });
             server.write_all(b"413").await.unwrap();
             server.shutdown().await.unwrap();

@@ -1,4 +1,4 @@
-//! Content codings: which one a client takes best (RFC 9110, section 12.5.3), and compressing.
+//! Content codings: negotiation (RFC 9110, section 12.5.3) and compression.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -11,9 +11,9 @@ use warp::http::{HeaderMap, HeaderValue};
 use crate::panics::locks::SharedMutex;
 use crate::panics::run_blocking;
 
-/// Smaller bodies fit a packet either way.
+/// Smaller bodies fit a packet with or without compression.
 const MIN_COMPRESSED_BODY_BYTES: usize = 1_024;
-/// Larger ones are compressed on a thread that may take its time.
+/// Larger bodies are compressed on a thread for blocking work.
 const BLOCKING_COMPRESSION_BYTES: usize = 32 * 1_024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub(super) enum ContentCoding {
 }
 
 impl ContentCoding {
-    /// As `Content-Encoding` names it; nothing for what was not coded.
+    /// The value of `Content-Encoding`; `None` for the identity.
     pub(super) fn header_value(self) -> Option<HeaderValue> {
         match self {
             ContentCoding::Identity => None,
@@ -33,7 +33,7 @@ impl ContentCoding {
         }
     }
 
-    /// The coding for a body of that length, or nothing where the client takes none of ours.
+    /// The coding for a body of `bytes` bytes; `None` if the client accepts none that is served.
     pub(super) fn negotiate(headers: &HeaderMap, bytes: usize) -> Option<ContentCoding> {
         let accepted = AcceptedCodings::from_headers(headers);
         let identity = accepted.identity_weight();
@@ -47,7 +47,7 @@ impl ContentCoding {
         ]
         .into_iter()
         .filter(|(weight, _)| *weight > 0)
-        // The first of equals.
+        // The first of equal weights.
         .reduce(|best, next| if next.0 > best.0 { next } else { best })
         .map(|(_, coding)| coding)
     }
@@ -67,7 +67,7 @@ impl ContentCoding {
         }
     }
 
-    /// Compresses a body that is made for this answer.
+    /// Compresses a body that is made for one response.
     pub(super) async fn compress_response(self, bytes: Vec<u8>) -> io::Result<Bytes> {
         if self == ContentCoding::Identity {
             return Ok(bytes.into());
@@ -79,20 +79,21 @@ impl ContentCoding {
         run_blocking(compress).await.map_err(io::Error::other)?.map(Bytes::from)
     }
 
-    /// Compresses what is compiled in: once, since there is little of it and it never changes.
+    /// Compresses bytes that are compiled in, once, and caches the result: they are few and never
+    /// change.
     pub(super) async fn compress_static(self, bytes: &'static [u8]) -> io::Result<Bytes> {
-        type Coded = HashMap<(usize, ContentCoding), Bytes>;
-        static CODED: LazyLock<SharedMutex<Coded>> = LazyLock::new(SharedMutex::default);
+        type Cache = HashMap<(usize, ContentCoding), Bytes>;
+        static CACHE: LazyLock<SharedMutex<Cache>> = LazyLock::new(SharedMutex::default);
         if self == ContentCoding::Identity {
             return Ok(Bytes::from_static(bytes));
         }
         let key = (bytes.as_ptr() as usize, self);
-        if let Some(coded) = CODED.lock().get(&key) {
-            return Ok(coded.clone());
+        if let Some(compressed) = CACHE.lock().get(&key) {
+            return Ok(compressed.clone());
         }
         let compress = move || self.compress(bytes, CompressionEffort::Static);
         let compressed = Bytes::from(run_blocking(compress).await.map_err(io::Error::other)??);
-        CODED.lock().insert(key, compressed.clone());
+        CACHE.lock().insert(key, compressed.clone());
         Ok(compressed)
     }
 }
@@ -103,7 +104,7 @@ enum CompressionEffort {
     Static,
 }
 
-/// Weights in thousandths, where they are given.
+/// The weights that `Accept-Encoding` gives, in thousandths.
 #[derive(Default)]
 struct AcceptedCodings {
     has_header: bool,
@@ -141,7 +142,8 @@ impl AcceptedCodings {
         self.zstd.or(self.wildcard).unwrap_or(0)
     }
 
-    /// Acceptable unless it is said not to be, but then less than anything that was named.
+    /// The identity is accepted unless a weight excludes it, with the least weight if other codings
+    /// are named.
     fn identity_weight(&self) -> u16 {
         match (self.identity, self.wildcard) {
             (Some(weight), _) => weight,
@@ -152,7 +154,7 @@ impl AcceptedCodings {
     }
 }
 
-/// The `q` of an item; what is not a weight counts as none at all.
+/// The `q` of an item, in thousandths; 0 if it is not a valid weight.
 fn parse_weight(parameters: &str) -> u16 {
     let Some(text) =
         parameters.trim().strip_prefix(['q', 'Q']).and_then(|rest| rest.trim_start().strip_prefix('='))

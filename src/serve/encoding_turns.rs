@@ -1,15 +1,16 @@
-//! Long answers are encoded piece by piece, one piece at a time in the whole process.
+//! Long responses are encoded piece by piece, one piece at a time in the whole process.
 //!
-//! Sessions and requests share a few threads, which take the tasks that can go on in their order. Were the pieces of a hundred
-//! answers such tasks, a message of one reading would wait behind all of them. So they wait here instead, in the order in
-//! which they came, and of the threads one is always left.
+//! Sessions and requests share a few threads, which run ready tasks in their order. If the pieces
+//! of a hundred responses were ready tasks, a message of one reading would wait behind all of them.
+//! They wait for their turn here instead, in the order in which they came, so that the other
+//! threads are always free.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 #[derive(Debug)]
 pub struct EncodingTurns(Semaphore);
 
-/// Rows of an answer that is all there, of one turn.
+/// Rows that are encoded in one turn, of a response whose rows are all in memory.
 pub const ROWS_PER_TURN: usize = 512;
 
 impl Default for EncodingTurns {
@@ -19,9 +20,10 @@ impl Default for EncodingTurns {
 }
 
 impl EncodingTurns {
-    /// Waits for the turn; it is over when this is dropped. Nothing is written to a client meanwhile, who may be slow.
+    /// Waits for the turn, which ends when the permit is dropped. The holder must not write to a
+    /// client, which may be slow.
     pub async fn wait_for_turn(&self) -> Option<SemaphorePermit<'_>> {
-        // It is never closed.
+        // The semaphore is never closed.
         self.0.acquire().await.ok()
     }
 }
@@ -45,7 +47,11 @@ mod tests {
             };
             tokio::join!(pieces(1), pieces(2), pieces(3));
             let expected: Vec<_> = (0..3).flat_map(|piece| [1, 2, 3].map(|answer| (piece, answer))).collect();
-            assert_eq!(order.into_inner(), expected, "each has its next turn once the others had theirs");
+            assert_eq!(
+                order.into_inner(),
+                expected,
+                "each response has its next turn after one turn of each other"
+            );
         });
     }
 }

@@ -1,4 +1,5 @@
-//! Whether current rows are fresh: by this host's clock when an answer is made, never by anything that results hold.
+//! Whether current rows are fresh, by this host's clock when a response is made. Results never
+//! depend on it.
 
 use warp::http::header::CACHE_CONTROL;
 use warp::http::{HeaderMap, HeaderName, HeaderValue};
@@ -6,10 +7,10 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue};
 use crate::model::clock::wall_clock_ms;
 use crate::model::{EventTime, Millis};
 
-/// The age of a city's current row in seconds, in an answer that has only that row.
+/// The age of a city's current row in seconds, in a response that has only that row.
 pub(super) static READING_AGE_HEADER: HeaderName = HeaderName::from_static("reading-age");
 
-/// A look at the clock, and how old a fresh row may be.
+/// The time of a response, and how old a fresh row may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Freshness {
     now_ms: u64,
@@ -27,7 +28,7 @@ impl Freshness {
         Freshness { now_ms, stale_after }
     }
 
-    /// When the clock was looked at, ms since 1970-01-01T00:00:00Z.
+    /// The time of the response, in ms since 1970-01-01T00:00:00Z.
     pub fn now_ms(&self) -> u64 {
         self.now_ms
     }
@@ -43,7 +44,8 @@ impl Freshness {
     }
 }
 
-/// Says how old the row of an answer is. Such an answer is not to be stored: who finds it in a cache would read an old age.
+/// Sets the age of a response's row. The response must not be stored: its age would be wrong when
+/// it is read from a cache.
 pub(super) fn set_age_headers(headers: &mut HeaderMap, age_ms: Option<i64>) {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let age = age_ms.and_then(|ms| HeaderValue::try_from((ms as f64 / 1e3).to_string()).ok());

@@ -1,5 +1,5 @@
-//! Readings that come in over HTTP and WebSocket: each goes to the log with its exact bytes, and is answered when it is durable.
-//! What is refused in the answer is in no log.
+//! Readings that clients send over HTTP and WebSocket. Each is appended to the log with its exact
+//! bytes, and acknowledged when it is durable. A reading that the response refuses is in no log.
 
 mod body;
 mod time_check;
@@ -20,8 +20,9 @@ use warp::http::header::CONTENT_LENGTH;
 use self::body::{BodyCoding, BodyFormat, DecompressionPermit};
 pub(super) use self::time_check::TimeRules;
 use super::new_cities::NewCityLimiter;
+use super::plan::ServeLimits;
 use super::problem::{Problem, ProblemCode};
-use super::{ServeLimits, telemetry};
+use super::telemetry;
 use crate::codec::{JsonRecordDecoder, ReadOptions};
 use crate::model::{
     AppendError, AppendHold, AppendReport, AppendedRange, Appender, ClientId, HoldCheck, NewRecord, Reason,
@@ -29,41 +30,48 @@ use crate::model::{
 };
 use crate::panics::run_blocking;
 
-/// Refusals that are told one by one; of the rest, their number.
+/// Refusals that a response lists; further ones are only counted.
 const MAX_LISTED_REFUSALS: usize = 100;
-/// No reading or withdrawal is shorter, also where a source names its columns by a letter each: `{"t":1,"x":9,"h":5}`.
+/// No reading or withdrawal is shorter, even if a source names its columns by a letter each:
+/// `{"t":1,"x":9,"h":5}`.
 const MIN_READING_BYTES: usize = 16;
-/// Larger bodies are decoded on a thread that may take its time.
+/// Larger bodies are decoded on a thread for blocking work.
 const BLOCKING_DECODE_BYTES: usize = 64 * 1024;
-/// Until the log has acknowledged an append.
+/// Time until the log has acknowledged an append.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Takes readings for the log.
+/// Accepts readings for the log.
 #[derive(Clone)]
 pub(super) struct IngestHandler {
     appender: Option<Arc<dyn Appender>>,
     hold_check: Option<Arc<dyn HoldCheck>>,
-    new_cities: Option<Arc<NewCityLimiter>>,
-    /// Who sends, where that is known.
+    rules: Arc<IngestRules>,
+    /// The client that sends, if it is known.
     client_id: Option<ClientId>,
-    /// How the log's records are read, which these will be.
-    read_options: Arc<ReadOptions>,
-    time_rules: TimeRules,
     body_bytes: usize,
     body_time: Duration,
-    /// Bytes that bodies may still take, all together.
+    /// Bytes that all bodies together may still take.
     body_budget: Arc<Semaphore>,
-    /// Large bodies that are decoded at once: the others wait, so that they leave processors to what is small.
+    /// Large bodies that are decoded at one time. Further ones wait, so that processors are left
+    /// for small ones.
     decode_permits: Arc<Semaphore>,
 }
 
-/// What became of readings.
+/// Which readings are accepted.
+pub(super) struct IngestRules {
+    /// How the records of the log are read, which these will be.
+    pub(super) read_options: ReadOptions,
+    pub(super) new_cities: Option<NewCityLimiter>,
+    pub(super) time_rules: TimeRules,
+}
+
+/// How many of a client's readings were accepted, and why others were not.
 #[derive(Serialize)]
 pub(super) struct IngestReport {
     accepted: usize,
     #[serde(flatten)]
     refusals: RefusalSummary,
-    /// Of what was taken, what may still become a dead letter; the first ones.
+    /// Accepted readings that may still become dead letters; the first ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<RefusedReading>,
     positions: Vec<AppendedRange>,
@@ -78,12 +86,13 @@ struct RefusalSummary {
 
 #[derive(Serialize)]
 struct RefusedReading {
+    /// Number in the body, from 0.
     index: u32,
     reason: Reason,
     detail: String,
 }
 
-/// Bytes of readings, with the room that they take.
+/// Bytes of readings, with the permit for their memory.
 struct ReceivedBody {
     bytes: Vec<u8>,
     permit: Option<OwnedSemaphorePermit>,
@@ -92,7 +101,7 @@ struct ReceivedBody {
 #[derive(Default)]
 struct DecodedBody {
     records: Vec<NewRecord>,
-    /// Of each record, its number in the body.
+    /// The number of each record in the body.
     body_indexes: Vec<u32>,
     refusals: RefusalSummary,
     warnings: Vec<RefusedReading>,
@@ -100,55 +109,50 @@ struct DecodedBody {
 
 /// Readings that wait for the log.
 pub(super) struct PendingAppend {
-    /// By number in the append, the number in the body.
+    /// The number of each appended record in the body.
     body_indexes: Vec<u32>,
     refusals: RefusalSummary,
     warnings: Vec<RefusedReading>,
-    /// Nothing where none was accepted.
+    /// `None` if no reading was accepted.
     acknowledgement: Option<oneshot::Receiver<Result<AppendReport, AppendError>>>,
 }
 
 impl IngestHandler {
     pub(super) fn new(
         appender: Option<Arc<dyn Appender>>,
-        holds: Option<Arc<dyn HoldCheck>>,
-        new_cities: Option<Arc<NewCityLimiter>>,
-        read: ReadOptions,
-        times: TimeRules,
+        hold_check: Option<Arc<dyn HoldCheck>>,
+        rules: IngestRules,
         limits: &ServeLimits,
     ) -> IngestHandler {
-        let room = Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS)));
         IngestHandler {
             appender,
-            hold_check: holds,
-            new_cities,
+            hold_check,
+            rules: Arc::new(rules),
             client_id: None,
-            read_options: Arc::new(read),
-            time_rules: times,
             body_bytes: limits.body_bytes,
             body_time: limits.body_time,
-            body_budget: room,
+            body_budget: Arc::new(Semaphore::new(limits.bodies_bytes.min(Semaphore::MAX_PERMITS))),
             decode_permits: Arc::new(Semaphore::new(max_concurrent_decodes())),
         }
     }
 
-    /// The same for what one client sends.
+    /// The same handler for the readings of one client.
     pub(super) fn for_client(&self, client: Option<ClientId>) -> IngestHandler {
         IngestHandler { client_id: client, ..self.clone() }
     }
 
-    /// Why nothing is taken for now, whoever sends it.
+    /// Why no client's readings are accepted for now.
     pub(super) fn current_hold(&self) -> Option<AppendHold> {
-        self.hold_check.as_ref().and_then(|holds| holds.current_hold())
+        self.hold_check.as_ref().and_then(|check| check.current_hold())
     }
 
-    /// Whether there is a log at all.
+    /// The log's appender; a problem if no log accepts readings.
     pub(super) fn require_appender(&self) -> Result<&Arc<dyn Appender>, Problem> {
         let detail = "no log is configured that takes readings: this server only reads";
         self.appender.as_ref().ok_or_else(|| Problem::new(ProblemCode::NoIngest, detail))
     }
 
-    /// Takes the body of a `POST`.
+    /// Accepts the body of a `POST`.
     pub(super) async fn ingest_body<B, E>(
         &self,
         headers: &HeaderMap,
@@ -158,13 +162,14 @@ impl IngestHandler {
         B: Stream<Item = Result<bytes::Bytes, E>> + Unpin,
     {
         self.require_appender()?;
-        let (form, coding) = body::body_format(headers)?;
+        let (format, coding) = body::body_format(headers)?;
         let body = self.decompress_body(coding, self.read_body(headers, body).await?).await?;
-        let taken = self.append_body(form, body).await?.wait_durable().await?;
-        if taken.accepted == 0 { Err(none_accepted(&taken.refusals)) } else { Ok(taken) }
+        let report = self.append_body(format, body).await?.wait_durable().await?;
+        if report.accepted == 0 { Err(none_accepted(&report.refusals)) } else { Ok(report) }
     }
 
-    /// Takes a WebSocket message, which is as a JSON body. What is returned waits for the log.
+    /// Accepts a WebSocket message, which is as a JSON body; returns before its readings are
+    /// durable.
     pub(super) async fn ingest_message(&self, text: &[u8]) -> Result<PendingAppend, Problem> {
         let mut body = ReceivedBody { bytes: Vec::new(), permit: None };
         self.extend_body(&mut body, text)?;
@@ -175,9 +180,9 @@ impl IngestHandler {
     where
         B: Stream<Item = Result<bytes::Bytes, E>> + Unpin,
     {
-        let announced =
+        let content_length =
             headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|bytes| bytes > self.body_bytes as u64) {
+        if content_length.is_some_and(|bytes| bytes > self.body_bytes as u64) {
             return Err(self.body_too_large());
         }
         let mut body = ReceivedBody { bytes: Vec::new(), permit: None };
@@ -208,82 +213,94 @@ impl IngestHandler {
         Ok(())
     }
 
-    /// What a body is once it is decompressed: not more than a plain one may be, and counted before it is made.
+    /// Decompresses a body. The result may be as long as a plain body, and its memory is counted
+    /// before it is used.
     async fn decompress_body(&self, coding: BodyCoding, body: ReceivedBody) -> Result<ReceivedBody, Problem> {
         if coding == BodyCoding::Identity {
             return Ok(body);
         }
-        let mut room = DecompressionPermit::new(self.body_budget.clone(), self.body_bytes);
+        let mut permit = DecompressionPermit::new(self.body_budget.clone(), self.body_bytes);
         let failed = |_| Problem::new(ProblemCode::Stopping, "the service is stopping");
-        // The packed bytes and their room go with the closure.
-        let unpack = move || {
-            let ReceivedBody { bytes, permit: _packed } = body;
-            let bytes = coding.decompress_body(&bytes, &mut room)?;
-            Ok(ReceivedBody { bytes, permit: room.into_permit() })
+        // The closure owns the compressed bytes and their permit, also if the client disconnects.
+        let decompress = move || {
+            let ReceivedBody { bytes, permit: _compressed_permit } = body;
+            let bytes = coding.decompress_body(&bytes, &mut permit)?;
+            Ok(ReceivedBody { bytes, permit: permit.into_permit() })
         };
-        run_blocking(unpack).await.map_err(failed)?
+        run_blocking(decompress).await.map_err(failed)?
     }
 
     fn body_too_large(&self) -> Problem {
         body::body_too_large(self.body_bytes)
     }
 
-    /// Decodes a body and appends what it holds.
-    async fn append_body(&self, form: BodyFormat, body: ReceivedBody) -> Result<PendingAppend, Problem> {
+    /// Decodes a body and appends its readings to the log.
+    async fn append_body(&self, format: BodyFormat, body: ReceivedBody) -> Result<PendingAppend, Problem> {
         let appender = self.require_appender()?;
-        let ReceivedBody { bytes, permit: room } = body;
-        let (read, len, times) = (Arc::clone(&self.read_options), bytes.len(), self.time_rules.clone());
-        let (new_cities, client) = (self.new_cities.clone(), self.client_id);
-        let decode = move || {
-            let newest = times.start_check();
-            let decoded = decode_body(form, &bytes, &read, &|upsert| newest.check_reading_time(upsert))?;
-            let taken = new_cities.map(|new_cities| new_cities.charge_new_cities(client, &decoded.records));
-            taken.unwrap_or(Ok(())).map(|()| decoded)
-        };
-        let decoded = if len < BLOCKING_DECODE_BYTES {
+        let ReceivedBody { bytes, permit } = body;
+        let (rules, client, length) = (Arc::clone(&self.rules), self.client_id, bytes.len());
+        let decode = move || rules.decode_body(format, &bytes, client);
+        let decoded = if length < BLOCKING_DECODE_BYTES {
             decode()?
         } else {
             let failed = |_| Problem::new(ProblemCode::Stopping, "the service is stopping");
-            let _turn = self.decode_permits.acquire().await;
+            let _decode_permit = self.decode_permits.acquire().await;
             run_blocking(decode).await.map_err(failed)??
         };
-        let DecodedBody { mut records, body_indexes: numbers, refusals, warnings } = decoded;
+        let DecodedBody { mut records, body_indexes, refusals, warnings } = decoded;
         records.iter_mut().for_each(|record| record.client = self.client_id);
-        telemetry::record_ingest(len, 0, refusals.refused_count);
+        telemetry::record_ingest(length, 0, refusals.refused_count);
         if records.is_empty() {
-            return Ok(PendingAppend { body_indexes: numbers, refusals, warnings, acknowledgement: None });
+            return Ok(PendingAppend { body_indexes, refusals, warnings, acknowledgement: None });
         }
-        let (done, heard) = oneshot::channel();
+        let (result_sender, acknowledgement) = oneshot::channel();
         appender.append(
             records,
             Box::new(move |result| {
-                drop(room);
-                // Nobody listens where the client has gone.
-                let _ = done.send(result);
+                drop(permit);
+                // The receiver is dropped if the client has disconnected.
+                let _ = result_sender.send(result);
             }),
         );
-        Ok(PendingAppend { body_indexes: numbers, refusals, warnings, acknowledgement: Some(heard) })
+        Ok(PendingAppend { body_indexes, refusals, warnings, acknowledgement: Some(acknowledgement) })
+    }
+}
+
+impl IngestRules {
+    fn decode_body(
+        &self,
+        format: BodyFormat,
+        bytes: &[u8],
+        client: Option<ClientId>,
+    ) -> Result<DecodedBody, Problem> {
+        let time_check = self.time_rules.start_check();
+        let check_time = |upsert: &Upsert<'_>| time_check.check_reading_time(upsert);
+        let decoded = decode_body(format, bytes, &self.read_options, &check_time)?;
+        if let Some(new_cities) = &self.new_cities {
+            new_cities.charge_new_cities(client, &decoded.records)?;
+        }
+        Ok(decoded)
     }
 }
 
 impl PendingAppend {
     /// Waits until the readings are durable.
     pub(super) async fn wait_durable(self) -> Result<IngestReport, Problem> {
-        let PendingAppend { body_indexes: numbers, mut refusals, warnings, acknowledgement: heard } = self;
-        let Some(heard) = heard else {
+        let PendingAppend { body_indexes, mut refusals, warnings, acknowledgement } = self;
+        let Some(acknowledgement) = acknowledgement else {
             return Ok(IngestReport { accepted: 0, refusals, warnings, positions: Vec::new() });
         };
-        let Ok(Ok(result)) = tokio::time::timeout(ACKNOWLEDGE_TIMEOUT, heard).await else {
+        let Ok(Ok(result)) = tokio::time::timeout(ACKNOWLEDGE_TIMEOUT, acknowledgement).await else {
             let detail = "the log did not answer: whether the readings are in it is not known";
             return Err(Problem::new(ProblemCode::LogFailed, detail));
         };
         match result {
             Ok(AppendReport { ranges: positions, refusals: refused }) => {
-                let accepted = numbers.len().saturating_sub(refused.len());
+                let accepted = body_indexes.len().saturating_sub(refused.len());
                 telemetry::record_ingest(0, accepted, refused.len());
                 refusals.refused_count += refused.len();
                 refusals.refused.extend(refused.into_iter().map(|(at, Refusal { reason, detail })| {
-                    let index = numbers.get(at as usize).copied().unwrap_or(at);
+                    let index = body_indexes.get(at as usize).copied().unwrap_or(at);
                     RefusedReading { index, reason, detail }
                 }));
                 refusals.refused.sort_by_key(|refused| refused.index);
@@ -294,7 +311,7 @@ impl PendingAppend {
             Err(AppendError::OnHold(hold)) => Err(Problem::on_hold(&hold)),
             Err(error @ AppendError::Stopping) => Err(Problem::new(ProblemCode::Stopping, error.to_string())),
             Err(error @ AppendError::Failed(_)) => {
-                tracing::error!("{error}");
+                tracing::error!(%error, "posted readings could not be appended to the log: the client is told so");
                 let detail = format!("{error}; whether the readings are in it is not known");
                 Err(Problem::new(ProblemCode::LogFailed, detail))
             }
@@ -319,43 +336,45 @@ fn none_accepted(refusals: &RefusalSummary) -> Problem {
         .with_member("refused_count", json!(refusals.refused_count))
 }
 
-/// What is known of a reading's time: a refusal, or what is warned of.
-type TimeJudge<'a> = &'a dyn Fn(&Upsert<'_>) -> Result<Option<Refusal>, Refusal>;
+/// Checks the time of a reading: an error refuses the reading, a value warns that the log may
+/// refuse it.
+type TimeCheck<'a> = &'a dyn Fn(&Upsert<'_>) -> Result<Option<Refusal>, Refusal>;
 
 fn decode_body(
-    form: BodyFormat,
+    format: BodyFormat,
     bytes: &[u8],
-    read: &ReadOptions,
-    judge: TimeJudge<'_>,
+    read_options: &ReadOptions,
+    check_time: TimeCheck<'_>,
 ) -> Result<DecodedBody, Problem> {
-    let mut taking =
-        BodyDecoder { decoder: JsonRecordDecoder::new(read), judge, decoded: DecodedBody::default() };
-    if form == BodyFormat::Lines {
+    let decoder = JsonRecordDecoder::new(read_options);
+    let mut body = BodyDecoder { decoder, check_time, decoded: DecodedBody::default() };
+    if format == BodyFormat::Lines {
         let lines = bytes.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
-        lines.filter(|line| !line.is_empty()).for_each(|line| taking.decode_record(line));
-        return Ok(taking.decoded);
+        lines.filter(|line| !line.is_empty()).for_each(|line| body.decode_record(line));
+        return Ok(body.decoded);
     }
     let not_json =
         |error: serde_json::Error| Problem::new(ProblemCode::NotJson, format!("not JSON: {error}"));
     let bytes = bytes.trim_ascii();
     if bytes.first() == Some(&b'[') {
         let mut json = serde_json::Deserializer::from_slice(bytes);
-        json.deserialize_seq(RecordArrayVisitor(&mut taking)).and_then(|()| json.end()).map_err(not_json)?;
+        json.deserialize_seq(RecordArrayVisitor(&mut body)).and_then(|()| json.end()).map_err(not_json)?;
     } else {
         serde_json::from_slice::<&RawValue>(bytes).map_err(not_json)?;
-        taking.decode_record(bytes);
+        body.decode_record(bytes);
     }
-    Ok(taking.decoded)
+    Ok(body.decoded)
 }
 
-/// The records of a body on their way.
+/// Decodes the records of a body one by one.
 struct BodyDecoder<'a> {
     decoder: JsonRecordDecoder,
-    judge: TimeJudge<'a>,
+    check_time: TimeCheck<'a>,
     decoded: DecodedBody,
 }
 
-/// The records of an array, taken as they come: a list of them would be many times as long as the shortest.
+/// Decodes the records of an array as they are parsed: a list of short ones would be many times as
+/// long as the body.
 struct RecordArrayVisitor<'a, 'b>(&'a mut BodyDecoder<'b>);
 
 impl<'de> Visitor<'de> for RecordArrayVisitor<'_, '_> {
@@ -375,26 +394,28 @@ impl<'de> Visitor<'de> for RecordArrayVisitor<'_, '_> {
 
 impl BodyDecoder<'_> {
     fn decode_record(&mut self, bytes: &[u8]) {
-        let BodyDecoder { decoder, judge, decoded } = self;
-        // A body may have millions of them. What is wrong with each is not told any more, so it costs no more than to count it.
+        let BodyDecoder { decoder, check_time, decoded } = self;
+        // A body may have millions of records that are too short. Once the list of refusals is
+        // full, they are only counted, which costs little.
         if decoded.refusals.refused_count >= MAX_LISTED_REFUSALS && bytes.len() < MIN_READING_BYTES {
             decoded.refusals.refused_count += 1;
             return;
         }
-        let number = (decoded.records.len() + decoded.refusals.refused_count) as u32;
-        let judged = decoder.decode(bytes).and_then(|upsert| judge(&upsert).map(|warning| (upsert, warning)));
-        match judged {
+        let index = (decoded.records.len() + decoded.refusals.refused_count) as u32;
+        let checked =
+            decoder.decode(bytes).and_then(|upsert| check_time(&upsert).map(|warning| (upsert, warning)));
+        match checked {
             Ok((Upsert { city, reading_at, .. }, warning)) => {
                 let reading_at = Some(reading_at);
                 decoded.records.push(NewRecord { reading_at, ..NewRecord::new(Some(city), bytes) });
-                decoded.body_indexes.push(number);
+                decoded.body_indexes.push(index);
                 if let Some(Refusal { reason, detail }) =
                     warning.filter(|_| decoded.warnings.len() < MAX_LISTED_REFUSALS)
                 {
-                    decoded.warnings.push(RefusedReading { index: number, reason, detail });
+                    decoded.warnings.push(RefusedReading { index, reason, detail });
                 }
             }
-            Err(refusal) => decoded.refusals.add_refusal(number, refusal),
+            Err(refusal) => decoded.refusals.add_refusal(index, refusal),
         }
     }
 }
@@ -408,15 +429,15 @@ impl RefusalSummary {
     }
 }
 
-/// The answer to a message of the WebSocket ingest, once there is one.
+/// The answer to a message of the WebSocket ingest, once its readings are durable or refused.
 pub(super) async fn reply_json(seq: u64, pending: Result<PendingAppend, Problem>) -> String {
-    let taken = match pending {
+    let result = match pending {
         Ok(pending) => pending.wait_durable().await,
         Err(problem) => Err(problem),
     };
-    let mut object = match taken {
-        Ok(taken) => {
-            let mut object = serde_json::to_value(taken).unwrap_or_default();
+    let mut object = match result {
+        Ok(report) => {
+            let mut object = serde_json::to_value(report).unwrap_or_default();
             object["type"] = "accepted".into();
             object
         }
@@ -439,12 +460,13 @@ mod tests {
     use super::*;
     use crate::codec::{ColumnNames, RecordOptions};
 
-    /// How long it takes to refuse so many records.
+    /// How long it takes to refuse `count` records.
     fn refuse(record: &str, count: usize) -> Duration {
         let (lines, array) = (format!("{record}\n").repeat(count), vec![record; count].join(","));
         let started = Instant::now();
-        for (form, body) in [(BodyFormat::Lines, lines), (BodyFormat::Json, format!("[{array}]"))] {
-            let decoded = decode_body(form, body.as_bytes(), &ReadOptions::default(), &|_| Ok(None)).unwrap();
+        for (format, body) in [(BodyFormat::Lines, lines), (BodyFormat::Json, format!("[{array}]"))] {
+            let decoded =
+                decode_body(format, body.as_bytes(), &ReadOptions::default(), &|_| Ok(None)).unwrap();
             assert_eq!((decoded.records.len(), decoded.refusals.refused_count), (0, count));
             assert_eq!(decoded.refusals.refused.len(), MAX_LISTED_REFUSALS);
         }

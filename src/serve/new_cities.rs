@@ -1,5 +1,6 @@
-//! How many new cities one client may post. Admission keeps each city of a partition for ever, and decides by the log alone, so a client's
-//! share of the cities that are left is looked at before its readings go to the log.
+//! Limits the new cities that one client may post. Admission remembers each city of a partition for
+//! ever, and decides by the log alone, so a client's share of the room for cities is checked before
+//! its readings are appended to the log.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -7,41 +8,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::problem::{Problem, ProblemCode};
+use super::service_info::IngestLog;
 use super::telemetry;
 use super::view::View;
 use crate::model::{ClientId, NewRecord};
 use crate::panics::locks::SharedMutex;
 
-/// In this time a client's share comes back.
+/// Time in which a used share is refilled.
 const REFILL_PERIOD: Duration = Duration::from_secs(24 * 3600);
-/// Shares of clients in partitions that are told apart; further clients have one together in each partition.
+/// Shares that are counted separately, by client and partition; further clients have one share
+/// together in each partition.
 const MAX_CLIENT_ENTRIES: usize = 100_000;
-/// Names that were posted and are not in the results yet are remembered in two halves of so many, so that they count once.
+/// Names that one of two tables remembers: names that were posted and are not in the results yet,
+/// so that each counts once.
 const MAX_REMEMBERED_NAMES: usize = 458_752;
-/// After this long without a new name, what is not among the cities of a partition does not come any more.
+/// If no new name is posted to a partition for this time, its posted names that are not among its
+/// cities are no longer expected.
 const PENDING_CITIES_TIMEOUT: Duration = Duration::from_secs(60);
-/// Names that are looked up at once.
+/// Names that are looked up while the view is locked once.
 const NAMES_PER_LOOKUP: usize = 1_024;
 
-/// What shares and remembered names take at most: tables that are filled to 7/8 have 8 bytes and a mark an entry.
+/// Bytes that shares and remembered names take at most: a table is filled to 7/8, and an entry of
+/// it takes its own bytes and one more.
 #[cfg(any(test, feature = "internals"))]
 pub const NEW_CITIES_BYTES: usize = 2 * 9 * (MAX_REMEMBERED_NAMES / 7 * 8) + (1 << 18) * 48;
 
-/// The log that posted readings go to, as far as admission is concerned.
-#[derive(Clone, Debug)]
-pub struct IngestLog {
-    pub source: Arc<str>,
-    /// Of each partition.
-    pub max_cities: u32,
-    /// Of a city, where there are so many partitions.
-    pub partition_of: fn(&str, u32) -> u32,
-}
-
-/// Looks at what is posted before it goes to the log.
+/// Checks posted readings for new cities before they are appended to the log.
 pub(super) struct NewCityLimiter {
     view: Arc<View>,
     log: IngestLog,
-    /// Of the cities that are left.
+    /// The part of a partition's remaining room that one client may use.
     client_percent: u32,
     hasher: RandomState,
     usage: SharedMutex<NewCityUsage>,
@@ -55,22 +51,23 @@ struct NewCityUsage {
     previously_posted_names: HashSet<u64>,
 }
 
-/// The new cities that a client has posted, as it was at a time.
+/// The part of its share that a client has used, as of a time.
 #[derive(Clone, Copy, Debug)]
 struct ClientUsage {
     used_cities: f64,
     updated_at: Instant,
 }
 
-/// New cities that a partition does not have yet.
+/// New cities that were posted to a partition and are not in the results yet.
 #[derive(Clone, Copy, Debug)]
 struct PendingCities {
+    /// Cities that the partition had in the results.
     cities: u32,
     posted_names: u32,
     updated_at: Instant,
 }
 
-/// The client has used up its share.
+/// A post has more new cities than the client's share allows.
 #[derive(Debug, PartialEq)]
 struct NewCityQuotaExhausted {
     allowed: u32,
@@ -78,21 +75,24 @@ struct NewCityQuotaExhausted {
 }
 
 impl NewCityLimiter {
-    /// None if there is nothing to share: no ingest, or all may go to one client.
-    pub(super) fn new(view: &Arc<View>, log: Option<IngestLog>, percent: u32) -> Option<Arc<NewCityLimiter>> {
-        let log = log.filter(|_| percent < 100)?;
-        let (view, hasher) = (view.clone(), RandomState::new());
-        Some(Arc::new(NewCityLimiter {
-            view,
-            log,
-            client_percent: percent,
-            hasher,
+    /// `None` if there is nothing to limit: no ingest, or one client may use all room.
+    pub(super) fn new(
+        view: &Arc<View>,
+        log: Option<IngestLog>,
+        client_percent: u32,
+    ) -> Option<NewCityLimiter> {
+        Some(NewCityLimiter {
+            log: log.filter(|_| client_percent < 100)?,
+            view: view.clone(),
+            client_percent,
+            hasher: RandomState::new(),
             usage: SharedMutex::default(),
-        }))
+        })
     }
 
-    /// Takes the cities of `records` that the results do not have from the client's share: all, or none of them if one of its
-    /// partitions has no share left. While the logs are replayed it is not known which cities are new, and nothing is counted.
+    /// Charges the client's share with the cities of `records` that are not in the results: with
+    /// all, or with none if the share of one partition does not suffice. While the logs are
+    /// replayed the new cities are not known, and nothing is charged.
     pub(super) fn charge_new_cities(
         &self,
         client: Option<ClientId>,
@@ -104,29 +104,27 @@ impl NewCityLimiter {
         let names = records.iter().filter_map(|record| record.city.as_deref());
         let mut names: Vec<&str> = names.collect();
         names.dedup();
-        let mut new: HashSet<&str> = HashSet::new();
-        names.chunks(NAMES_PER_LOOKUP).for_each(|some| self.view.collect_unknown_cities(some, &mut new));
-        if new.is_empty() {
+        let mut new_names: HashSet<&str> = HashSet::new();
+        for names in names.chunks(NAMES_PER_LOOKUP) {
+            self.view.collect_unknown_cities(names, &mut new_names);
+        }
+        if new_names.is_empty() {
             return Ok(());
         }
-        let have = self.partition_cities();
-        if have.is_empty() {
+        let partition_cities = self.partition_cities();
+        if partition_cities.is_empty() {
             return Ok(());
         }
         let mut hashes: HashMap<u32, Vec<u64>> = HashMap::new();
-        for name in new {
-            let partition = (self.log.partition_of)(name, have.len() as u32);
+        for name in new_names {
+            let partition = (self.log.partition_of)(name, partition_cities.len() as u32);
             hashes.entry(partition).or_default().push(self.hasher.hash_one(name));
         }
-        let taken = self.usage.lock().charge_client(
-            client,
-            hashes,
-            |partition| self.partition_capacity(&have, partition),
-            Instant::now(),
-        );
-        taken.map_err(|exhausted| {
+        let capacity = |partition| self.partition_capacity(&partition_cities, partition);
+        let charged = self.usage.lock().charge_client(client, hashes, capacity, Instant::now());
+        charged.map_err(|exhausted| {
             telemetry::record_refused_new_cities();
-            let NewCityQuotaExhausted { allowed, retry_after: wait } = exhausted;
+            let NewCityQuotaExhausted { allowed, retry_after } = exhausted;
             let detail = format!(
                 "the new cities of this post are more than this client may still add: one client may add {} percent of the \
                  cities that a partition may still have in a day, {allowed} here; check the names, send readings of \
@@ -134,29 +132,30 @@ impl NewCityLimiter {
                 self.client_percent
             );
             Problem::new(ProblemCode::TooManyNewCities, detail)
-                .with_header(warp::http::header::RETRY_AFTER, wait.as_secs().max(1).into())
+                .with_header(warp::http::header::RETRY_AFTER, retry_after.as_secs().max(1).into())
         })
     }
 
-    /// By partition of the log.
+    /// The number of cities of each partition of the log.
     fn partition_cities(&self) -> Vec<u32> {
         let names = self.view.service_info().partitions.names();
         let mut cities = Vec::new();
-        for (slot, name) in names.iter().enumerate().filter(|(_, name)| name.source == self.log.source) {
+        for (index, name) in names.iter().enumerate().filter(|(_, name)| name.source == self.log.source) {
             let partition = name.partition as usize;
             cities.resize(cities.len().max(partition + 1), 0);
-            cities[partition] = self.view.cities_in_partition(slot);
+            cities[partition] = self.view.cities_in_partition(index);
         }
         cities
     }
 
-    fn partition_capacity(&self, have: &[u32], partition: u32) -> PartitionCapacity {
-        let cities = have.get(partition as usize).copied().unwrap_or_default();
+    fn partition_capacity(&self, partition_cities: &[u32], partition: u32) -> PartitionCapacity {
+        let cities = partition_cities.get(partition as usize).copied().unwrap_or_default();
         PartitionCapacity { cities, max_cities: self.log.max_cities, client_percent: self.client_percent }
     }
 }
 
-/// The cities of a partition, how many it may have, and what one client may have of those that are left.
+/// The cities of a partition, how many it may have, and the part of the remaining room for one
+/// client.
 #[derive(Clone, Copy, Debug)]
 struct PartitionCapacity {
     cities: u32,
@@ -165,11 +164,12 @@ struct PartitionCapacity {
 }
 
 impl PartitionCapacity {
-    /// All that a client may take that has taken so many already: what it took was left too.
-    fn client_allowance(self, pending: u32, taken: f64) -> f64 {
+    /// The share of a client that has used a part of it. The share counts from the room that was
+    /// left before the client used any.
+    fn client_allowance(self, pending: u32, used: f64) -> f64 {
         let left = f64::from(self.max_cities.saturating_sub(self.cities).saturating_sub(pending));
-        let allowed = ((left + taken) * f64::from(self.client_percent) / 100.0).floor();
-        // A small rest is not kept from everybody.
+        let allowed = ((left + used) * f64::from(self.client_percent) / 100.0).floor();
+        // One city at least, so that the last of the room can be used.
         if self.client_percent > 0 && left > 0.0 { allowed.max(1.0) } else { allowed }
     }
 }
@@ -186,31 +186,27 @@ impl NewCityUsage {
         &mut self,
         client: Option<ClientId>,
         mut hashes: HashMap<u32, Vec<u64>>,
-        room: impl Fn(u32) -> PartitionCapacity,
+        capacity: impl Fn(u32) -> PartitionCapacity,
         now: Instant,
     ) -> Result<(), NewCityQuotaExhausted> {
-        let mut after = Vec::new();
+        let mut charges = Vec::new();
         for (&partition, names) in &mut hashes {
             names.retain(|name| {
                 !self.posted_names.contains(name) && !self.previously_posted_names.contains(name)
             });
-            let room = room(partition);
+            let capacity = capacity(partition);
             let key = self.usage_key(client, partition, now);
-            let pending = self.pending_cities(partition, room.cities, now);
-            // Readings of new cities are dead letters in a full partition, and can be sent again from there.
-            if names.is_empty() || room.cities >= room.max_cities {
+            let pending = self.pending_cities(partition, capacity.cities, now);
+            // In a full partition, readings of new cities become dead letters, which can be sent
+            // again later.
+            if names.is_empty() || capacity.cities >= capacity.max_cities {
                 continue;
             }
-            let share = self
-                .usage_by_client
-                .get(&key)
-                .copied()
-                .unwrap_or(ClientUsage { used_cities: 0.0, updated_at: now });
-            let taken = share.used_cities(now);
-            let (allowed, wanted) =
-                (room.client_allowance(pending.posted_names, taken), taken + names.len() as f64);
+            let used = self.usage_by_client.get(&key).map_or(0.0, |usage| usage.used_cities(now));
+            let allowed = capacity.client_allowance(pending.posted_names, used);
+            let wanted = used + names.len() as f64;
             if wanted > allowed {
-                let days = ((wanted - allowed) / taken.max(1.0)).clamp(0.0, 1.0);
+                let days = ((wanted - allowed) / used.max(1.0)).clamp(0.0, 1.0);
                 return Err(NewCityQuotaExhausted {
                     allowed: allowed as u32,
                     retry_after: REFILL_PERIOD.mul_f64(days),
@@ -221,10 +217,10 @@ impl NewCityUsage {
                 updated_at: now,
                 ..pending
             };
-            after.push((key, ClientUsage { used_cities: wanted, updated_at: now }, pending));
+            charges.push((key, ClientUsage { used_cities: wanted, updated_at: now }, pending));
         }
-        for (key, share, pending) in after {
-            self.usage_by_client.insert(key, share);
+        for (key, usage, pending) in charges {
+            self.usage_by_client.insert(key, usage);
             self.pending_by_partition.insert(key.1, pending);
         }
         hashes.into_values().flatten().for_each(|name| self.remember_name(name));
@@ -251,7 +247,7 @@ impl NewCityUsage {
         if self.usage_by_client.len() < MAX_CLIENT_ENTRIES || self.usage_by_client.contains_key(&key) {
             return key;
         }
-        self.usage_by_client.retain(|_, share| now.duration_since(share.updated_at) < REFILL_PERIOD);
+        self.usage_by_client.retain(|_, usage| now.duration_since(usage.updated_at) < REFILL_PERIOD);
         if self.usage_by_client.len() < MAX_CLIENT_ENTRIES { key } else { (None, partition) }
     }
 
@@ -280,52 +276,51 @@ mod tests {
 
     #[test]
     fn new_cities_per_client_and_day_are_half_of_remaining() {
-        let (mut shares, start) = (NewCityUsage::default(), Instant::now());
-        assert_eq!(shares.charge_client(CLIENT, names(0, 400), half_of(1_000, 0), start), Ok(()));
+        let (mut usage, start) = (NewCityUsage::default(), Instant::now());
+        assert_eq!(usage.charge_client(CLIENT, names(0, 400), half_of(1_000, 0), start), Ok(()));
         assert_eq!(
-            shares.charge_client(CLIENT, names(0, 400), half_of(1_000, 0), start),
+            usage.charge_client(CLIENT, names(0, 400), half_of(1_000, 0), start),
             Ok(()),
-            "these are counted"
+            "names that are charged already cost nothing"
         );
-        let exhausted =
-            shares.charge_client(CLIENT, names(400, 101), half_of(1_000, 400), start).unwrap_err();
+        let exhausted = usage.charge_client(CLIENT, names(400, 101), half_of(1_000, 400), start).unwrap_err();
         assert_eq!(exhausted.allowed, 500);
-        assert_eq!(shares.charge_client(CLIENT, names(400, 100), half_of(1_000, 400), start), Ok(()));
-        assert!(shares.charge_client(CLIENT, names(500, 1), half_of(1_000, 500), start).is_err());
-        assert!(shares.charge_client(OTHER, names(500, 251), half_of(1_000, 500), start).is_err());
-        assert_eq!(shares.charge_client(OTHER, names(500, 250), half_of(1_000, 500), start), Ok(()));
-        // The client's share comes back, of what is left then.
+        assert_eq!(usage.charge_client(CLIENT, names(400, 100), half_of(1_000, 400), start), Ok(()));
+        assert!(usage.charge_client(CLIENT, names(500, 1), half_of(1_000, 500), start).is_err());
+        assert!(usage.charge_client(OTHER, names(500, 251), half_of(1_000, 500), start).is_err());
+        assert_eq!(usage.charge_client(OTHER, names(500, 250), half_of(1_000, 500), start), Ok(()));
+        // The share is refilled, from the room that is left by then.
         let next_day = start + REFILL_PERIOD;
-        assert!(shares.charge_client(CLIENT, names(1_000, 126), half_of(1_000, 750), next_day).is_err());
-        assert_eq!(shares.charge_client(CLIENT, names(1_000, 125), half_of(1_000, 750), next_day), Ok(()));
+        assert!(usage.charge_client(CLIENT, names(1_000, 126), half_of(1_000, 750), next_day).is_err());
+        assert_eq!(usage.charge_client(CLIENT, names(1_000, 125), half_of(1_000, 750), next_day), Ok(()));
     }
 
     #[test]
     fn new_cities_count_before_they_are_logged() {
-        let (mut shares, start) = (NewCityUsage::default(), Instant::now());
+        let (mut usage, start) = (NewCityUsage::default(), Instant::now());
         for client in 0..40 {
             let mut from = client * 1_000;
-            while shares
+            while usage
                 .charge_client(Some(ClientId(client)), names(from, 1), half_of(1_000, 0), start)
                 .is_ok()
             {
                 from += 1;
             }
         }
-        assert!(shares.posted_names.len() <= 1_000, "{}", shares.posted_names.len());
+        assert!(usage.posted_names.len() <= 1_000, "{}", usage.posted_names.len());
     }
 
     #[test]
     fn new_cities_of_a_full_partition_are_left_to_admission() {
-        let (mut shares, start) = (NewCityUsage::default(), Instant::now());
-        assert_eq!(shares.charge_client(CLIENT, names(0, 400), half_of(1_000, 1_000), start), Ok(()));
+        let (mut usage, start) = (NewCityUsage::default(), Instant::now());
+        assert_eq!(usage.charge_client(CLIENT, names(0, 400), half_of(1_000, 1_000), start), Ok(()));
         assert_eq!(
-            shares.charge_client(CLIENT, names(400, 1), half_of(1_000, 999), start),
+            usage.charge_client(CLIENT, names(400, 1), half_of(1_000, 999), start),
             Ok(()),
-            "the last one"
+            "the last city"
         );
         assert!(
-            shares
+            usage
                 .charge_client(
                     CLIENT,
                     names(401, 1),
@@ -338,21 +333,21 @@ mod tests {
 
     #[test]
     fn shares_and_remembered_names_are_bounded() {
-        let (mut shares, start) = (NewCityUsage::default(), Instant::now());
+        let (mut usage, start) = (NewCityUsage::default(), Instant::now());
         for client in 0..MAX_CLIENT_ENTRIES as u64 + 10 {
-            let taken =
-                shares.charge_client(Some(ClientId(client)), names(client, 1), half_of(u32::MAX, 0), start);
-            assert_eq!(taken, Ok(()));
+            let charged =
+                usage.charge_client(Some(ClientId(client)), names(client, 1), half_of(u32::MAX, 0), start);
+            assert_eq!(charged, Ok(()));
         }
-        assert!(shares.usage_by_client.len() <= MAX_CLIENT_ENTRIES + 1);
-        (0..3 * MAX_REMEMBERED_NAMES as u64).for_each(|name| shares.remember_name(name));
+        assert!(usage.usage_by_client.len() <= MAX_CLIENT_ENTRIES + 1);
+        (0..3 * MAX_REMEMBERED_NAMES as u64).for_each(|name| usage.remember_name(name));
         assert!(
-            shares.posted_names.len() <= MAX_REMEMBERED_NAMES
-                && shares.previously_posted_names.len() <= MAX_REMEMBERED_NAMES
+            usage.posted_names.len() <= MAX_REMEMBERED_NAMES
+                && usage.previously_posted_names.len() <= MAX_REMEMBERED_NAMES
         );
         let table = |capacity: usize, entry: usize| (capacity * 8 / 7).next_power_of_two() * (entry + 1);
         let names =
-            table(shares.posted_names.capacity(), 8) + table(shares.previously_posted_names.capacity(), 8);
+            table(usage.posted_names.capacity(), 8) + table(usage.previously_posted_names.capacity(), 8);
         let clients = table(MAX_CLIENT_ENTRIES + 1, size_of::<((Option<ClientId>, u32), ClientUsage)>());
         assert!(names + clients <= NEW_CITIES_BYTES, "{names} and {clients}");
     }

@@ -1,4 +1,5 @@
-//! Errors as `application/problem+json` (RFC 9457). Programs branch on `code`; `detail` is for people.
+//! Error responses as `application/problem+json` (RFC 9457). Programs branch on `code`; `detail` is
+//! for people.
 
 use std::borrow::Cow;
 
@@ -9,7 +10,7 @@ use warp::reply::Response;
 
 use crate::model::{AppendHold, HoldCause};
 
-/// What went wrong. Codes are part of the interface.
+/// Why a request is refused. Codes are part of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProblemCode {
     BadRequest,
@@ -73,7 +74,7 @@ impl ProblemCode {
         ProblemCode::TooManyNewCities,
     ];
 
-    /// Status, code, title.
+    /// The HTTP status, the code and the title.
     pub(super) fn status_code_title(self) -> (u16, &'static str, &'static str) {
         match self {
             ProblemCode::BadRequest => (400, "bad_request", "The request is malformed"),
@@ -123,7 +124,7 @@ impl ProblemCode {
     }
 }
 
-/// An error answer.
+/// An error response.
 #[derive(Debug)]
 pub(super) struct Problem {
     pub(super) code: ProblemCode,
@@ -137,7 +138,7 @@ impl Problem {
         Problem { code, detail: detail.into(), members: Map::new(), headers: Vec::new() }
     }
 
-    /// Nothing is taken for now.
+    /// No readings are accepted for now.
     pub(super) fn on_hold(hold: &AppendHold) -> Problem {
         let code = match hold.cause {
             HoldCause::ClockAhead => ProblemCode::ClockAhead,
@@ -178,7 +179,7 @@ impl Problem {
         if let Some(seconds) = self.code.retry_after() {
             headers.insert(RETRY_AFTER, seconds);
         }
-        // What is left of the body is not read.
+        // The rest of the body is not read.
         if matches!(self.code, ProblemCode::BodyTooLarge | ProblemCode::BodyTooSlow) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

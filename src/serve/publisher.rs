@@ -1,4 +1,5 @@
-//! The thread that applies updates to the view and sends them on, so that the dataflow's workers never encode.
+//! The thread that applies updates to the view and routes them to subscribers, so that the
+//! dataflow's workers never encode.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,10 +11,11 @@ use super::ws::SubscriberSessions;
 use crate::model::ViewUpdate;
 use crate::panics::panic_point;
 
-/// Updates that may wait.
+/// Updates that may wait for the publisher thread.
 const MAX_QUEUED_UPDATES: usize = 64;
 
-/// Where updates go. When the last one is dropped, the thread ends once it has sent what waits.
+/// Sends updates to the publisher thread. When the last publisher is dropped, the thread applies
+/// the queued updates and ends.
 #[derive(Clone)]
 pub struct Publisher {
     updates: SyncSender<ViewUpdate>,
@@ -21,8 +23,12 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Never waits: gives the update back where the queue is full.
-    // The caller keeps what comes back.
+    /// Queues an update. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// If the queue is full, with the update.
+    // The caller keeps the update that is returned, so it is not boxed.
     #[allow(clippy::result_large_err)]
     pub fn publish_update(&self, update: ViewUpdate) -> Result<(), ViewUpdate> {
         self.queued.fetch_add(1, Ordering::Relaxed);
@@ -40,10 +46,10 @@ pub fn spawn_publisher(
     view: Arc<View>,
     sessions: SubscriberSessions,
 ) -> std::io::Result<(Publisher, JoinHandle<()>)> {
-    let (updates, waiting) = mpsc::sync_channel(MAX_QUEUED_UPDATES);
+    let (updates, queue) = mpsc::sync_channel(MAX_QUEUED_UPDATES);
     let queued = Arc::new(AtomicUsize::new(0));
     let publisher = Publisher { updates, queued: queued.clone() };
-    let run = move || publish_updates(&view, &sessions, &waiting, &queued);
+    let run = move || publish_updates(&view, &sessions, &queue, &queued);
     let thread = thread::Builder::new().name("publisher".into()).spawn(run)?;
     Ok((publisher, thread))
 }
@@ -51,10 +57,10 @@ pub fn spawn_publisher(
 fn publish_updates(
     view: &View,
     sessions: &SubscriberSessions,
-    waiting: &Receiver<ViewUpdate>,
+    queue: &Receiver<ViewUpdate>,
     queued: &AtomicUsize,
 ) {
-    for update in waiting {
+    for update in queue {
         queued.fetch_sub(1, Ordering::Relaxed);
         panic_point("publisher");
         let applied = view.apply_update(update);

@@ -1,4 +1,5 @@
-//! Who may do what: bearer tokens, origins of web pages, and the names under which the server is reached.
+//! Access control: bearer tokens, origins of web pages, and the host names that the server is
+//! reached by.
 
 use std::net::IpAddr;
 
@@ -12,12 +13,13 @@ use warp::http::{HeaderMap, HeaderName, HeaderValue};
 use warp::reply::Response;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::plan::{ServePlan, Token};
 use super::problem::{Problem, ProblemCode};
 use super::ui::CONTENT_SECURITY_POLICY;
-use super::{ServePlan, Token};
 use crate::model::ClientId;
 
-/// The subprotocol that is answered; the token comes as another one, since browsers cannot set headers of WebSockets.
+/// The subprotocol that a handshake is answered with. A token may be sent as another subprotocol,
+/// since browsers cannot set headers of WebSockets.
 pub(super) const SUBPROTOCOL: &str = "swelter.v1";
 const TOKEN_SUBPROTOCOL: &str = "bearer.";
 
@@ -30,23 +32,26 @@ pub(super) enum TokenScope {
 pub(super) struct AccessGuard {
     tokens: Vec<TokenGrant>,
     origins: Vec<String>,
-    /// Only this host can reach the server, so that a request under another name was brought here by a rebound DNS name.
+    /// Whether only this host can reach the server. A request for another host name then came here
+    /// by DNS rebinding.
     is_loopback: bool,
 }
 
-/// Secrets are kept and compared as digests: how long that takes tells nothing of a secret.
+/// A token. Secrets are compared as digests, so that the time of the comparison reveals nothing
+/// about them.
 struct TokenGrant {
     secret_digest: Digest,
     read: bool,
     ingest: bool,
 }
 
-/// Where a connection comes from.
+/// The address of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PeerAddress(pub(super) IpAddr);
 
 impl PeerAddress {
-    /// What one client can choose freely is left out: of IPv6, the half that names a host.
+    /// The address without the part that a client can choose freely: of IPv6, the half that names a
+    /// host.
     fn network(self) -> u128 {
         match self.0.to_canonical() {
             IpAddr::V4(address) => u128::from(u32::from(address)),
@@ -55,12 +60,14 @@ impl PeerAddress {
     }
 }
 
-/// Where a request comes from, as the browser says.
+/// The web page that a request comes from, as its `Origin` header says.
 #[derive(Debug, PartialEq)]
 pub(super) enum RequestOrigin {
-    /// Not from a web page of another origin.
+    /// A page of this server, or no page.
     SameOrigin,
+    /// A page of an allowed origin, which this is.
     Allowed(HeaderValue),
+    /// A page of any other origin.
     NotAllowed,
 }
 
@@ -78,15 +85,21 @@ impl AccessGuard {
         }
     }
 
-    /// Whether the request was meant for this server.
+    /// Checks that the request is for this server.
+    ///
+    /// # Errors
+    ///
+    /// If the server listens on loopback and the host is neither local nor that of an allowed
+    /// origin.
     pub(super) fn check_host(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let Some(host) = headers.get(HOST).filter(|_| self.is_loopback) else { return Ok(()) };
         let host = host.to_str().unwrap_or_default().to_ascii_lowercase();
         let name = without_port(&host);
-        let local = name == "localhost"
+        let is_local = name == "localhost"
             || name.ends_with(".localhost")
             || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        if local || self.origins.iter().any(|origin| origin_authority(origin) == without_default_port(&host))
+        if is_local
+            || self.origins.iter().any(|origin| origin_authority(origin) == without_default_port(&host))
         {
             return Ok(());
         }
@@ -110,18 +123,24 @@ impl AccessGuard {
         }
     }
 
-    /// Who sends a request: the one of its token, or where there is none the one at the other end of the connection.
+    /// The client that sends a request: that of its token, or without one that of its network
+    /// address.
     pub(super) fn client_id(&self, headers: &HeaderMap, peer: Option<PeerAddress>) -> Option<ClientId> {
         let secret = bearer_token(headers).filter(|_| !self.tokens.is_empty());
-        let given = secret.map(|secret| digest(&SHA256, secret.as_bytes()));
-        match (given, peer) {
-            (Some(given), _) => Some(ClientId(xxh3_64(given.as_ref()))),
+        let secret_digest = secret.map(|secret| digest(&SHA256, secret.as_bytes()));
+        match (secret_digest, peer) {
+            (Some(digest), _) => Some(ClientId(xxh3_64(digest.as_ref()))),
             (None, Some(peer)) => Some(ClientId(xxh3_64(&peer.network().to_be_bytes()))),
             (None, None) => None,
         }
     }
 
-    /// Whether the request carries a token that allows `scope`.
+    /// Checks that the request has a token that allows `scope`, if the service has tokens.
+    ///
+    /// # Errors
+    ///
+    /// `unauthorized` without a known token, `insufficient_scope` if the token does not allow
+    /// `scope`.
     pub(super) fn check_token(&self, headers: &HeaderMap, scope: TokenScope) -> Result<(), Problem> {
         if self.tokens.is_empty() {
             return Ok(());
@@ -135,18 +154,18 @@ impl AccessGuard {
                 Problem::new(ProblemCode::Unauthorized, detail).with_header(WWW_AUTHENTICATE, challenge)
             );
         };
-        let given = digest(&SHA256, secret.as_bytes());
-        let Some(grant) = self.tokens.iter().find(|grant| grant.secret_digest.as_ref() == given.as_ref())
+        let digest = digest(&SHA256, secret.as_bytes());
+        let Some(grant) = self.tokens.iter().find(|grant| grant.secret_digest.as_ref() == digest.as_ref())
         else {
             let challenge = challenge("Bearer realm=\"swelter\", error=\"invalid_token\"");
             let problem = Problem::new(ProblemCode::Unauthorized, "the token is not known here");
             return Err(problem.with_header(WWW_AUTHENTICATE, challenge));
         };
-        let (allowed, name) = match scope {
+        let (is_allowed, name) = match scope {
             TokenScope::Read => (grant.read, "read"),
             TokenScope::Ingest => (grant.ingest, "ingest"),
         };
-        if allowed {
+        if is_allowed {
             return Ok(());
         }
         let challenge = challenge("Bearer realm=\"swelter\", error=\"insufficient_scope\"");
@@ -156,7 +175,7 @@ impl AccessGuard {
     }
 }
 
-/// The token of the header, or of a subprotocol.
+/// The token of the `Authorization` header, or of a subprotocol.
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     if let Some(value) = headers.get(AUTHORIZATION) {
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
@@ -170,7 +189,7 @@ pub(super) fn subprotocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// In small letters, without a slash at the end or the scheme's own port.
+/// The origin in lower case, without a slash at the end or the scheme's default port.
 fn normalize_origin(origin: &str) -> String {
     let origin = origin.trim_end_matches('/').to_ascii_lowercase();
     let port = if origin.starts_with("https://") { ":443" } else { ":80" };
@@ -192,11 +211,11 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// What every answer says to browsers. The page is all that may run scripts.
-pub(super) fn set_security_headers(response: &mut Response, page: bool) {
-    const DATA: &str = "default-src 'none'; frame-ancestors 'none'";
+/// Sets the headers that restrict browsers. Only files of the page may run scripts.
+pub(super) fn set_security_headers(response: &mut Response, is_page: bool) {
+    const DATA_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
     for (name, value) in [
-        ("content-security-policy", if page { CONTENT_SECURITY_POLICY } else { DATA }),
+        ("content-security-policy", if is_page { CONTENT_SECURITY_POLICY } else { DATA_POLICY }),
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "no-referrer"),
         ("cross-origin-resource-policy", "same-origin"),
@@ -205,7 +224,7 @@ pub(super) fn set_security_headers(response: &mut Response, page: bool) {
     }
 }
 
-/// Lets a web page of an allowed origin read the answer.
+/// Lets a web page of an allowed origin read the response.
 pub(super) fn allow_origin(response: &mut Response, origin: RequestOrigin) {
     let headers = response.headers_mut();
     headers.append(VARY, HeaderValue::from_static("Origin"));
@@ -216,7 +235,7 @@ pub(super) fn allow_origin(response: &mut Response, origin: RequestOrigin) {
     }
 }
 
-/// The rest of the answer to a preflight.
+/// Sets the headers of the response to a preflight.
 pub(super) fn set_preflight_headers(response: &mut Response, methods: &HeaderValue) {
     let headers = response.headers_mut();
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());

@@ -1,4 +1,5 @@
-//! What a request is for (RFC 9112, sections 3.2 and 3.3): its target and host, checked before any route sees them.
+//! The target and host of a request (RFC 9112, sections 3.2 and 3.3), checked before the request
+//! reaches the routes.
 
 use std::net::Ipv6Addr;
 
@@ -6,20 +7,21 @@ use warp::http::header::HOST;
 use warp::http::uri::PathAndQuery;
 use warp::http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 
-/// Paths that probes of the oldest kind, without a host, may ask for.
+/// Paths that HTTP/1.0 probes may request without a `Host` header.
 const PATHS_WITHOUT_HOST: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
-/// A target that is no path. It goes with the request.
+/// A target that is not a path. It is an extension of the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PathlessTarget {
     /// `OPTIONS *`: the server itself.
     Server,
-    /// Why it is not served.
+    /// Any other, with the reason why it is refused.
     Refused(&'static str),
 }
 
-/// Brings the target into origin form, with the host that it is for as the one `Host`. What has no path gets a [`Pathless`], and
-/// `/` in its place, so that nothing further on meets a URI without a path.
+/// Brings the target into origin form, and the host that it names into the `Host` header. A request
+/// whose target is not a path gets a [`PathlessTarget`] and the path `/`, so that every URI has a
+/// path from here on.
 pub(super) fn normalize_target<B>(request: &mut Request<B>) {
     let path = match take_path(request) {
         Ok(path) => path,
@@ -32,14 +34,14 @@ pub(super) fn normalize_target<B>(request: &mut Request<B>) {
 }
 
 fn take_path<B>(request: &mut Request<B>) -> Result<PathAndQuery, PathlessTarget> {
-    let refused = |why| Err(PathlessTarget::Refused(why));
+    let refused = |reason| Err(PathlessTarget::Refused(reason));
     if *request.method() == Method::CONNECT {
         return refused("this is not a proxy: CONNECT is not served");
     }
     let uri = request.uri();
     let path = origin_form(uri);
     if uri.scheme().is_none() {
-        // Without a scheme, what is not a path is an authority.
+        // A target without a scheme that is not a path is an authority.
         if uri.authority().is_some() || path.is_none() {
             return refused("the target must be a path that begins with /");
         }
@@ -64,18 +66,18 @@ fn take_path<B>(request: &mut Request<B>) -> Result<PathAndQuery, PathlessTarget
     }
 }
 
-/// The path and query, or the asterisk.
+/// The path and query, or the asterisk; `None` if the target is neither.
 fn origin_form(uri: &Uri) -> Option<PathAndQuery> {
     let path = uri.path_and_query()?;
     if path.as_str().starts_with('/') || (path.as_str() == "*" && uri.scheme().is_none()) {
         return Some(path.clone());
     }
-    // As in `http://localhost?limit=1`.
+    // A target such as `http://localhost?limit=1` has a query and no path.
     let rest = Some(path.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('?'))?;
     PathAndQuery::try_from(format!("/{rest}")).ok().filter(|_| uri.scheme().is_some())
 }
 
-/// The authority of a target in absolute form, which takes the place of `Host`.
+/// The authority of a target in absolute form, which replaces the `Host` header.
 fn host_of_absolute(uri: &Uri) -> Result<HeaderValue, &'static str> {
     if !uri
         .scheme_str()
@@ -100,7 +102,8 @@ fn require_one_host(headers: &HeaderMap) -> Result<(), &'static str> {
     }
 }
 
-/// A name or address, perhaps with a port. Names are as DNS has them, and `_`: what may stand in a URI beside that names no host.
+/// Whether the text is a name or address, with or without a port. Names are those of DNS, with `_`
+/// and `~`: other characters that URIs allow name no host.
 fn is_host(text: &str) -> bool {
     let (is_named, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -109,8 +112,8 @@ fn is_host(text: &str) -> bool {
         }
         None => {
             let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-            let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-            (!name.is_empty() && name.bytes().all(is_of_name), port)
+            let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+            (!name.is_empty() && name.bytes().all(is_name_byte), port)
         }
     };
     let is_port = |port: &str| {
@@ -135,7 +138,7 @@ mod tests {
         }
         let mut request = request.body(()).unwrap();
         normalize_target(&mut request);
-        // What comes after may rely on it.
+        // The routes rely on it.
         assert!(request.uri().path_and_query().unwrap().as_str().starts_with('/'), "{target}");
         if let Some(pathless) = request.extensions().get::<PathlessTarget>() {
             return Err(*pathless);

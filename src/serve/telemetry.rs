@@ -1,4 +1,4 @@
-//! What the service counts of itself, as Prometheus reads it.
+//! Metrics of the service, as text for Prometheus.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::codec::{self, unknown_field_count};
 use crate::panics;
 use crate::panics::locks::SharedStateSection;
 
-/// Histograms are folded into their buckets so often.
+/// How often samples of histograms are moved to their buckets.
 pub(super) const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 const LATENCY_BUCKETS_S: [f64; 14] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
-/// The process has one recorder, whatever the number of servers.
+/// The recorder of the process, which all servers share.
 static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
     let buckets = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &LATENCY_BUCKETS_S)
@@ -25,10 +25,10 @@ static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
     let recorder = buckets.build_recorder();
     let handle = recorder.handle();
     if metrics::set_global_recorder(recorder).is_err() {
-        tracing::warn!("another recorder of metrics is installed: /metrics is empty");
+        tracing::warn!("another recorder of metrics is installed: /metrics stays empty");
     }
     describe_metrics();
-    // Seen before the first one.
+    // Shown as 0 before the first one.
     for clocks in ["showed_twice", "skipped"] {
         counter!(codec::LOCAL_TIMES_METRIC, "clocks" => clocks).increment(0);
     }
@@ -38,7 +38,7 @@ static RECORDER: LazyLock<PrometheusHandle> = LazyLock::new(|| {
     handle
 });
 
-/// Installs the recorder. Meters that are made earlier count nothing.
+/// Installs the recorder. Metrics that are created earlier count nothing.
 pub(super) fn install_recorder() {
     LazyLock::force(&RECORDER);
 }
@@ -47,10 +47,11 @@ pub(super) fn run_upkeep() {
     RECORDER.run_upkeep();
 }
 
-/// A request has been answered. The route is the path as the documents write it, so that there are few.
-pub(super) fn record_request(route: &'static str, method: &'static str, status: u16, took: Duration) {
+/// Counts a response. `route` is the path as the documents write it, so that the label has few
+/// values.
+pub(super) fn record_request(route: &'static str, method: &'static str, status: u16, duration: Duration) {
     let labels = [("route", route), ("method", method)];
-    histogram!("swelter_http_request_duration_seconds", &labels).record(took.as_secs_f64());
+    histogram!("swelter_http_request_duration_seconds", &labels).record(duration.as_secs_f64());
     let labels = [("route", route), ("method", method), ("status", status_class(status))];
     counter!("swelter_http_requests_total", &labels).increment(1);
 }
@@ -65,24 +66,24 @@ fn status_class(status: u16) -> &'static str {
     }
 }
 
-/// Readings that came in over HTTP or WebSocket.
+/// Counts readings that clients sent over HTTP or WebSocket.
 pub(super) fn record_ingest(bytes: usize, accepted: usize, refused: usize) {
     counter!("swelter_ingest_bytes_total").increment(bytes as u64);
     counter!("swelter_ingest_records_total", "outcome" => "accepted").increment(accepted as u64);
     counter!("swelter_ingest_records_total", "outcome" => "refused").increment(refused as u64);
 }
 
-/// A post had more new cities than its client may add.
+/// Counts a post that had more new cities than its client may add.
 pub(super) fn record_refused_new_cities() {
     counter!("swelter_new_cities_refused_total").increment(1);
 }
 
-/// A connection was turned away, since there were too many.
+/// Counts a connection over the limit.
 pub(super) fn record_rejected_connection() {
     counter!("swelter_connections_refused_total").increment(1);
 }
 
-/// The text for Prometheus, as of now.
+/// The metrics as text for Prometheus.
 pub(super) fn render_metrics(view: &View, connections: usize, connections_limit: usize) -> String {
     gauge!("swelter_ready").set(f64::from(u8::from(view.is_ready())));
     gauge!("swelter_as_of_lag_seconds").set(view.lag_ms() as f64 / 1e3);
@@ -100,9 +101,9 @@ pub(super) fn render_metrics(view: &View, connections: usize, connections_limit:
         counter!("swelter_readings_total", "outcome" => outcome).absolute(count);
     }
     gauge!("swelter_split_cities").set(counts.split_city as f64);
-    let against_clock = view.compare_with_clock();
-    gauge!("swelter_current_cities").set(against_clock.with_current_row as f64);
-    gauge!("swelter_stale_cities").set(against_clock.stale as f64);
+    let comparison = view.compare_with_clock();
+    gauge!("swelter_current_cities").set(comparison.with_current_row as f64);
+    gauge!("swelter_stale_cities").set(comparison.stale as f64);
     counter!("swelter_unknown_fields_total").absolute(unknown_field_count());
     for (reason, count) in view.refusal_counts() {
         counter!("swelter_refused_total", "reason" => reason.code()).absolute(count);
@@ -114,8 +115,8 @@ pub(super) fn render_metrics(view: &View, connections: usize, connections_limit:
         gauge!("swelter_log_end_position", &labels).set(progress.log_end as f64);
         gauge!("swelter_log_withheld_positions", &labels).set(progress.withheld as f64);
     }
-    // It holds locks of its own that every meter takes.
-    let _mark = SharedStateSection::enter();
+    // Rendering locks state of the recorder that every metric uses.
+    let _section = SharedStateSection::enter();
     RECORDER.render()
 }
 
@@ -130,18 +131,18 @@ fn describe_process() {
     describe_gauge!(
         "swelter_as_of_lag_seconds",
         Unit::Seconds,
-        "Clock time less the newest epoch that is served; where epochs are ahead of the clock, time since the last one"
+        "Clock time less the newest epoch that is served; if epochs are ahead of the clock, time since the last update"
     );
     describe_gauge!("swelter_connections", "Open connections, WebSockets included");
     describe_gauge!(
         "swelter_connections_limit",
-        "Connections that are served at once: serve.limits.connections, or fewer where the limit of open files is low"
+        "Connections that are served at once: serve.limits.connections, or fewer if the limit of open files is low"
     );
     describe_gauge!(
         "swelter_task_failing",
-        "1 while a task of the service's own fails and is tried again; what waits for it is held back, as the log says"
+        "1 while a task of the service itself fails and is retried; what depends on it waits, as the log says"
     );
-    describe_counter!("swelter_connections_refused_total", "Connections over the limit, turned away");
+    describe_counter!("swelter_connections_refused_total", "Connections over the limit, which were rejected");
     describe_counter!(
         panics::CAUGHT_PANICS_METRIC,
         "Panics that ended a client's connection, request or session, and nothing else"
@@ -162,7 +163,7 @@ fn describe_readings() {
     );
     describe_counter!(
         "swelter_unknown_fields_total",
-        "Fields of readings that none of a reading's is, such as unit, since the start; replayed readings count again"
+        "Fields of readings that are not known, such as unit, since the start; replayed readings count again"
     );
     describe_counter!("swelter_refused_total", "Readings refused since the start, by reason");
     describe_gauge!(
@@ -185,7 +186,7 @@ fn describe_readings() {
     );
     describe_counter!(
         "swelter_new_cities_refused_total",
-        "Posts and messages refused, as their new cities were more than the client may add"
+        "Posts and messages refused because their new cities were more than the client may add"
     );
 }
 
@@ -214,5 +215,8 @@ fn describe_answers_and_sinks() {
     describe_counter!("swelter_sent_messages_total", "Messages sent to subscribers");
     describe_counter!("swelter_sent_rows_total", "Rows sent to subscribers");
     describe_counter!("swelter_sent_bytes_total", Unit::Bytes, "Bytes of messages sent to subscribers");
-    describe_counter!("swelter_conflated_rows_total", "Changes of rows that slow subscribers got merged");
+    describe_counter!(
+        "swelter_conflated_rows_total",
+        "Changes of rows that were merged for slow subscribers"
+    );
 }

@@ -1,4 +1,4 @@
-//! The server's certificate, read again when its files change.
+//! The server's certificate, which is loaded again when its files change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, ServerConfig};
 
-use super::{ServeError, TlsPlan};
+use super::error::ServeError;
+use super::plan::TlsPlan;
 use crate::panics::locks::SharedRwLock;
 
-/// Accepts TLS with the certificate that is valid now.
+/// Accepts TLS connections with the newest certificate.
 pub(super) struct ServerTls {
     plan: TlsPlan,
     current: SharedRwLock<LoadedCertificate>,
@@ -23,16 +24,16 @@ struct LoadedCertificate {
     file_times: FileTimes,
 }
 
-/// When the files were written.
+/// When the files of certificate and key were modified.
 type FileTimes = [Option<SystemTime>; 2];
 
 impl ServerTls {
     pub(super) fn load(plan: &TlsPlan) -> Result<ServerTls, ServeError> {
-        let stamp = file_times(plan);
+        let file_times = file_times(plan);
         let config = Arc::new(load_config(plan)?);
         Ok(ServerTls {
             plan: plan.clone(),
-            current: SharedRwLock::new(LoadedCertificate { config, file_times: stamp }),
+            current: SharedRwLock::new(LoadedCertificate { config, file_times }),
         })
     }
 
@@ -40,14 +41,18 @@ impl ServerTls {
         self.current.read().config.clone().into()
     }
 
-    /// Reads the files again where they have changed. What cannot be used leaves the certificate as it was.
+    /// Loads the files again if they have changed; true if they have.
+    ///
+    /// # Errors
+    ///
+    /// If the changed files cannot be used. The old certificate stays in use.
     pub(super) fn reload_if_changed(&self) -> Result<bool, ServeError> {
-        let stamp = file_times(&self.plan);
-        if stamp == self.current.read().file_times {
+        let file_times = file_times(&self.plan);
+        if file_times == self.current.read().file_times {
             return Ok(false);
         }
         let config = Arc::new(load_config(&self.plan)?);
-        *self.current.write() = LoadedCertificate { config, file_times: stamp };
+        *self.current.write() = LoadedCertificate { config, file_times };
         Ok(true)
     }
 }

@@ -1,15 +1,20 @@
 //! The units that a client asks for.
 
-use super::percent_encoding::QueryParameters;
 use super::problem::{Problem, ProblemCode};
+use super::query_parameters::QueryParameters;
 use crate::model::refusal::quoted_excerpt;
 use crate::model::{OutputUnits, TemperatureUnit, WindUnit};
 
-/// As queries and subscriptions name them, and as answers do.
+/// The name of the temperature unit in queries, subscriptions and responses.
 pub(super) const UNITS_PARAMETER: &str = "units";
+/// The name of the wind unit in queries, subscriptions and responses.
 pub(super) const WIND_UNITS_PARAMETER: &str = "wind_units";
 
-/// Those that are named, otherwise those of `default`; or what is wrong with a name.
+/// The units of these names, and those of `default` for names that are absent.
+///
+/// # Errors
+///
+/// If a name is not that of a unit, with the names of all units.
 pub(super) fn units_or_default(
     units: Option<&str>,
     wind_units: Option<&str>,
@@ -32,6 +37,7 @@ pub(super) fn units_or_default(
     Ok(OutputUnits { temperature, wind })
 }
 
+/// The units that the parameters of a query name.
 pub(super) fn units_of_query(
     parameters: &QueryParameters<'_>,
     default: OutputUnits,

@@ -23,14 +23,14 @@ use super::security::{SUBPROTOCOL, subprotocols};
 use super::ws::metered::MeteredStream;
 use crate::panics::{self, PanicScope};
 
-/// A handshake that can be answered.
+/// A valid handshake.
 pub(super) struct WebSocketUpgrade {
     accept: HeaderValue,
     subprotocol: bool,
     upgrade: OnUpgrade,
 }
 
-/// Whether the client asks for any upgrade to WebSocket, well or badly.
+/// Whether the client wants an upgrade to WebSocket, even if its handshake is not valid.
 pub(super) fn is_upgrade_requested(headers: &HeaderMap) -> bool {
     header_has_token(headers, UPGRADE, "websocket")
 }
@@ -41,6 +41,11 @@ fn header_has_token(headers: &HeaderMap, header: HeaderName, token: &str) -> boo
 }
 
 impl WebSocketUpgrade {
+    /// Checks a handshake.
+    ///
+    /// # Errors
+    ///
+    /// `upgrade_required` if it is none, `bad_request` if its key is malformed.
     pub(super) fn validate_handshake(
         headers: &HeaderMap,
         upgrade: Option<OnUpgrade>,
@@ -74,7 +79,7 @@ impl WebSocketUpgrade {
         Ok(WebSocketUpgrade { accept, subprotocol, upgrade })
     }
 
-    /// Answers 101; `run` gets the socket once that has been sent.
+    /// Answers with status 101; `run` gets the socket once that has been sent.
     pub(super) fn accept_handshake<F, R>(
         self,
         config: WebSocketConfig,
@@ -86,19 +91,24 @@ impl WebSocketUpgrade {
         R: FnOnce(WebSocketStream<MeteredStream<Connection>>) -> F + Send + 'static,
     {
         let unfinished = unfinished.clone();
-        // What panics outside of a session's loop, which ends with a close frame, ends without one.
+        // A panic in a session's loop ends the session with a close frame; any other ends it
+        // without one.
         tokio::spawn(panics::catch_future_panic(PanicScope::Session, async move {
-            // The client is gone, or the server stops.
+            // It fails if the client has disconnected or the server stops.
             let Ok(upgraded) = self.upgrade.await else { return };
-            // Without hyper's layers around it, and without a time limit of HTTP's.
+            // The connection itself, without hyper's buffers around it and without the time limits
+            // of HTTP.
             let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TimedConnection<Connection>>>()
             else {
-                return tracing::error!("an upgraded connection is not one of the server's");
+                return tracing::error!(
+                    "an upgraded connection has an unexpected type, so that its session ends: this is a bug of \
+                     swelter, please report it"
+                );
             };
             let connection = io.into_inner().into_inner();
-            let (begun, role) = (read_buf.to_vec(), Role::Server);
-            let connection = MeteredStream::new(connection, begun.len(), &unfinished);
-            run(WebSocketStream::from_partially_read(connection, begun, role, Some(config)).await).await;
+            let (read_bytes, role) = (read_buf.to_vec(), Role::Server);
+            let connection = MeteredStream::new(connection, read_bytes.len(), &unfinished);
+            run(WebSocketStream::from_partially_read(connection, read_bytes, role, Some(config)).await).await;
         }));
         let mut response = Response::default();
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

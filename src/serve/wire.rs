@@ -1,13 +1,14 @@
-//! Messages as JSON: `docs/protocol.md` shows each of them.
+//! Messages to subscribers as JSON: `docs/protocol.md` shows each of them.
 
 use serde::Serialize;
 use serde_json::Number;
 
-use super::{ServeLimits, ServiceInfo};
+use super::plan::ServeLimits;
+use super::service_info::ServiceInfo;
 use crate::codec::{push_integer, push_json_text, push_units};
 use crate::model::OutputUnits;
 
-/// A `changes` message up to its token.
+/// Writes a `changes` message up to its token.
 pub(super) fn begin_changes(out: &mut Vec<u8>, id: &str, as_of: u64, units: OutputUnits) {
     out.extend_from_slice(b"{\"type\":\"changes\",\"id\":");
     push_json_text(id, out);
@@ -17,7 +18,7 @@ pub(super) fn begin_changes(out: &mut Vec<u8>, id: &str, as_of: u64, units: Outp
     out.extend_from_slice(b",\"token\":\"");
 }
 
-/// A part of a snapshot up to its rows.
+/// Writes a part of a snapshot up to its rows.
 pub(super) fn begin_snapshot(out: &mut Vec<u8>, id: &str, as_of: u64, units: OutputUnits) {
     out.extend_from_slice(b"{\"type\":\"snapshot\",\"id\":");
     push_json_text(id, out);
@@ -66,7 +67,7 @@ pub(super) enum ServerMessage<'a> {
     },
 }
 
-/// What a client of subscriptions must know of the limits.
+/// The limits that a subscriber must know.
 #[derive(Serialize)]
 pub(super) struct AdvertisedLimits {
     message_bytes: usize,
@@ -77,15 +78,15 @@ pub(super) struct AdvertisedLimits {
 }
 
 impl<'a> ServerMessage<'a> {
-    pub(super) fn hello_message(facts: &'a ServiceInfo, limits: &ServeLimits, now: u64) -> ServerMessage<'a> {
+    pub(super) fn hello_message(info: &'a ServiceInfo, limits: &ServeLimits, now: u64) -> ServerMessage<'a> {
         ServerMessage::Hello {
             protocol: 1,
-            generation: &facts.generation,
-            formula: facts.formula,
-            window_s: whole_seconds(facts.window.millis()),
-            stale_after_s: whole_seconds(facts.stale_after.millis()),
-            units: facts.units.temperature.name(),
-            wind_units: facts.units.wind.name(),
+            generation: &info.generation,
+            formula: info.formula,
+            window_s: whole_seconds(info.window.millis()),
+            stale_after_s: whole_seconds(info.stale_after.millis()),
+            units: info.units.temperature.name(),
+            wind_units: info.units.wind.name(),
             now,
             heartbeat_s: whole_seconds(i64::try_from(limits.heartbeat.as_millis()).unwrap_or(i64::MAX)),
             limits: AdvertisedLimits {
@@ -104,7 +105,7 @@ impl<'a> ServerMessage<'a> {
     }
 }
 
-/// Whole seconds without a fraction.
+/// Milliseconds as seconds, an integer if there is no fraction.
 fn whole_seconds(ms: i64) -> Number {
     let fraction = Number::from_f64(ms as f64 / 1e3).filter(|_| ms % 1000 != 0);
     fraction.unwrap_or_else(|| (ms / 1000).into())

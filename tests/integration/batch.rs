@@ -9,6 +9,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::swelter_command;
+
 fn data_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(name)
 }
@@ -39,7 +41,7 @@ impl BatchFolder {
     }
 
     fn swelter(&self, args: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let mut command = swelter_command();
         command
             .current_dir(self.0.path())
             .args(args.split_whitespace())
@@ -48,14 +50,14 @@ impl BatchFolder {
             .unwrap()
     }
 
-    /// Runs what must succeed.
+    /// Runs a command that must succeed.
     fn run_ok(&self, args: &str) -> Output {
         let output = self.swelter(args);
         assert!(output.status.success(), "swelter {args}: {}", String::from_utf8_lossy(&output.stderr));
         output
     }
 
-    /// Runs what must fail, and says so on standard error.
+    /// Runs a command that must fail with a message on standard error.
     fn run_failing(&self, args: &str, code: i32) -> String {
         let output = self.swelter(args);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -240,7 +242,7 @@ fn stdin_and_stdout_accept_format_option() {
     let run = BatchFolder::new();
     write_faulty_log(&run, "log.csv");
     run.run_ok("batch log.csv -o rows.csv");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let mut child = swelter_command()
         .args(["batch", "-", "--input-format", "csv", "-o", "-", "--output-format", "csv"])
         .stdin(fs::File::open(run.path("log.csv")).unwrap())
         .stdout(Stdio::piped())
@@ -393,11 +395,11 @@ fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     assert!(!stderr.contains("warning"), "{stderr}");
 }
 
-/// Whoever reads standard output may stop; the files are made all the same.
+/// The reader of standard output may stop; the files are written nevertheless.
 #[test]
 fn closed_stdout_is_no_error() {
     let run = BatchFolder::new();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let mut child = swelter_command()
         .args(["batch".as_ref(), data_path("nyc2013.csv").as_os_str()])
         .args(["--daily", "days.csv", "--changes", "changes.jsonl"])
         .current_dir(run.0.path())
@@ -414,7 +416,7 @@ fn closed_stdout_is_no_error() {
 #[test]
 fn full_stderr_is_no_error() {
     let run = BatchFolder::new();
-    let status = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let status = swelter_command()
         .args(["batch".as_ref(), data_path("nyc2013.csv").as_os_str()])
         .args(["-o", "rows.csv"])
         .current_dir(run.0.path())

@@ -1,4 +1,4 @@
-//! `docs/limits.md` says what the code and its defaults do.
+//! The limits and defaults in `docs/limits.md` are those of the code.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,29 +1,19 @@
-//! Checkpoints as people use them: on a store that speaks S3, by DuckDB, and by the command line.
+//! Checkpoints in an S3 store, read by DuckDB, and by the command line.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::rest_checks::remove_ages;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
-
-pub fn python_with_packages() -> Option<OsString> {
-    let python = std::env::var_os("TEST_PYTHON");
-    if python.is_none() {
-        let name = std::thread::current().name().unwrap_or_default().to_string();
-        // `eprintln!` would be captured.
-        let _ = writeln!(std::io::stderr(), "NOT TESTED: {name} needs TEST_PYTHON: scripts/test sets it");
-    }
-    python
-}
+use crate::support::prepared::prepared_variable;
+use crate::support::s3_server::S3Server;
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, remove_ages, swelter_command, wait_for};
 
 fn swelter(arguments: &[&str], variables: &[(&str, String)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.args(arguments).envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap()
 }
 
@@ -60,14 +50,7 @@ fn wait_for_readings(address: &str, readings: usize) -> Value {
     })
 }
 
-/// The manifests in a folder. What is only being put is none yet: it has another name until it is whole.
-pub fn published_manifests(place: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(place.join("manifests")).into_iter().flatten();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.extension().is_some_and(|kind| kind == "json")).collect()
-}
-
-/// The checkpoints that there are, newest first.
+/// All checkpoints, newest first.
 fn list_checkpoints(place: &[&str], variables: &[(&str, String)]) -> Vec<Value> {
     let output = swelter(&[&["checkpoints", "list", "--json"], place].concat(), variables);
     if text(&output.stderr).contains("there is no checkpoint in") {
@@ -87,51 +70,17 @@ fn config(url: &str) -> String {
     format!("[checkpoints]\nevery = \"1s\"\nkeep = 2\nurl = \"{url}\"\n")
 }
 
-/// A store that speaks S3; it is killed when this is dropped.
-pub struct S3Server {
-    child: Child,
-    pub port: u16,
-}
-
-impl S3Server {
-    /// On a port of its own where that is 0.
-    pub fn start(python: &OsString, port: u16) -> S3Server {
-        let mut child = Command::new(python)
-            .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/s3_store.py"), &port.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut port = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
-        S3Server { child, port: port.trim().parse().unwrap() }
-    }
-}
-
-impl Drop for S3Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
+#[ignore = "needs Python: scripts/test"]
 fn s3_store_keeps_checkpoints() {
-    let Some(python) = python_with_packages() else { return };
+    let python = prepared_variable("TEST_PYTHON");
     let store = S3Server::start(&python, 0);
-    let port = store.port;
-    let endpoint = format!("http://127.0.0.1:{port}");
-    let variables = [
-        ("AWS_ENDPOINT_URL", endpoint),
-        ("AWS_ACCESS_KEY_ID", "k".into()),
-        ("AWS_SECRET_ACCESS_KEY", "s".into()),
-        ("AWS_REGION", "us-east-1".into()),
-        ("AWS_ALLOW_HTTP", "true".into()),
-    ];
+    let (port, variables) = (store.port, store.variables());
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let url = ["--url", "s3://heat/of/cities"];
-    let start = || ServiceProcess::start_with(&data, &config(url[1]), &variables).wait_until_ready();
+    let start =
+        || ServiceBuilder::new(config(url[1])).data(&data).envs(&variables).start().wait_until_ready();
 
     let service = start();
     post_minutes(&service.address, 0..20);
@@ -146,7 +95,8 @@ fn s3_store_keeps_checkpoints() {
     assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
     assert_eq!(wait_for_readings(&service.address, 20), before);
 
-    // The store is away for a while: that is a warning, and when it is back there is one, though nothing has come since.
+    // While the store is down a warning is logged; when it is back, a checkpoint is made though no
+    // reading has arrived.
     drop(store);
     post_minutes(&service.address, 20..30);
     wait_for("that it is missed", || service.log().contains("a checkpoint could not be made").then_some(()));
@@ -155,7 +105,8 @@ fn s3_store_keeps_checkpoints() {
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &variables);
     assert!(verified.status.success(), "{}", text(&verified.stdout));
 
-    // Older ones are given up once newer ones are read back: two bases are left, and one more if it was just published.
+    // Older checkpoints are removed once newer ones are verified: two bases are left, and one more
+    // if it was just published.
     let first = list_checkpoints(&url, &variables)[0]["name"].clone();
     (30..36).for_each(|minute| {
         let newest = list_checkpoints(&url, &variables)[0]["name"].clone();
@@ -170,7 +121,7 @@ fn s3_store_keeps_checkpoints() {
     service.terminate();
 }
 
-/// What DuckDB says.
+/// The result of a query in DuckDB.
 fn run_duckdb(python: &OsString, sql: &str) -> Vec<Value> {
     let script =
         "import duckdb, json, sys; print(json.dumps(duckdb.sql(sys.argv[1]).fetchall(), default=str))";
@@ -190,15 +141,16 @@ fn documented_sql(kept: &Path) -> String {
 }
 
 #[test]
+#[ignore = "needs Python: scripts/test"]
 fn duckdb_reads_checkpoints() {
-    let Some(python) = python_with_packages() else { return };
+    let python = prepared_variable("TEST_PYTHON");
     let folder = tempfile::tempdir().unwrap();
     let (data, kept) = (folder.path().join("data"), folder.path().join("kept"));
     let url = ["--url", kept.to_str().unwrap()];
     let service = ServiceProcess::start(&data, &config(url[1])).wait_until_ready();
     post_minutes(&service.address, 0..25);
     let served = wait_for_readings(&service.address, 25);
-    // All are in those that are there: readings of increments follow those before.
+    // All readings are in the files: those of increments follow the earlier ones.
     wait_for("a checkpoint of all", || {
         let count =
             format!("SELECT count(DISTINCT (city, reading_at)) FROM '{}/data/*/readings-*.parquet'", url[1]);
@@ -231,7 +183,7 @@ fn duckdb_reads_checkpoints() {
     }
 }
 
-/// The greatest file below a folder.
+/// The largest file below a folder.
 fn largest_file(folder: &Path) -> std::path::PathBuf {
     let mut folders = vec![folder.to_path_buf()];
     let mut files = Vec::new();
@@ -278,7 +230,7 @@ fn make_trimmed_journal(data: &Path, config: &str) {
     // Until records are gone: a journal keeps its last block.
     wait_for("that the journal is trimmed", || {
         post_minutes(&service.address, 0..3);
-        // It is to have been trimmed for some hundred records, not for as many as can be posted.
+        // The pace keeps the journal at some hundred records when it is trimmed.
         std::thread::sleep(Duration::from_millis(300));
         data.join("journal").join("begins").exists().then_some(())
     });
@@ -299,12 +251,12 @@ fn trimmed_journal_without_its_checkpoint_is_refused() {
         ),
         (config.replace("kept", "elsewhere"), "begins at position"),
     ] {
-        let (code, said) = ServiceProcess::run_refused(&data, &other, "127.0.0.1:0");
+        let (code, said) = ServiceBuilder::new(&other).data(&data).run_to_end();
         assert_eq!(code, Some(1), "{said}");
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains(says) && last.contains("checkpoint"), "{last}");
     }
-    // Nothing has become of it.
+    // The data directory is unchanged.
     ServiceProcess::start(&data, &config).wait_until_ready().terminate();
 }
 
@@ -328,14 +280,15 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     let bases: Vec<&Value> = listed.iter().filter(|one| one["kind"] == "full").collect();
     assert!(bases.len() >= 2, "{listed:?}");
 
-    // Sparse files in place of one of each: none is read, and the start says which, and what to do.
+    // Sparse files replace one file of each base: none is read, and the error names the file and
+    // the remedy.
     let replaced: Vec<_> = bases.iter().map(|base| kept.join(&files_of(&url, &base["name"])[0])).collect();
     let right: Vec<Vec<u8>> = replaced.iter().map(|path| std::fs::read(path).unwrap()).collect();
     for path in &replaced {
         std::fs::remove_file(path).unwrap();
         std::fs::File::create(path).unwrap().set_len(6 << 30).unwrap();
     }
-    let (code, said) = ServiceProcess::run_refused(&data, &config, "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(&config).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
     assert_eq!(code, Some(1), "{said}");
     let file = replaced[0].strip_prefix(&kept).unwrap().to_str().unwrap();
@@ -353,7 +306,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
         std::fs::write(path, right).unwrap();
     }
 
-    // One flipped bit in the newest base: the one before is used, and only that file has another name.
+    // One flipped bit in the newest base: the previous one is used, and only that file is renamed.
     let mut bytes = right[0].clone();
     bytes[100] ^= 1;
     std::fs::write(&replaced[0], bytes).unwrap();
@@ -369,7 +322,8 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     assert!(aside.exists() && !replaced[0].exists());
 }
 
-/// What was acknowledged since stays: the checkpoints of the journal before are neither taken up nor is anything trimmed by them.
+/// Acknowledged readings stay: checkpoints of the previous journal are not restored, and nothing is
+/// trimmed by them.
 #[test]
 fn new_journal_needs_another_checkpoint_location() {
     let folder = tempfile::tempdir().unwrap();
@@ -385,7 +339,7 @@ fn new_journal_needs_another_checkpoint_location() {
     std::fs::rename(data.join("journal"), folder.path().join("journal-away")).unwrap();
 
     let known = list_checkpoints(&url, &[]);
-    let (code, said) = ServiceProcess::run_refused(&data, &config(kept.to_str().unwrap()), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(config(kept.to_str().unwrap())).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.contains("a place of its own"), "{said}");
     assert_eq!(list_checkpoints(&url, &[]), known);
@@ -403,7 +357,8 @@ fn new_journal_needs_another_checkpoint_location() {
     service.terminate();
 }
 
-/// Counters of generations may begin again, as those of a data directory from a backup do; checkpoints go on.
+/// The counter of generations may restart, as in a data directory from a backup; checkpoints
+/// continue.
 #[test]
 fn restarted_generation_counter_still_makes_checkpoints() {
     let folder = tempfile::tempdir().unwrap();

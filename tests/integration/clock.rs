@@ -2,14 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use swelter::internals::model::EventTime;
 
-use crate::service_process::{HttpResponse, ServiceProcess, get, post, wait_for};
+use crate::support::{HttpResponse, ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -22,7 +19,7 @@ fn reading(city: &str, at: i64) -> String {
     format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":80,"humidity":50}}"#)
 }
 
-/// A folder with the offset of the clock in a file that the service looks at.
+/// A data folder, and a file with the offset of the service's clock.
 struct SkewedHost {
     folder: tempfile::TempDir,
 }
@@ -43,18 +40,21 @@ impl SkewedHost {
     }
 
     fn set_clock_offset(&self, offset_ms: i64) {
-        // As a whole: it is read at any time.
+        // Renamed, because the service may read it at any time.
         let new = self.folder.path().join("offset.new");
         fs::write(&new, offset_ms.to_string()).unwrap();
         fs::rename(new, self.offset_file()).unwrap();
     }
 
-    /// `agree` is how long a clock that is ahead must say the same, in ms.
+    /// `agree` is the time in ms after which a clock that is ahead is accepted.
     fn start(&self, agree: Option<u64>) -> ServiceProcess {
-        let file = |path: &Path| path.to_str().unwrap().to_owned();
-        let mut variables = vec![("SWELTER_TEST_CLOCK_OFFSET_FILE", file(&self.offset_file()))];
-        variables.extend(agree.map(|ms| ("SWELTER_TEST_CLOCK_AGREE_MS", ms.to_string())));
-        ServiceProcess::start_with(&self.data(), "", &variables)
+        let service = ServiceBuilder::new("")
+            .data(&self.data())
+            .env("SWELTER_TEST_CLOCK_OFFSET_FILE", self.offset_file().to_str().unwrap());
+        match agree {
+            Some(ms) => service.env("SWELTER_TEST_CLOCK_AGREE_MS", ms.to_string()).start(),
+            None => service.start(),
+        }
     }
 }
 
@@ -62,15 +62,11 @@ fn post_reading(service: &ServiceProcess, reading: &str) -> HttpResponse {
     post(&service.address, "application/json", reading).unwrap()
 }
 
-fn error_code(answer: &HttpResponse) -> String {
-    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-    body["code"].as_str().unwrap_or_default().to_owned()
-}
-
-/// By the stamp that it would get: in the answer, and so not as a dead letter.
+/// Checks that the reading is refused in the response by its arrival time, and so makes no dead
+/// letter.
 fn check_refused_as_future(service: &ServiceProcess, host: &SkewedHost, reading: &str) {
     let answer = post_reading(service, reading);
-    assert_eq!((answer.status, &*error_code(&answer)), (422, "none_accepted"), "{}", answer.body);
+    assert_eq!((answer.status, &*answer.error_code()), (422, "none_accepted"), "{}", answer.body);
     assert!(answer.body.contains("in_the_future"), "{}", answer.body);
     let letters = fs::read_to_string(host.data().join("dead-letters.jsonl")).unwrap_or_default();
     assert!(!letters.contains("in_the_future"), "{letters}");
@@ -84,20 +80,20 @@ fn clock_ahead_for_one_post_holds_it_back_and_keeps_future_bound() {
     wait_for("the reading", || (get(&service.address, "/v1/cities/a").ok()?.status == 200).then_some(()));
     host.set_clock_offset(30 * DAY_MS);
     let held = post_reading(&service, &reading("a", now() + 30 * DAY_MS));
-    assert_eq!((held.status, &*error_code(&held)), (503, "clock_ahead"), "{}", held.body);
+    assert_eq!((held.status, &*held.error_code()), (503, "clock_ahead"), "{}", held.body);
     assert!(held.body.contains("ahead of what it should"), "{}", held.body);
     let ready = get(&service.address, "/readyz").unwrap();
-    assert_eq!((ready.status, &*error_code(&ready)), (503, "clock_ahead"));
+    assert_eq!((ready.status, &*ready.error_code()), (503, "clock_ahead"));
     assert_eq!(get(&service.address, "/v1/cities/a").unwrap().status, 200);
     host.set_clock_offset(0);
     let service = service.wait_until_ready();
     let future = reading("a", now() + 20 * DAY_MS);
     check_refused_as_future(&service, &host, &future);
     service.terminate();
-    // Also where it was ahead before the end, and in between.
+    // Also if the clock was ahead when the service stopped and started.
     host.set_clock_offset(30 * DAY_MS);
     let service = host.start(None);
-    assert_eq!(error_code(&post_reading(&service, &future)), "clock_ahead");
+    assert_eq!(post_reading(&service, &future).error_code(), "clock_ahead");
     host.set_clock_offset(0);
     let service = service.wait_until_ready();
     check_refused_as_future(&service, &host, &future);
@@ -134,23 +130,27 @@ fn persistent_clock_ahead_is_accepted_and_its_readings_listed() {
     assert_eq!(listed(&service), "ahead");
     let status = service.get_json("/v1/status");
     assert!(status["as_of"].as_i64().unwrap() > now() + 29 * DAY_MS, "epochs never fall: {status}");
-    // It stays put back for longer than what is asserted: a lag that is counted from `as_of` would be negative, one from the last
-    // epoch more than that.
-    thread::sleep(Duration::from_millis(2_500));
+    // Once the clock is back for longer than the lag may be: a lag counted from `as_of` would be
+    // negative, and one counted from the last epoch would be longer and grow.
+    let back = Instant::now();
+    wait_for("a short lag", || {
+        let lag_ms = service.get_json("/v1/status")["lag_ms"].as_i64().unwrap();
+        (back.elapsed() > Duration::from_millis(2_500) && (0..2_000).contains(&lag_ms)).then_some(())
+    });
     let status = service.get_json("/v1/status");
-    assert!((0..2_000).contains(&status["lag_ms"].as_i64().unwrap()), "{status}");
     assert_eq!(service.log().matches("was put back by 30 d").count(), 1, "{}", service.log());
     let counts = status["counts"].clone();
     service.terminate();
-    // What was decided stays decided.
+    // A replay decides the same.
     let service = host.start(None).wait_until_ready();
     assert_eq!(listed(&service), "ahead");
     assert_eq!(service.get_json("/v1/status")["counts"]["inserted"], counts["inserted"]);
-    // A right reading is too late for the city, as docs/troubleshooting.md says: it is rebuilt in another folder.
+    // A right reading is too late for the city, as docs/troubleshooting.md says: it is rebuilt in
+    // another folder.
     let answer = post_reading(&service, &reading("ahead", now()));
     assert_eq!(answer.status, 422, "{}", answer.body);
     assert!(answer.body.contains("too_late"), "{}", answer.body);
-    // What was sent before the service had heard of the city is a dead letter.
+    // A late reading in the same post as the city's first is a dead letter.
     let both = format!("[{},{}]", reading("second", now()), reading("second", now() - 2 * DAY_MS));
     assert_eq!(post_reading(&service, &both).status, 200);
     wait_for("the refusal", || (service.get_json("/v1/status")["refused"]["too_late"] == 1).then_some(()));
@@ -162,7 +162,7 @@ fn rebuild_from_journal(host: &SkewedHost) {
     let (wrong, exported) = (host.folder.path().join("wrong"), host.folder.path().join("refused.jsonl"));
     fs::rename(host.data(), &wrong).unwrap();
     let run = |data: &Path, args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let mut command = swelter_command();
         let output = command.arg("dead-letters").args(args).arg("--data-dir").arg(data).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     };

@@ -4,151 +4,46 @@ pub mod authority;
 mod strangers;
 mod tls;
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
 use tokio_tungstenite::tungstenite::{Message, connect};
 
-use crate::rest_checks::remove_ages;
-use crate::service_process::{WAIT_TIMEOUT, get, post, wait_for};
+use crate::support::{
+    ServiceBuilder, ServiceProcess, get, is_ready, post, remove_ages, send_signal, wait_for,
+};
 
-/// `swelter run` with further arguments. It is killed when this is dropped.
-struct ClusterProgram {
-    child: Child,
-    lines: Receiver<String>,
-    folder: TempDir,
-}
-
-impl ClusterProgram {
-    fn start(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> ClusterProgram {
-        let secret = secret.map(|secret| ("SWELTER_CLUSTER__SECRET", secret));
-        ClusterProgram::start_with(data, config, arguments, secret.as_slice())
-    }
-
-    /// With variables.
-    fn start_with(
-        data: &Path,
-        config: &str,
-        arguments: &[&str],
-        variables: &[(&str, &str)],
-    ) -> ClusterProgram {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("swelter.toml");
-        std::fs::write(&path, config).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
-                command.env_remove(name);
-            }
-        }
-        command.args(["run", "--listen", "127.0.0.1:0", "--config"]).arg(&path).arg("--data-dir").arg(data);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        command.envs(variables.iter().copied());
-        command.stderr(File::create(folder.path().join("log")).unwrap());
-        let mut child = command.spawn().unwrap();
-        let (sender, lines) = mpsc::channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        ClusterProgram { child, lines, folder }
-    }
-
-    /// The addresses that the next lines say.
-    fn addresses(&self, processes: usize) -> Vec<String> {
-        let line = |_| {
-            let line = self.lines.recv_timeout(WAIT_TIMEOUT).unwrap_or_else(|_| panic!("{}", self.log()));
-            line.strip_prefix("listening on http://").unwrap_or_else(|| panic!("it says {line}")).to_owned()
-        };
-        let addresses: Vec<String> = (0..processes).map(line).collect();
-        for address in &addresses {
-            wait_for("readiness", || (get(address, "/readyz").ok()?.status == 200).then_some(()));
-        }
-        addresses
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-
-    fn children(&self) -> Vec<u32> {
-        let path = format!("/proc/{0}/task/{0}/children", self.child.id());
-        let children = std::fs::read_to_string(path).unwrap_or_default();
-        children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-    }
-
-    fn wait_for_exit(&mut self) -> ExitStatus {
-        wait_for("the end", || self.child.try_wait().unwrap())
-    }
-
-    fn terminate(&mut self) {
-        send_signal("-TERM", self.child.id());
-        assert_eq!(self.wait_for_exit().code(), Some(0), "{}", self.log());
-        assert!(!self.log().contains("panicked"), "{}", self.log());
+/// `swelter run` with further arguments, and the secret of the cluster.
+fn start_cluster(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> ServiceProcess {
+    let builder = ServiceBuilder::new(config).data(data).args(arguments);
+    match secret {
+        Some(secret) => builder.env("SWELTER_CLUSTER__SECRET", secret).spawn(),
+        None => builder.spawn(),
     }
 }
 
-impl Drop for ClusterProgram {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if !thread::panicking() {
-            check_log_keys(&self.log());
-        }
+/// The addresses that the next lines print, once each of these processes is ready.
+fn ready_addresses(program: &mut ServiceProcess, processes: usize) -> Vec<String> {
+    let addresses = program.next_addresses(processes);
+    for address in &addresses {
+        wait_for("readiness", || is_ready(address).then_some(()));
     }
+    addresses
 }
 
-/// No line of a log has a key twice, and `process` is the one that says it.
-fn check_log_keys(log: &str) {
-    for line in log.lines().filter(|line| line.starts_with('{')) {
-        let LogKeys(keys) = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        let unique: std::collections::BTreeSet<&String> = keys.iter().collect();
-        assert_eq!(unique.len(), keys.len(), "a key is there twice: {line}");
-    }
+fn is_alive(pid: Pid) -> bool {
+    // A process that was not waited for yet has no command line any more.
+    std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty())
 }
 
-/// The keys of an object, those that are there twice twice.
-struct LogKeys(Vec<String>);
-
-impl<'de> serde::Deserialize<'de> for LogKeys {
-    fn deserialize<D: serde::Deserializer<'de>>(json: D) -> Result<LogKeys, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = LogKeys;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<LogKeys, A::Error> {
-                let mut keys = Vec::new();
-                while let Some((key, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
-                    keys.push(key);
-                }
-                Ok(LogKeys(keys))
-            }
-        }
-        json.deserialize_map(Visitor)
-    }
-}
-
-fn send_signal(signal: &str, pid: u32) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
-}
-
-fn is_alive(pid: u32) -> bool {
-    // One that was not waited for yet has no command line any more.
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
-}
-
-/// A reading of each of some cities, from each process.
+/// Posts a reading of each city to each process.
 fn post_readings(addresses: &[String], minute: usize) {
     for (at, address) in addresses.iter().enumerate() {
         let records = (0..20).map(|city| {
@@ -167,7 +62,8 @@ fn get_json(address: &str, path: &str) -> Option<Value> {
     serde_json::from_str(&answer.body).ok()
 }
 
-/// What every process says in the end, of all cities and of one's history; so many readings a city.
+/// Waits until every process serves the same rows of all cities and the same history, with so many
+/// readings a city; returns them.
 fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Value) {
     let said = |address: &String| {
         wait_for("all readings", || {
@@ -185,34 +81,33 @@ fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Va
     all[0].clone()
 }
 
-const CONFIG: &str = "[checkpoints]\nevery = \"500ms\"\n[cluster]\nconnect_time = \"20s\"\n";
+/// A lost process is noticed by its closed connections: its silence would be noticed later than a
+/// test waits.
+const CONFIG: &str =
+    "[checkpoints]\nevery = \"500ms\"\n[cluster]\npeer_timeout = \"5m\"\nconnect_time = \"20s\"\n";
 
 #[test]
 fn every_process_serves_all_cities_and_recovers() {
     let data = tempfile::tempdir().unwrap();
-    let mut program =
-        ClusterProgram::start(data.path(), CONFIG, &["--processes", "3", "--workers", "2"], None);
-    let addresses = program.addresses(3);
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "3", "--workers", "2"], None);
+    let addresses = ready_addresses(&mut program, 3);
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 3);
 
-    let children = program.children();
+    let children = program.child_processes();
     assert_eq!(children.len(), 3);
-    send_signal("-KILL", children[1]);
-    let killed = Instant::now();
+    send_signal(children[1], Signal::KILL);
     for other in [children[0], children[2]] {
         wait_for("the others' end", || (!is_alive(other)).then_some(()));
     }
-    assert!(killed.elapsed() < Duration::from_secs(2), "the others took {:?}", killed.elapsed());
-    assert_eq!(program.addresses(3), addresses, "each is where it was");
+    assert_eq!(ready_addresses(&mut program, 3), addresses, "each is where it was");
     post_readings(&addresses, 1);
     wait_for_equal_responses(&addresses, 6);
     program.terminate();
 
-    // The same with other numbers.
-    let mut program =
-        ClusterProgram::start(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
-    let addresses = program.addresses(2);
+    // The same data with other numbers of processes and workers.
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
+    let addresses = ready_addresses(&mut program, 2);
     wait_for_equal_responses(&addresses, 6);
     program.terminate();
 }
@@ -220,16 +115,16 @@ fn every_process_serves_all_cities_and_recovers() {
 #[test]
 fn children_end_with_their_supervisor() {
     let data = tempfile::tempdir().unwrap();
-    let program = ClusterProgram::start(data.path(), CONFIG, &["--processes", "2"], None);
-    program.addresses(2);
-    let children = program.children();
-    send_signal("-KILL", program.child.id());
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2"], None);
+    ready_addresses(&mut program, 2);
+    let children = program.child_processes();
+    send_signal(program.pid(), Signal::KILL);
     for child in children {
         wait_for("a child's end", || (!is_alive(child)).then_some(()));
     }
 }
 
-/// Sends, and waits for the next message of one of these kinds.
+/// Waits for the next message of one of these types.
 fn request_message(
     socket: &mut tokio_tungstenite::tungstenite::WebSocket<MaybeTlsStream<TcpStream>>,
     kinds: &[&str],
@@ -244,8 +139,8 @@ fn request_message(
 #[test]
 fn resume_token_continues_at_another_process() {
     let data = tempfile::tempdir().unwrap();
-    let mut program = ClusterProgram::start(data.path(), CONFIG, &["--processes", "2"], None);
-    let addresses = program.addresses(2);
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2"], None);
+    let addresses = ready_addresses(&mut program, 2);
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 2);
     let mut token = Value::Null;
@@ -286,12 +181,13 @@ fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
         .unwrap();
     let hosts = hosts.to_str().unwrap();
     let of = |process: &'static str| ["--processes", "2", "--process", process, "--hosts", hosts];
-    let mut first = ClusterProgram::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    let mut first = start_cluster(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
     // Strangers: one that says nothing, one that says nonsense.
     let silent = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     let mut loud = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
     loud.write_all(&[0xFF; 4096]).unwrap();
-    // Who does not know the secret cannot be told by anybody that it trusts, and goes on until it is time to give up.
+    // A process without the secret trusts no refusal that it gets, and retries until its connect
+    // time is over.
     let short = CONFIG.replace("20s", "2s");
     for (config, arguments, secret, expected) in [
         ("[results]\nformula = \"lu-romps\"\n", &of("1")[..], "s3cr3t", "results.formula = \"lu-romps\""),
@@ -299,19 +195,19 @@ fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
         ("", &[&of("1")[..], &["--workers", "3"]].concat(), "s3cr3t", "--workers"),
     ] {
         let config = format!("{short}{config}");
-        let mut refused = ClusterProgram::start(data.path(), &config, arguments, Some(secret));
+        let mut refused = start_cluster(data.path(), &config, arguments, Some(secret));
         assert_eq!(refused.wait_for_exit().code(), Some(1));
         let log = refused.log();
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
         assert!(!log.contains("s3cr3t"), "no secret is shown: {log}");
     }
-    let mut second = ClusterProgram::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
-    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    let mut second = start_cluster(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
+    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 2);
     drop((silent, loud));
-    // Whoever is asked, all stop.
-    send_signal("-TERM", second.child.id());
+    // A stop of one process stops all.
+    second.send_terminate();
     assert_eq!(
         (first.wait_for_exit().code(), second.wait_for_exit().code()),
         (Some(0), Some(0)),
@@ -330,21 +226,21 @@ fn missing_peer_ends_start_after_timeout() {
         [("0", "process 1 of 2 has not come within 1 s"), ("1", "process 0 at 127.0.0.1")]
     {
         let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
-        let mut alone = ClusterProgram::start(data.path(), config, &arguments, None);
+        let mut alone = start_cluster(data.path(), config, &arguments, None);
         assert_eq!(alone.wait_for_exit().code(), Some(1));
         let log = alone.log();
         assert!(log.lines().last().unwrap().contains(expected), "{log}");
     }
 }
 
-/// Both processes of a cluster that is given its hosts.
-fn start_two_by_hosts(folder: &Path, config: &str) -> [ClusterProgram; 2] {
+/// Starts both processes of a cluster with a hosts file.
+fn start_two_by_hosts(folder: &Path, config: &str) -> [ServiceProcess; 2] {
     let hosts = folder.join("hosts");
     std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
     let hosts = hosts.to_str().unwrap();
     ["0", "1"].map(|process| {
         let arguments = ["--processes", "2", "--process", process, "--hosts", hosts];
-        ClusterProgram::start(&folder.join("data"), config, &arguments, None)
+        start_cluster(&folder.join("data"), config, &arguments, None)
     })
 }
 
@@ -353,19 +249,18 @@ fn lost_peer_ends_process_soon_with_error() {
     for killed in 0..2 {
         let folder = tempfile::tempdir().unwrap();
         let mut both = start_two_by_hosts(folder.path(), CONFIG);
-        both.iter().for_each(|one| drop(one.addresses(1)));
-        send_signal("-KILL", both[killed].child.id());
-        let began = Instant::now();
+        both.iter_mut().for_each(|one| drop(ready_addresses(one, 1)));
+        send_signal(both[killed].pid(), Signal::KILL);
         let other = &mut both[1 - killed];
         assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
-        assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
         assert!(other.log().contains("it is gone"), "{}", other.log());
     }
 }
 
 #[test]
 fn stop_during_start_succeeds_soon() {
-    let config = "[cluster]\nconnect_time = \"60s\"\n";
+    // Longer than a test waits: the stop must not wait for the third process.
+    let config = "[cluster]\nconnect_time = \"5m\"\n";
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(
@@ -373,30 +268,34 @@ fn stop_during_start_succeeds_soon() {
         format!("127.0.0.1:{0}\n127.0.0.1:{1}\n127.0.0.1:{2}\n", free_port(), free_port(), free_port()),
     )
     .unwrap();
-    // The third one never comes, so the others wait.
+    // The third process never starts, so the others wait.
     let of = |process| ["--processes", "3", "--process", process, "--hosts", hosts.to_str().unwrap()];
-    let mut two = ["0", "1"].map(|process| ClusterProgram::start(folder.path(), config, &of(process), None));
+    let mut two = ["0", "1"].map(|process| start_cluster(folder.path(), config, &of(process), None));
     wait_for("a handler of signals", || {
-        let caught = |program: &ClusterProgram| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).ok()?;
+        let caught = |program: &ServiceProcess| {
+            let status =
+                std::fs::read_to_string(format!("/proc/{}/status", program.pid().as_raw_nonzero())).ok()?;
             let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?.trim().to_owned();
             Some(u64::from_str_radix(&mask, 16).ok()? & 1 << 14 != 0)
         };
         two.iter().all(|program| caught(program) == Some(true)).then_some(())
     });
-    let began = Instant::now();
-    two.iter().for_each(|program| send_signal("-TERM", program.child.id()));
+    two.iter().for_each(|program| program.send_terminate());
     for program in &mut two {
         assert_eq!(program.wait_for_exit().code(), Some(0), "{}", program.log());
     }
-    assert!(began.elapsed() < Duration::from_secs(6), "it took {:?}", began.elapsed());
 
     // At different points of a supervised start.
-    for pause in [0, 5, 20, 80, 200] {
-        let data = tempfile::tempdir().unwrap();
-        let mut program = ClusterProgram::start(data.path(), CONFIG, &["--processes", "2"], None);
-        wait_for("its children", || (program.children().len() == 2).then_some(()));
-        thread::sleep(Duration::from_millis(pause));
+    let points: [fn(&ServiceProcess) -> bool; 4] = [
+        |program| program.child_processes().len() == 2,
+        |program| !program.log().is_empty(),
+        |program| program.data_dir().join("journal").exists(),
+        ServiceProcess::is_listening,
+    ];
+    for (number, point) in points.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = start_cluster(&folder.path().join("data"), CONFIG, &["--processes", "2"], None);
+        wait_for(&format!("point {number} of the start"), || point(&program).then_some(()));
         program.terminate();
     }
 }
@@ -412,15 +311,14 @@ fn processes_serve_on_consecutive_ports() {
         }
         let listen = format!("127.0.0.1:{port}");
         let arguments = ["--processes", "3", "--listen", &listen];
-        let mut program = ClusterProgram::start(data.path(), CONFIG, &arguments, None);
-        let lines: Vec<String> =
-            (0..3).map_while(|_| program.lines.recv_timeout(WAIT_TIMEOUT).ok()).collect();
-        if lines.is_empty() && program.wait_for_exit().code() == Some(1) {
-            // Somebody else has taken one of them.
-            continue;
-        }
-        let expected = (0..3).map(|process| format!("listening on http://127.0.0.1:{}", port + process));
-        assert_eq!(lines, expected.collect::<Vec<_>>());
+        let mut program = start_cluster(data.path(), CONFIG, &arguments, None);
+        let addresses = match program.next_addresses_unless_ended(3) {
+            // Another process has taken one of them.
+            Err(status) if status.code() == Some(1) => continue,
+            started => started.unwrap(),
+        };
+        let expected: Vec<String> = (0..3).map(|process| format!("127.0.0.1:{}", port + process)).collect();
+        assert_eq!(addresses, expected);
         return program.terminate();
     }
     panic!("no three ports in a row are free");

@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
+use crate::support::swelter_command;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Without any variable of the tester's own configuration.
 fn swelter(line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SWELTER_")) {
-        command.env_remove(name);
-    }
+    let mut command = swelter_command();
     command.args(line.split_whitespace()).stdin(Stdio::null());
     command
 }
@@ -84,7 +82,7 @@ fn changes_message(as_of: u64) -> Message {
     Message::text(format!(r#"{{"type":{kind}:[{row}],"id":"a","as_of":{as_of},"token":"t"}}"#))
 }
 
-/// Waits for the end; gives the code and standard error.
+/// Waits until the process has ended; returns its exit code and standard error.
 fn wait_for_exit(mut child: Child) -> (Option<i32>, String) {
     let until = Instant::now() + DEADLINE;
     while child.try_wait().unwrap().is_none() {
@@ -108,7 +106,7 @@ fn closed_pipe_ends_subscriber_with_success() {
     out.read_line(&mut first).unwrap();
     assert!(first.starts_with(r#"{"event":"upsert","as_of":0,"row":{"city":"1","#), "{first}");
     drop(out);
-    // The session ends once the subscriber has seen that nobody reads.
+    // The session ends once the subscriber has noticed that its output is closed.
     let until = Instant::now() + DEADLINE;
     for as_of in 1.. {
         if session.send(changes_message(as_of)).is_err() || child.try_wait().unwrap().is_some() {
@@ -123,7 +121,7 @@ fn closed_pipe_ends_subscriber_with_success() {
 #[test]
 fn ctrl_c_ends_subscriber_with_success() {
     let (child, mut session) = start_subscriber("1");
-    // Nobody reads what it prints: that must not keep it from ending.
+    // Its output is not read, which must not keep it from ending.
     session.send(changes_message(0)).unwrap();
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
@@ -149,7 +147,8 @@ fn refused_subscriber_reports_reason() {
     assert!(output_texts(&wrong).1.starts_with("error: \"ftp://example.org\" is neither http"));
 }
 
-/// Each command that reads a place, with one that is not there: an error that names it, and nothing is made.
+/// Each command that reads a path, with a path that does not exist: it fails, names the path, and
+/// creates nothing.
 #[test]
 fn missing_path_is_an_error_of_every_command() {
     let folder = tempfile::tempdir().unwrap();

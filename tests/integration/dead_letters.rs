@@ -1,19 +1,19 @@
-//! Dead letters of the journal, by the built program: looked at, sent once more, edited and resubmitted.
+//! Dead letters of the journal with the built program: listed, retried, edited and resubmitted.
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
 use swelter::internals::model::EventTime;
 
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::{ServiceProcess, get, post, swelter_command, wait_for};
 
 const CONFIG: &str = "[results]\nmax_ahead = '1s'\n";
 
 /// Runs `swelter dead-letters` over the configuration that a service was started with.
 pub fn run_dead_letters(data: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.arg("dead-letters").args(args).arg("--config").arg(data.with_extension("toml"));
     command.arg("--data-dir").arg(data).output().unwrap()
 }
@@ -68,8 +68,8 @@ fn json_lines_of(data: &Path, name: &str) -> Vec<Value> {
 /// A journal with readings that other rules refuse: a stricter start reads them again.
 const LENIENT_CONFIG: &str = "[results]\nmax_ahead = '1h'\n";
 
-/// Starts a service with readings of the cities a, b, c, which were too far in the future and are not any more; b was corrected
-/// and c withdrawn since. `late` is refused for good.
+/// Starts a service with readings of the cities a, b, c, which were too far in the future and are
+/// accepted now; b was corrected and c withdrawn since. `late` is refused for good.
 fn make_dead_letters(data: &Path) -> i64 {
     let service = ServiceProcess::start(data, LENIENT_CONFIG).wait_until_ready();
     let at = now() + 8_000;
@@ -119,7 +119,7 @@ fn retried_reading_counts_only_if_nothing_newer_arrived() {
         service.terminate();
     }
     assert!(json_lines_of(&data, "dead-letters.2.jsonl").is_empty());
-    // While a service runs it is that which may retry.
+    // Only a running service may retry.
     let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
     let output = run_dead_letters(&data, &["retry"]);
     let error = String::from_utf8(output.stderr).unwrap();

@@ -1,6 +1,6 @@
-//! Data directories and backups that an earlier build has made: they are taken up as they are.
-//! `tests/fixtures/868f70f/README.md` says what they hold, and how they were made. What it has written to Kafka is read by
-//! `kafka/earlier_build.rs`.
+//! Data directories and backups of an earlier build: this build continues from them unchanged.
+//! `tests/fixtures/868f70f/README.md` says what they hold, and how they were made. What it has
+//! written to Kafka is read by `kafka/earlier_build.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,9 +10,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, client};
 
-use crate::checkpoints::published_manifests;
 use crate::dead_letters::run_dead_letters;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/868f70f").join(name)
@@ -31,10 +31,11 @@ fn config() -> String {
     fs::read_to_string(fixture("data.toml")).unwrap()
 }
 
-/// Starts a service on a data directory. Its clock is far ahead of the fixture's: tests have no minute until that is believed.
+/// Starts a service on a data directory. Its clock is far ahead of the fixture's, so it accepts the
+/// clock after 100 ms instead of a minute.
 fn start(data: &Path) -> ServiceProcess {
-    let agree = [("SWELTER_TEST_CLOCK_AGREE_MS", "100".to_owned())];
-    ServiceProcess::start_with(data, &config(), &agree).wait_until_ready()
+    let service = ServiceBuilder::new(config()).data(data).config_file(&data.with_extension("toml"));
+    service.env("SWELTER_TEST_CLOCK_AGREE_MS", "100").start().wait_until_ready()
 }
 
 fn path_of(city: &str) -> String {
@@ -58,7 +59,7 @@ fn history(service: &ServiceProcess, city: &str) -> Value {
     service.get_json(&format!("{}/history?limit=10000", path_of(city)))["rows"].take()
 }
 
-/// Compares all rows that are served with those that the fixture's own service has served.
+/// Compares all served rows with those that the fixture's service served.
 fn check_rows(service: &ServiceProcess, expected: &Value) {
     let expected = expected.as_object().unwrap();
     let listed = service.get_json("/v1/cities")["cities"].take();
@@ -69,7 +70,7 @@ fn check_rows(service: &ServiceProcess, expected: &Value) {
     }
 }
 
-/// How many records have been applied since the start, whatever they did.
+/// The number of records that have been applied since the start.
 pub fn records_since_start(status: &Value) -> u64 {
     let sum = |counts: &Value| -> u64 {
         counts.as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
@@ -118,7 +119,7 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
 
     let service = start(&data);
     check_rows(&service, &expected["cities"]);
-    // It took that checkpoint up, and read what came since it, once.
+    // It restored that checkpoint and read the records behind it once.
     let number = |name: &str| expected[name].as_u64().unwrap();
     assert_eq!(records_since_start(&service.get_json("/v1/status")), number("applied") - number("covered"));
     assert!(number("applied") > number("covered"));
@@ -128,7 +129,7 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     assert_eq!(generation(&service), generation_before + 1);
     assert!(service.get_json("/v1/status")["as_of"].as_u64() > expected["as_of"].as_u64());
 
-    // It goes on: a reading that was there is corrected, one is withdrawn, another city comes.
+    // It continues: a known reading is corrected, one is withdrawn, and another city is new.
     let at = "2025-08-01T10:10:00Z";
     let reading = |city: &str| json!({"city": city, "reading_at": at, "temperature": 101.5, "humidity": 50});
     let withdrawal = json!({"city": "2643743", "reading_at": at, "deleted": true});
@@ -143,7 +144,7 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     let new = wait_for("its row", || row_at("new"));
     wait_for("the correction", || (row_at("5128581")?["heat_index"] == new["heat_index"]).then_some(()));
     wait_for("the withdrawal", || row_at("2643743").is_none().then_some(()));
-    // A checkpoint of its own follows, and holds all of that.
+    // Its own checkpoint follows and contains all of that.
     wait_for("a checkpoint of this run", || {
         let all = checkpoints(&data.join("checkpoints"));
         let whole = |manifest: &Value| {
@@ -155,7 +156,7 @@ fn data_directory_of_an_earlier_build_resumes_from_its_checkpoint() {
     let rows: Vec<Value> = ["5128581", "2643743", "b", "new"].map(|city| history(&service, city)).into();
     service.terminate();
     let mut all = checkpoints(&data.join("checkpoints")).into_values().rev();
-    // One of an epoch without changes has no segments.
+    // A checkpoint of an epoch without changes has no segments.
     let own = all.find(|manifest| manifest["segments"] != json!([])).unwrap();
     assert_ne!(own["generation"], base[newest]["generation"]);
     check_written("manifest", &base[newest], &own);
@@ -208,7 +209,7 @@ fn dead_letters_of_an_earlier_build_are_listed_and_retried_once() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     unpack("data.tar.gz", folder.path());
-    // The journal knows by then that the clock is right.
+    // The journal has accepted the clock by then.
     start(&data).terminate();
     let said = |args: &[&str]| {
         let output = run_dead_letters(&data, args);
@@ -223,7 +224,7 @@ fn dead_letters_of_an_earlier_build_are_listed_and_retried_once() {
         .map(|count| (count["reason"].as_str().unwrap(), count["letters"].as_u64().unwrap()))
         .collect();
     assert_eq!(counts, [("in_the_future", 2), ("too_late", 1), ("too_late", 1)], "{list}");
-    // The one that is too late was sent by the earlier build.
+    // The earlier build has retried the dead letter that is too late.
     let sent = said(&["retry", "--reason", "too_late"]);
     assert!(sent.contains("sent 0") && sent.contains("1 were sent before"), "{sent}");
     let sent = said(&["retry"]);
@@ -248,7 +249,7 @@ fn backup_of_an_earlier_build_is_verified_and_restored() {
     unpack("backup.tar.gz", folder.path());
     let (backups, data) = (folder.path().join("backups"), folder.path().join("data"));
     let run = |arguments: [&str; 2], more: &[&Path]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+        let mut command = swelter_command();
         let output = command.args(arguments).arg(&backups).args(more).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
@@ -259,8 +260,8 @@ fn backup_of_an_earlier_build_is_verified_and_restored() {
     service.terminate();
 }
 
-/// Whether a value has all fields that are expected, of the same JSON types. What was null may have a value by now, and the other way
-/// round.
+/// Checks that a value has all expected fields with the same JSON types. A field that was null may
+/// have a value now, and the other way round.
 fn check_fields(name: &str, expected: &Value, found: &Value) {
     match expected {
         Value::Object(fields) => {
@@ -289,7 +290,7 @@ fn check_fields(name: &str, expected: &Value, found: &Value) {
     }
 }
 
-/// What [`check_fields`] compares a value with.
+/// The expected shape for [`check_fields`].
 fn shape(value: &Value) -> Value {
     match value {
         Value::Object(fields) => fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect(),
@@ -301,7 +302,7 @@ fn shape(value: &Value) -> Value {
     }
 }
 
-/// Whether what is written now has the fields of what an earlier build wrote.
+/// Checks that the fields of a value are still those of an earlier build.
 pub fn check_written(name: &str, earlier: &Value, now: &Value) {
     check_fields(name, &shape(earlier), now);
 }
@@ -343,7 +344,7 @@ pub fn metrics_of(text: &str) -> BTreeMap<String, (String, Vec<Vec<String>>)> {
     found
 }
 
-/// Whether all metrics are there that an earlier build had in such a run. More may have come.
+/// Checks that all metrics of an earlier build's run exist. There may be more.
 pub fn check_metrics(run: &str, address: &str) {
     let text = get(address, "/metrics").unwrap().body;
     let found = metrics_of(&text);
@@ -367,12 +368,12 @@ fn answers_and_metrics_have_all_fields_and_names_of_an_earlier_build() {
     for (name, expected) in answers["rest"].as_object().unwrap() {
         let answer = get(&service.address, expected["path"].as_str().unwrap()).unwrap();
         let mut fields = expected["fields"].clone();
-        // By reason: those that there were.
+        // Labels by reason: those of the earlier run.
         fields.as_object_mut().unwrap().remove("refused");
         check_fields(name, &fields, &serde_json::from_str(&answer.body).unwrap());
     }
     let stream = std::net::TcpStream::connect(&service.address).unwrap();
-    stream.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
+    stream.set_read_timeout(Some(crate::support::WAIT_TIMEOUT)).unwrap();
     let (mut socket, _) = client(format!("ws://{}/v1/subscribe", service.address), stream).unwrap();
     let heard = &answers["websocket"]["heard"];
     let mut hear = |ask: Option<&Value>, kind: &Value| {

@@ -1,4 +1,5 @@
-//! The formulas against reference values, and the heat index of Lu and Romps against its definition, solved slowly.
+//! The formulas against reference values, and the heat index of Lu and Romps against its
+//! definition, solved slowly.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
@@ -35,8 +36,9 @@ fn exact_regression(t: f64, rh: f64) -> i64 {
         - 199 * t * t * r * r
 }
 
-/// Checks one formula against its column: the same micro-degrees, except that where the exact regression ends in half a
-/// micro-degree either neighbour will do. Returns at how many rows it took the other one.
+/// Checks one formula against its column: the same micro-degrees, except that where the exact
+/// regression ends in half a micro-degree either neighbour will do. Returns at how many rows it
+/// took the other one.
 fn count_differing_ties(column: &'static str, formula: fn(f64, f64) -> f64) -> usize {
     let mut differing = 0;
     for [t, rh, expected] in reference_rows(REFERENCE_CSV, ["temperature_f", "humidity_pct", column]) {
@@ -57,7 +59,7 @@ fn regressions_agree_with_decimal_arithmetic() {
     assert_eq!([count_differing_ties("rothfusz", rothfusz), count_differing_ties("nws", nws)], [22, 12]);
 }
 
-/// What the NWS's own calculator says, where an average too many says something else, and where its parts meet.
+/// The values of the NWS's calculator at the points where its parts meet.
 #[test]
 fn nws_agrees_with_nws_calculator() {
     for (t, rh, heat_index, category) in [
@@ -89,8 +91,9 @@ fn nws_agrees_with_nws_calculator() {
     assert!(lower > 100, "the calculator and the twice averaged formula are told apart: {lower}");
 }
 
-/// Where the printed chart and the calculator differ: °F, %, the chart, the calculator rounded. The chart was printed
-/// without the adjustment for very humid air, which only ever adds; at 90 °F and 45 % the regression says 92.493.
+/// Where the printed chart and the calculator differ: °F, %, the chart, the calculator rounded. The
+/// chart was printed without the adjustment for very humid air, which only ever adds; at 90 °F and
+/// 45 % the regression says 92.493.
 const CHART_EXCEPTIONS: [[f64; 4]; 9] = [
     [80.0, 95.0, 86.0, 88.0],
     [80.0, 100.0, 87.0, 89.0],
@@ -134,7 +137,8 @@ fn lu_romps_agrees_with_the_reference_table() {
     }
 }
 
-/// The heat index of Lu and Romps in its form of 2025, as its definition reads, solved by bisection.
+/// The heat index of Lu and Romps in its form of 2025, as its definition reads, solved by
+/// bisection.
 mod definition {
     const Q: f64 = 180.0;
     const RV: f64 = 461.0;
@@ -229,7 +233,8 @@ fn worst_error(readings: impl Iterator<Item = (f64, f64)>) -> (f64, f64, f64) {
     })
 }
 
-/// What `lu_romps` promises is 1e-6 °F. It does better, and a change that loses that should be noticed.
+/// What `lu_romps` promises is 1e-6 °F. It does better, and a change that loses that should be
+/// noticed.
 const TOLERANCE_F: f64 = 1e-8;
 
 /// A quarter of the readings at every half degree and half percent, from some first row.
@@ -253,7 +258,8 @@ fn lu_romps_agrees_with_definition_around_every_bend() {
     let mut readings = Vec::new();
     for rh in (0..=40).map(|i| f64::from(i) * 2.5) {
         let vapour = |t: f64| rh / 100.0 * pv(t);
-        // Where a body without resistance gains nothing; where the skin begins to drip; where ice melts.
+        // Where a body without resistance gains nothing; where the skin begins to drip; where ice
+        // melts.
         let [cold, hot] = [-130.0, 140.0].map(kelvin);
         let gains = bisect(cold, hot, |t| gain(t, vapour(t)));
         let drips = bisect(290.0, gains, |t| {

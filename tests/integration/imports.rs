@@ -1,4 +1,5 @@
-//! What each source file imports from which other, read from the text: `use` lists, nested ones included, and paths in the code.
+//! What each source file imports from which other, read from the text: `use` lists, nested ones
+//! included, and paths in the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +51,8 @@ impl Imports {
         Imports { files, named, exported }
     }
 
-    /// For each file the files that it imports from; a name that a module only re-exports is one of the file that defines it.
+    /// For each file the files that it imports from; a name that a module only re-exports is one of
+    /// the file that defines it.
     pub fn by_file(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let of = |(module, paths): (&ModulePath, &BTreeSet<Vec<String>>)| {
             let targets = paths.iter().filter_map(|path| self.file_of(path, 0));
@@ -67,10 +69,10 @@ impl Imports {
             self.files.contains_key(module).then(|| module.to_vec())
         })?;
         let rest = &path[module.len()..];
-        if let Some(name) = rest.first().filter(|_| depth < 8) {
-            if let Some(target) = self.exported.get(&(module.clone(), name.clone())) {
-                return self.file_of(target, depth + 1);
-            }
+        if let Some(name) = rest.first().filter(|_| depth < 8)
+            && let Some(target) = self.exported.get(&(module.clone(), name.clone()))
+        {
+            return self.file_of(target, depth + 1);
         }
         Some(&self.files[&module])
     }
@@ -188,7 +190,7 @@ fn uses(code: &str) -> Vec<Use> {
     let mut found = Vec::new();
     for (start, _) in code.match_indices("use ") {
         let before = code[..start].rsplit('\n').next().unwrap_or_default().trim();
-        let is_public = before.starts_with("pub");
+        let is_public = before == "pub" || before.starts_with("pub(") && before.ends_with(')');
         if !(before.is_empty() || is_public) {
             continue;
         }
@@ -245,10 +247,15 @@ fn inline_paths(code: &str) -> Vec<Vec<String>> {
     for start in ["crate::", "super::", "self::"] {
         for (at, _) in code.match_indices(start) {
             let is_inside = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-            if code[..at].ends_with(is_inside) {
+            // `pub(in super)` says who may see an item, and imports nothing.
+            if code[..at].ends_with(is_inside) || code[..at].ends_with("(in ") {
                 continue;
             }
             let path: String = code[at..].chars().take_while(|c| is_inside(*c)).collect();
+            // A list of `use` is written out elsewhere, and a visibility imports nothing.
+            if path.ends_with("::") || code[..at].ends_with("pub(in ") {
+                continue;
+            }
             found.push(segments(&path).collect());
         }
     }
@@ -292,7 +299,7 @@ mod tests {
 
     #[test]
     fn nested_lists_and_paths_are_found() {
-        let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\n\
+        let text = "use crate::{model::{Row, log::{self, Slot as S}}, codec};\n// use crate::no;\npub enum Cause { A }\n\
                     fn f() { super::kafka::g(\"crate::no::x\") }";
         let all = imports(&[
             ("a::b", text),
@@ -310,6 +317,13 @@ mod tests {
             BTreeSet::from(["codec::csv"]),
             "what is re-exported is of its own file"
         );
+    }
+
+    #[test]
+    fn list_and_visibility_are_no_imports_of_the_parent() {
+        let text = "use super::{B, c::C};\npub(in super::super) fn f() {}";
+        let all = imports(&[("a", "pub use self::b::B;"), ("a::b", ""), ("a::c", ""), ("a::d", text)]);
+        assert_eq!(all.by_file()["a::d"], BTreeSet::from(["a::b", "a::c"]));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The layers of the house: a module imports only what lies below it. Parts of one layer never import each other.
+//! The layers of the crate: a module imports only modules of lower layers. Modules of one layer do
+//! not import each other.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,8 +7,9 @@ use std::path::Path;
 
 use crate::imports::{Imports, rust_files};
 
-/// Layer, module, and what else of its own layer it may import.
+/// Layer, module, and the modules of its own layer that it may import.
 const LAYERS: &[(u8, &str, &[&str])] = &[
+    (0, "child_tests", &[]),
     (0, "test_hooks", &[]),
     (0, "fault", &[]),
     (0, "panics", &["test_hooks"]),
@@ -100,9 +102,11 @@ fn test_hooks_are_in_one_file() {
 
 #[test]
 fn no_circle_of_files() {
-    let imports = Imports::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    let circles = imports.circles();
-    assert!(circles.is_empty(), "{}", describe(&imports, &circles));
+    for folder in ["src", "tests/integration"] {
+        let imports = Imports::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder));
+        let circles = imports.circles();
+        assert!(circles.is_empty(), "{folder}: {}", describe(&imports, &circles));
+    }
 }
 
 /// The circles with the arrows inside each.
@@ -123,7 +127,8 @@ fn top_module(file: &str) -> &str {
     file.split('/').next().unwrap_or_default().trim_end_matches(".rs")
 }
 
-/// A panic that is caught must not leave behind what others go on with, so what requests and sessions share says that it is held.
+/// A caught panic must not leave shared state half changed, so requests and sessions share state
+/// only behind locks that note a panic.
 #[test]
 fn serve_and_model_use_only_shared_state_locks() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -134,7 +139,7 @@ fn serve_and_model_use_only_shared_state_locks() {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
-        // Guards are named as the guards of marked locks.
+        // The guards of the marked locks have these names.
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         let code =
             code.replace("MutexGuard", "").replace("RwLockReadGuard", "").replace("RwLockWriteGuard", "");

@@ -1,5 +1,6 @@
-//! The built program within limits of its host: open files, threads, and the size of files, which stands for a full disk. Nothing that
-//! a client or a neighbour does within them ends it, loses anything or gives a wrong remedy.
+//! The built program within limits of its host: open files, threads, and the size of files, which
+//! stands for a full disk. Nothing that a client or a neighbour does within them ends it, loses
+//! anything or gives a wrong remedy.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -14,10 +15,11 @@ use rustix::process::{Resource, getrlimit, getuid, setrlimit};
 use serde_json::Value;
 use swelter::internals::model::{Measurement, ReadingEvent};
 
-use crate::oracle::{LogEntry, Oracle};
-use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
-use crate::rest_checks::{check_current, check_history};
-use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, get, swelter_command, wait_for};
+use crate::support::http::KeepAliveClient;
+use crate::support::{
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, ServiceBuilder, ServiceProcess, check_current,
+    check_history, get, keep_accepted_entries, random_entry, record_json, swelter_command_behind, wait_for,
+};
 
 const CONFIG: &str = "[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n[ingest]\npartitions = 5\n\
      [checkpoints]\nevery = \"1s\"\n";
@@ -25,66 +27,10 @@ const OPEN_FILE_LIMIT: u64 = 256;
 const IDLE_CONNECTIONS: usize = 400;
 /// Epochs are reserved for 3 s.
 const SEVERAL_RESERVATION_TIMES: Duration = Duration::from_secs(7);
-/// Posts go on while a state lasts, at a pace that leaves something to do for the tests beside this one.
+/// Between two posts, to leave CPU time for other tests.
 const POST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A connection that is kept.
-struct KeepAliveClient {
-    stream: TcpStream,
-    address: String,
-}
-
-impl KeepAliveClient {
-    fn open(address: &str) -> KeepAliveClient {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
-        KeepAliveClient { stream, address: address.into() }
-    }
-
-    fn get(&mut self, path: &str) -> (u16, String) {
-        let address = self.address.clone();
-        self.request(&format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))
-    }
-
-    fn status(&mut self) -> Value {
-        let (status, body) = self.get("/v1/status");
-        assert_eq!(status, 200, "{body}");
-        serde_json::from_str(&body).unwrap()
-    }
-
-    fn post(&mut self, lines: &str) -> (u16, String) {
-        let head = format!(
-            "POST /v1/readings HTTP/1.1\r\nHost: {}\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n",
-            self.address,
-            lines.len()
-        );
-        self.request(&(head + lines))
-    }
-
-    fn request(&mut self, text: &str) -> (u16, String) {
-        self.stream.write_all(text.as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        loop {
-            if let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                let length: usize = length.unwrap_or_else(|| panic!("{head}")).parse().unwrap();
-                if answer.len() >= end + 4 + length {
-                    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                    return (status, String::from_utf8(answer.split_off(end + 4)).unwrap());
-                }
-            }
-            let mut piece = [0; 4096];
-            match self.stream.read(&mut piece) {
-                Ok(0) => panic!("it is closed after {:?}", String::from_utf8_lossy(&answer)),
-                Ok(read) => answer.extend_from_slice(&piece[..read]),
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-}
-
-/// Readings that are posted, and what is to come of them.
+/// Posted readings, and their expected results.
 struct PostedLoad {
     random: Random,
     oracle: Oracle,
@@ -97,13 +43,13 @@ impl PostedLoad {
     fn new(seed: u64) -> PostedLoad {
         let now = jiff::Timestamp::now().as_millisecond() - 24 * 3_600_000;
         let now = now - now.rem_euclid(MINUTE_MS);
-        let (random, oracle) = (Random(seed), Oracle::new(RUN_SETTINGS));
+        let (random, oracle) = (Random::new(seed), Oracle::new(RUN_SETTINGS));
         PostedLoad { random, oracle, now, records: 0, too_late: Vec::new() }
     }
 
     fn next_entries(&mut self) -> Vec<LogEntry> {
         self.now += MINUTE_MS;
-        let entries = (0..20).map(|_| self.random.random_entry(self.now)).collect();
+        let entries = (0..20).map(|_| random_entry(&mut self.random, self.now)).collect();
         keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now)
     }
 
@@ -115,8 +61,8 @@ impl PostedLoad {
     }
 
     fn post_lines(&mut self, client: &mut KeepAliveClient, entries: &[LogEntry], lines: Vec<String>) {
-        let (status, body) = client.post(&lines.join("\n"));
-        assert_eq!(status, 200, "{body}");
+        let response = client.post(&lines.join("\n"));
+        assert_eq!(response.status, 200, "{}", response.body);
         self.records += entries.len() as u64;
         for (entry, line) in entries.iter().zip(lines) {
             if self.oracle.apply_arrival(entry).is_none() {
@@ -125,11 +71,12 @@ impl PostedLoad {
         }
     }
 
-    /// Posts one that is too late, with so many bytes that say nothing: its dead letter is long, in the journal it is not.
+    /// Posts a reading that is too late, with so many bytes of padding: its dead letter is long, in
+    /// the journal it is short.
     fn post_too_late(&mut self, client: &mut KeepAliveClient, padding: usize) {
         self.now += MINUTE_MS;
         let event = ReadingEvent::Reading(Measurement::new(80.0, 50.0, None).unwrap());
-        // Only in the log it is known that the one is too late for the other.
+        // The first makes the second too late, which only the log shows.
         let newest = LogEntry { city: 0, millis: self.now, event, revision: None };
         let late = LogEntry { millis: self.now - RUN_SETTINGS.lateness - MINUTE_MS / 2, ..newest };
         let line = record_json(&late).replacen('{', &format!("{{\"note\":\"{}\",", "x".repeat(padding)), 1);
@@ -140,7 +87,9 @@ impl PostedLoad {
     }
 
     fn wait_until_applied(&self, client: &mut KeepAliveClient) {
-        wait_for("that all is applied", || (applied_records(&client.status()) == self.records).then_some(()));
+        wait_for("that all is applied", || {
+            (applied_records(&service_status(client)) == self.records).then_some(())
+        });
     }
 
     /// The results, by new connections.
@@ -162,10 +111,16 @@ impl PostedLoad {
     }
 }
 
-/// A long record that nothing makes short.
+/// A long record that does not compress.
 fn incompressible_record(entry: &LogEntry, random: &mut Random) -> String {
     let noise: String = (0..30_000).map(|_| (b'a' + random.below(26) as u8) as char).collect();
     record_json(entry).replacen('{', &format!("{{\"note\":\"{noise}\","), 1)
+}
+
+fn service_status(client: &mut KeepAliveClient) -> Value {
+    let response = client.get("/v1/status");
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()
 }
 
 /// Records of the journal that are in the results.
@@ -177,14 +132,14 @@ fn applied_records(status: &Value) -> u64 {
 
 /// Sets a soft limit of a service that runs, as in `--nofile=8:`.
 fn set_soft_limit(service: &ServiceProcess, limit: &str) {
-    let pid = service.process_id().to_string();
+    let pid = service.pid().as_raw_nonzero().to_string();
     let set = command_as_user_of(service, "prlimit").args(["--pid", &pid, limit]).status().unwrap();
     assert!(set.success(), "{limit}");
 }
 
 /// A program that runs as the user of a service, who alone may limit it.
 fn command_as_user_of(service: &ServiceProcess, program: &str) -> Command {
-    let owner = fs::metadata(format!("/proc/{}", service.process_id())).unwrap();
+    let owner = fs::metadata(format!("/proc/{}", service.pid().as_raw_nonzero())).unwrap();
     if owner.uid() == getuid().as_raw() {
         return Command::new(program);
     }
@@ -194,7 +149,7 @@ fn command_as_user_of(service: &ServiceProcess, program: &str) -> Command {
     command
 }
 
-/// More than a thousand, which is usual.
+/// Raises the limit of open files above the usual thousand.
 fn allow_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(8192, |most| most.min(8192));
@@ -203,7 +158,7 @@ fn allow_open_files() {
 }
 
 fn metric_value(client: &mut KeepAliveClient, name: &str) -> f64 {
-    let (_, text) = client.get("/metrics");
+    let text = client.get("/metrics").body;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
 }
@@ -226,7 +181,10 @@ fn idle_connections_beyond_open_file_limit_do_not_affect_others() {
     allow_open_files();
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let service = ServiceProcess::start_limited(&data, CONFIG, &format!("ulimit -n {OPEN_FILE_LIMIT}"))
+    let service = ServiceBuilder::new(CONFIG)
+        .data(&data)
+        .behind(&format!("ulimit -n {OPEN_FILE_LIMIT}"))
+        .start()
         .wait_until_ready();
     let (mut load, mut client) = (PostedLoad::new(1), KeepAliveClient::open(&service.address));
     load.post(&mut client);
@@ -259,7 +217,7 @@ fn idle_connections_beyond_open_file_limit_do_not_affect_others() {
     assert!(!log.contains("os error 24"), "the reserve is enough: {log}");
 }
 
-/// Whether the other side has neither closed it nor said that there are too many.
+/// Whether the service has neither closed the connection nor answered that there are too many.
 fn is_open(mut stream: &TcpStream) -> bool {
     stream.set_nonblocking(true).unwrap();
     matches!(stream.read(&mut [0; 16]), Err(error) if error.kind() == ErrorKind::WouldBlock)
@@ -269,7 +227,7 @@ fn is_open(mut stream: &TcpStream) -> bool {
 fn too_low_open_file_limit_refuses_start_with_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let (code, text) = ServiceProcess::run_refused_limited(&data, CONFIG, "ulimit -n 80");
+    let (code, text) = ServiceBuilder::new(CONFIG).data(&data).behind("ulimit -n 80").run_to_end();
     assert_eq!(code, Some(1), "{text}");
     let line = text.lines().last().unwrap();
     for part in ["may open 80 files", "of which this run needs", "`ulimit -n ", "LimitNOFILE="] {
@@ -277,13 +235,16 @@ fn too_low_open_file_limit_refuses_start_with_remedy() {
     }
     assert!(!data.exists(), "nothing was begun");
     let demo =
-        swelter_command(Some("ulimit -n 80")).args(["demo", "--listen", "127.0.0.1:0"]).output().unwrap();
+        swelter_command_behind("ulimit -n 80").args(["demo", "--listen", "127.0.0.1:0"]).output().unwrap();
     let text = String::from_utf8(demo.stderr).unwrap();
     assert!(demo.status.code() == Some(1) && text.contains("may open 80 files"), "{text}");
-    // What it asks for is enough.
+    // The limit that the message names is enough.
     let (_, needed) = line.split_once("LimitNOFILE=").unwrap();
     let needed: u64 = needed.trim_end_matches(')').parse().unwrap();
-    ServiceProcess::start_limited(&data, CONFIG, &format!("ulimit -n {needed}"))
+    ServiceBuilder::new(CONFIG)
+        .data(&data)
+        .behind(&format!("ulimit -n {needed}"))
+        .start()
         .wait_until_ready()
         .terminate();
 }
@@ -301,11 +262,11 @@ fn results_wait_while_no_file_can_be_opened() {
     let began = Instant::now();
     while began.elapsed() < SEVERAL_RESERVATION_TIMES {
         load.post(&mut client);
-        let as_of = client.status()["as_of"].as_u64().unwrap();
+        let as_of = service_status(&mut client)["as_of"].as_u64().unwrap();
         assert!(as_of < reserved_epoch_bound(&data), "epochs beyond the durable bound are in use");
         thread::sleep(POST_INTERVAL);
     }
-    assert!(applied_records(&client.status()) < load.records, "results wait");
+    assert!(applied_records(&service_status(&mut client)) < load.records, "results wait");
     assert_eq!(metric_value(&mut client, "swelter_task_failing{task=\"epochs\"}"), 1.0);
     let log = service.log();
     for part in ["cannot reserve epochs", "os error 24", "raise `ulimit -n`", "results are held back"] {
@@ -343,13 +304,13 @@ fn results_wait_while_dead_letters_cannot_be_written() {
     set_soft_limit(&service, &format!("--fsize={full}:"));
     load.post_too_late(&mut client, 5_000);
     wait_for("the log", || service.log().contains("cannot write dead letters").then_some(()));
-    let before = applied_records(&client.status());
+    let before = applied_records(&service_status(&mut client));
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(2) {
         load.post(&mut client);
         thread::sleep(POST_INTERVAL);
     }
-    let status = client.status();
+    let status = service_status(&mut client);
     assert!(
         applied_records(&status) == before && before < load.records,
         "the logs are not read on: {status}"
@@ -380,9 +341,14 @@ fn full_disk_of_journal_ends_service_with_remedy() {
     set_soft_limit(&service, "--fsize=65536:");
     let long: Vec<String> =
         load.next_entries().iter().map(|entry| incompressible_record(entry, &mut load.random)).collect();
-    let (status, body) = client.post(&long.join("\n"));
-    assert!(status == 500 && body.contains("File too large"), "{status} {body}");
-    assert_eq!(service.wait_for_end(), Some(1), "{}", service.log());
+    let response = client.post(&long.join("\n"));
+    assert!(
+        response.status == 500 && response.body.contains("File too large"),
+        "{} {}",
+        response.status,
+        response.body
+    );
+    assert_eq!(service.wait_for_exit().code(), Some(1), "{}", service.log());
     let log = service.log();
     let line = log.lines().last().unwrap();
     for part in ["journal cannot be written (File too large", "raise `ulimit -f`", "then start again"] {
@@ -411,7 +377,7 @@ fn full_disk_of_batch_output_is_reported() {
     }
     fs::write(&input, text).unwrap();
     // In blocks of 512 bytes.
-    let ran = swelter_command(Some("ulimit -f 1"))
+    let ran = swelter_command_behind("ulimit -f 1")
         .args(["batch", "in.csv", "-o", "rows.csv"])
         .current_dir(folder.path())
         .output()
@@ -463,16 +429,16 @@ fn too_low_thread_limit_refuses_start_with_remedy() {
     }
 }
 
-/// Long bodies and long answers are worked on by threads that a client must not find missing.
+/// Threads that decode long bodies and compress long responses are started beforehand.
 #[test]
 fn requests_are_answered_while_no_thread_can_be_started() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let data = folder.path().join("data");
-    // Whom no limit of threads stops, it does not test.
+    // The limit does not apply to root, so the test needs another user.
     let other = "exec setpriv --reuid=64322 --regid=64322 --clear-groups \"$0\" \"$@\"";
     let before = if getuid().is_root() { other } else { "true" };
-    let service = ServiceProcess::start_limited(&data, CONFIG, before).wait_until_ready();
+    let service = ServiceBuilder::new(CONFIG).data(&data).behind(before).start().wait_until_ready();
     set_soft_limit(&service, "--nproc=1:");
     let (mut load, mut client) = (PostedLoad::new(5), KeepAliveClient::open(&service.address));
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! A log is known by what it is: files by what is in them, the journal by its id and its records.
+//! The identity of logs: files by their content, the journal by its id and its records.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,9 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::checkpoints::published_manifests;
-use crate::recovery::Random;
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::{Random, ServiceBuilder, ServiceProcess, get, post, wait_for};
 
 const HEADER: &str = "city,reading_at,temperature,humidity\n";
 
@@ -46,12 +45,12 @@ fn file_source_config(path: &Path) -> String {
     )
 }
 
-/// How many checkpoints there are.
+/// The number of checkpoints.
 fn checkpoint_count(place: &Path) -> usize {
     published_manifests(place).len()
 }
 
-/// Once a checkpoint has a position of the source.
+/// Waits until a checkpoint has a position of the source.
 pub fn wait_for_checkpoint(place: &Path, source: &str, position: u64) {
     wait_for("a checkpoint", || {
         let manifests = published_manifests(place).into_iter();
@@ -70,7 +69,7 @@ struct FileSourceFolder {
     path: PathBuf,
 }
 
-/// A file of 100 readings and a service that has read it and made a checkpoint of all.
+/// A file of 100 readings, and the data of a service that has made a checkpoint of all of them.
 fn start_with_read_file() -> (FileSourceFolder, ServiceProcess) {
     let folder = tempfile::tempdir().unwrap();
     let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
@@ -82,14 +81,13 @@ fn start_with_read_file() -> (FileSourceFolder, ServiceProcess) {
 }
 
 fn check_start_refused(files: &FileSourceFolder, says: &[&str]) {
-    let (code, said) =
-        ServiceProcess::run_refused(&files.data, &file_source_config(&files.path), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(file_source_config(&files.path)).data(&files.data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     let last = said.lines().last().unwrap_or_default();
     assert!(says.iter().all(|says| last.contains(says)), "{last}");
 }
 
-/// 150 readings in its place: the first 100 of them were skipped.
+/// A file of 150 other readings in its place: a start once skipped the first 100 of them.
 #[test]
 fn file_rewritten_while_service_is_down_is_refused() {
     let (files, service) = start_with_read_file();
@@ -108,7 +106,7 @@ fn file_rewritten_while_service_is_down_is_refused() {
     service.terminate();
 }
 
-/// The same inode, and longer: the rest of a line was taken for a reading of `adrid`.
+/// The same inode, and longer content: the rest of a line was once read as a reading of `adrid`.
 #[test]
 fn file_rewritten_while_followed_ends_service() {
     let folder = tempfile::tempdir().unwrap();
@@ -121,7 +119,7 @@ fn file_rewritten_while_followed_ends_service() {
     wait_for("that it ends with a line", || service.log().contains(says).then_some(()));
     let log = service.log();
     assert!(!log.contains("panic"), "{log}");
-    // Nor does the next start take it for the same.
+    // The next start does not take it for the same file either.
     check_start_refused(
         &FileSourceFolder { data: data.clone(), path: path.clone(), folder: tempfile::tempdir().unwrap() },
         &["estore it", "another data directory"],
@@ -132,7 +130,7 @@ fn file_rewritten_while_followed_ends_service() {
     service.terminate();
 }
 
-/// As on another disk: the same bytes under another inode, and another name.
+/// The same bytes under another inode and name, as on another disk.
 #[test]
 fn restored_file_continues() {
     let (files, service) = start_with_read_file();
@@ -154,11 +152,12 @@ fn restored_file_continues() {
     service.terminate();
 }
 
-/// Files are rotated and the service is killed at any time: what it has is what is in all of them.
+/// Files are rotated and the service is killed at random moments of a seed: it has the readings of
+/// all files.
 #[test]
 fn rotated_files_are_served_over_kills() {
     for seed in [1, 2] {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let folder = tempfile::tempdir().unwrap();
         let (data, path) = (folder.path().join("data"), folder.path().join("readings.csv"));
         fs::write(&path, HEADER).unwrap();
@@ -172,7 +171,7 @@ fn rotated_files_are_served_over_kills() {
                     minute += count;
                     File::options().append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
                 }
-                // Once there is something that says which log it is.
+                // The first batch is read before the log can be rotated: it identifies the log.
                 3 if minute > 0 => {
                     if rotated == 0 {
                         wait_for_minutes(
@@ -215,7 +214,7 @@ fn wait_for_minutes(service: &ServiceProcess, minutes: usize) {
     });
 }
 
-/// By date, so that names stay, with a new file in its place; some are compressed.
+/// Rotated by date, so that names stay, with a new file in its place; some are compressed.
 fn rotate_file(path: &Path, number: usize, compress: bool) {
     let to = PathBuf::from(format!("{}-{}", path.display(), 20_260_000 + number));
     fs::rename(path, &to).unwrap();
@@ -246,7 +245,7 @@ fn post_minutes(address: &str, cities: std::ops::Range<usize>) {
     }
 }
 
-/// 200 of 1,000 readings were lost, and the cities of another service shown.
+/// Once 200 of 1,000 readings were lost, and the cities of another service shown.
 #[test]
 fn checkpoint_of_another_journal_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -260,14 +259,14 @@ fn checkpoint_of_another_journal_is_refused() {
     wait_for_checkpoint(&shared, "journal", 200);
     service.terminate();
     let made = checkpoint_count(&shared);
-    // A journal of its own, with more readings than the other one had, of which all are there: so whatever is refused is refused for
-    // what the checkpoints are.
+    // Its own journal has more readings than the other one had, and all of them: so a refusal is
+    // due to the checkpoints.
     let without = "[checkpoints]\nevery = '0s'\n[ingest]\npartitions = 2\n";
     let service = ServiceProcess::start(&second, without).wait_until_ready();
     post_minutes(&service.address, 100..150);
     service.terminate();
     for start in 0..2 {
-        let (code, said) = ServiceProcess::run_refused(&second, &config(&shared), "127.0.0.1:0");
+        let (code, said) = ServiceBuilder::new(config(&shared)).data(&second).run_to_end();
         assert_eq!(code, Some(1), "start {start}: {said}");
         let last = said.lines().last().unwrap_or_default();
         for says in ["made of another log", "the log has the id", "a place of its own", "checkpoints.url"] {
@@ -281,7 +280,8 @@ fn checkpoint_of_another_journal_is_refused() {
     service.terminate();
 }
 
-/// A copy of the data directory is the same journal; one with an id of its own is gone on with if somebody says so.
+/// A copy of the data directory is the same journal; a copy with another id is continued if
+/// `--adopt-logs` is given.
 #[test]
 fn copied_journal_is_adopted_only_on_request() {
     let folder = tempfile::tempdir().unwrap();
@@ -298,39 +298,23 @@ fn copied_journal_is_adopted_only_on_request() {
         format!(r#"{{"id":"{}","parent":{{"id":{},"ends":[30,30]}}}}"#, "12".repeat(16), before["id"]),
     )
     .unwrap();
-    let (code, said) = ServiceProcess::run_refused(&data, config, "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(config).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
     assert!(code == Some(1) && last.contains("--adopt-logs") && last.contains(&"12".repeat(16)), "{said}");
-    let config_file = data.with_extension("toml");
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_swelter"))
-        .args(["run", "--listen", "127.0.0.1:0", "--adopt-logs", "--config"])
-        .arg(&config_file)
-        .arg("--data-dir")
-        .arg(&data)
-        .stdout(std::process::Stdio::null())
-        .stderr(File::create(folder.path().join("adopted")).unwrap())
-        .spawn()
-        .unwrap();
-    let said = || fs::read_to_string(folder.path().join("adopted")).unwrap();
-    wait_for("that it is adopted", || {
-        assert_eq!(child.try_wait().unwrap(), None, "{}", said());
-        let names_it =
-            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(&"12".repeat(16)));
-        said().contains("a copy of the logs is gone on with").then_some(())?;
-        // A checkpoint is made once something has come.
-        let address = said();
-        let address = address.lines().find_map(|line| {
-            Some(line.split("127.0.0.1:").nth(1)?.split(['"', ' ', ',']).next()?.to_owned())
-        })?;
+    let adopting = ServiceBuilder::new(config).data(&data).args(&["--adopt-logs"]).start();
+    wait_for("that the journal is adopted", || {
+        adopting.log().contains("a copy of the logs is gone on with").then_some(())?;
+        // A checkpoint is made once a reading has arrived.
         let _ = post(
-            &format!("127.0.0.1:{address}"),
+            &adopting.address,
             "application/json",
             r#"{"city":"c0","reading_at":"2025-07-24T10:40:00Z","temperature":80,"humidity":50}"#,
         );
+        let names_it =
+            |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(&"12".repeat(16)));
         published_manifests(&data.join("checkpoints")).iter().any(names_it).then_some(())
     });
-    let _ = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
-    assert!(wait_for("the end", || child.try_wait().unwrap()).success(), "{}", said());
+    adopting.terminate();
     // From then on it has checkpoints of its own.
     let service = ServiceProcess::start(&data, config).wait_until_ready();
     assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());

@@ -1,8 +1,10 @@
-//! What the parts do together.
+//! Tests of the built program and of several modules together. `tests/README.md` says where a new
+//! one goes.
 
-// What fails here fails a test.
+// An unwrap that fails here fails a test.
 #![allow(clippy::unwrap_used)]
 
+mod architecture;
 mod backup;
 mod batch;
 mod budgets;
@@ -10,28 +12,26 @@ mod checkpoints;
 mod clock;
 mod cluster;
 mod commands;
+mod conventions;
 mod data_files;
-mod dataflow_runner;
 mod dead_letters;
 mod documents;
 mod earlier_build;
+mod examples;
 mod heat_index;
 mod imports;
 mod kafka;
 mod layers;
 mod limits;
 mod logs;
-mod oracle;
 mod other_rules;
 mod places;
 mod read_files;
 mod real;
 mod recovery;
 mod registry;
-mod rest_checks;
 mod results;
 mod service;
-mod service_process;
-mod subscriber;
+mod support;
 mod trial;
 mod units;

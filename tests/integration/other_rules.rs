@@ -1,18 +1,18 @@
-//! What a swelter with other rules, or another formula, has made: refused by one line, and begun anew by the steps that it names.
-//! `tests/fixtures/rules-1/README.md` says how the fixtures were made.
+//! Data of a swelter with other rules or another formula is refused by one line, and rebuilt by the
+//! steps that it names. `tests/fixtures/rules-1/README.md` says how the fixtures were made.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, wait_for};
 
-/// As swelter is called that has made the fixtures.
+/// The version that made the fixtures.
 pub const RULES_1_MAKER: &str = "swelter 0.1.0 of November 2026 or before (rules version 1)";
 pub const RULES_HELP_PAGE: &str = "docs/troubleshooting.md, \"Made by another version\"";
 
-/// As the fixture's service was configured.
+/// The configuration of the fixture's service.
 const CONFIG: &str = "[ingest]\npartitions = 1\n";
 
 pub fn fixture_path(name: &str) -> PathBuf {
@@ -27,7 +27,7 @@ fn data_of_version_1(folder: &Path) -> PathBuf {
     folder.join("data")
 }
 
-/// Moves what begins with a name out of a data directory.
+/// Moves files whose names begin with `prefix` out of a data directory.
 fn move_files_out(data: &Path, name: &str) {
     let to = data.with_file_name("moved");
     std::fs::create_dir_all(&to).unwrap();
@@ -42,9 +42,10 @@ fn move_files_out(data: &Path, name: &str) {
     assert!(moved > 0, "there is no {name} in {}", data.display());
 }
 
-/// The last line of a start that is refused, which is one line that names who made it and where the steps are.
+/// The last line of a start that is refused, which is one line that names who made it and where the
+/// steps are.
 fn check_start_refused(data: &Path, config: &str) -> String {
-    let (code, said) = ServiceProcess::run_refused(data, config, "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(config).data(data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     said.lines().last().unwrap_or_default().to_owned()
 }
@@ -76,7 +77,7 @@ fn data_of_rules_version_1_is_refused_and_rebuilt_from_journal() {
         assert!(line.contains(says), "{says}: {line}");
     }
     move_files_out(&data, "dead-letters");
-    // Posts may wait until the clock of this host has proved itself; what the journal has is read all the same.
+    // Posts may wait until the clock of this host is accepted; the journal is read nevertheless.
     let service = ServiceProcess::start(&data, CONFIG);
     let row = wait_for("the journal's readings", || {
         current_row(&service, "5128581").filter(|row| row["count"] == 2)
@@ -136,7 +137,7 @@ fn changed_formula_is_refused_with_steps_and_rebuilt_from_archive() {
     assert_eq!(post(&service.address, "application/x-ndjson", ARCHIVE_RECORDS).unwrap().status, 200);
     assert_eq!(served_heat_indexes(&service), [83.223224, 41.55]);
     service.terminate();
-    // Nothing has become of the first one.
+    // The first data directory is unchanged.
     let service = ServiceProcess::start(&data, rothfusz).wait_until_ready();
     assert_eq!(served_heat_indexes(&service), before);
     service.terminate();

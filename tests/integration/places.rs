@@ -1,11 +1,10 @@
 //! A file of places, by the built program.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::json;
 
-use crate::service_process::{ServiceProcess, post, wait_for};
+use crate::support::{ServiceProcess, post, swelter_command, wait_for};
 
 const PLACES_CSV: &str = "id,name,country,latitude,longitude,time_zone\n\
                       roof,Roof,DE,52.52,13.4,Europe/Berlin\n\
@@ -46,7 +45,7 @@ fn invalid_places_file_refuses_start_with_line_and_column() {
     let folder = tempfile::tempdir().unwrap();
     let check = |places: &str| {
         fs::write(folder.path().join("places.csv"), places).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_swelter"))
+        let output = swelter_command()
             .current_dir(folder.path())
             .args(["run", "--places", "places.csv", "--check-config"])
             .output()
@@ -69,7 +68,7 @@ fn invalid_places_file_refuses_start_with_line_and_column() {
         let (code, stderr) = check(&wrong);
         assert!(code != Some(0) && stderr.contains("places (--places)") && stderr.contains(said), "{stderr}");
     }
-    let missing = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let missing = swelter_command()
         .args(["run", "--places", "/nowhere/places.csv", "--check-config"])
         .output()
         .unwrap();

@@ -1,4 +1,4 @@
-//! Files as people have them: the samples of public formats, option by option.
+//! Sample files of public formats, option by option.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::logs::wait_for_checkpoint;
-use crate::service_process::{ServiceProcess, get, wait_for};
+use crate::support::{ServiceBuilder, ServiceProcess, get, swelter_command, wait_for};
 
 fn samples_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
@@ -15,7 +15,7 @@ fn samples_folder() -> PathBuf {
 
 /// Runs the program among the samples.
 fn swelter(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.current_dir(samples_folder()).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// City, time, temperature, humidity and wind speed of each row, and what is said on standard error.
+/// City, time, temperature, humidity and wind speed of each row, and standard error.
 fn read_rows(file: &str, options: &[&str]) -> (Vec<String>, String) {
     let mut args = vec!["batch", file];
     args.extend(options);
@@ -266,7 +266,7 @@ fn options_are_applied_or_refused() {
         for (option, given, applies) in &options {
             let produce = ["produce", "--brokers", "127.0.0.1:1", "--topic", "t", file];
             for command in [&["batch", file][..], &produce[..]] {
-                // Where it applies, produce would wait for brokers that are not there.
+                // If it applied, produce would wait for brokers that do not exist.
                 if applies[format] && command[0] == "produce" {
                     continue;
                 }
@@ -414,7 +414,8 @@ fn zoned_days_have_23_and_25_hours() {
     assert_eq!(readings(&["--time-zone", "America/New_York"]), new_york);
 }
 
-/// A folder, a file in it that a service follows, and how the configuration says that it is written.
+/// A folder, a file in it that a service follows, and how the configuration says that it is
+/// written.
 fn file_source_config(path: &Path, keys: &str) -> String {
     let path = path.display();
     format!("[checkpoints]\nevery = '1s'\n[[sources]]\nname = 'log'\ntype = 'file'\npath = '{path}'\n{keys}")
@@ -450,7 +451,7 @@ fn file_source_resumes_only_with_same_read_options() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     let other = keys.replace("fraction", "percent");
-    let (code, said) = ServiceProcess::run_refused(&data, &file_source_config(&path, &other), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(file_source_config(&path, &other)).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("humidity fraction"), "{said}");
     let service = ServiceProcess::start(&data, &file_source_config(&path, keys)).wait_until_ready();
@@ -471,7 +472,7 @@ fn two_file_source_is_identified_by_both_files() {
     wait_for_checkpoint(&data.join("checkpoints"), "log", 2);
     service.terminate();
     std::fs::write(&other, "at;b;a\n2013-07-18T15:00:00Z;41;50\n").unwrap();
-    let (code, said) = ServiceProcess::run_refused(&data, &file_source_config(&path, &keys), "127.0.0.1:0");
+    let (code, said) = ServiceBuilder::new(file_source_config(&path, &keys)).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is not the file that was read"), "{said}");
 }

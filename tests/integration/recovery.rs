@@ -1,25 +1,16 @@
-//! The service against the oracle: random logs by HTTP, subscribers that come and go, and a server that is killed at any time.
+//! The service against the oracle: random logs by HTTP, subscribers that reconnect, and kills at
+//! random moments of a seed.
 
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use swelter::internals::model::{CurrentRow, EventTime, Measurement, ReadingEvent, Row};
 
-use crate::dataflow_runner::{RunSettings, city_name};
-use crate::oracle::{DEFAULT_FORMULA, LogEntry, Oracle};
-use crate::rest_checks::{ServiceStatus, check_current, check_history};
-use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, post, wait_for};
-use crate::subscriber::Subscriber;
-
-const CITIES: u32 = 5;
-pub const MINUTE_MS: i64 = 60_000;
-pub const RUN_SETTINGS: RunSettings = RunSettings {
-    formula: DEFAULT_FORMULA,
-    window: 30 * MINUTE_MS,
-    lateness: 90 * MINUTE_MS,
-    history: 60 * MINUTE_MS,
+use crate::support::{
+    LogEntry, MINUTE_MS, Oracle, RANDOM_CITIES, RUN_SETTINGS, Random, ServiceProcess, ServiceStatus,
+    Subscriber, WAIT_TIMEOUT, check_current, check_history, keep_accepted_entries, post, random_entry,
+    record_json, wait_for,
 };
 
 fn config(workers: u64) -> String {
@@ -28,101 +19,7 @@ fn config(workers: u64) -> String {
     )
 }
 
-/// SplitMix64, so that a seed names a case.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % below
-    }
-
-    pub fn random_entry(&mut self, now: i64) -> LogEntry {
-        // Mostly new, often of what was before, sometimes too old.
-        let back = match self.below(10) {
-            0..5 => 0,
-            5..9 => self.below(80) as i64,
-            _ => self.below(200) as i64,
-        };
-        let event = match self.below(8) {
-            0 => ReadingEvent::Withdrawal,
-            _ => {
-                let (t, h) = (60.0 + self.below(500) as f64 / 10.0, self.below(1000) as f64 / 10.0);
-                ReadingEvent::Reading(Measurement::new(t, h, None).unwrap())
-            }
-        };
-        let revision = (self.below(4) == 0).then(|| self.below(3) as i64);
-        LogEntry { city: self.below(CITIES.into()) as u32, millis: now - back * MINUTE_MS, event, revision }
-    }
-}
-
-/// Of entries those that a server takes, whatever it has heard of: what is too late then is refused in its answer. What one post itself
-/// makes too late is a dead letter, and some of that is added.
-pub fn keep_accepted_entries(
-    oracle: &Oracle,
-    mut entries: Vec<LogEntry>,
-    random: &mut Random,
-    now: i64,
-) -> Vec<LogEntry> {
-    entries.retain(|entry| !oracle.is_too_late(entry));
-    let event = ReadingEvent::Reading(Measurement::new(75.0, 50.0, None).unwrap());
-    let city = random.below(CITIES.into()) as u32;
-    let newest = LogEntry { city, millis: now, event, revision: None };
-    let late = LogEntry { millis: now - RUN_SETTINGS.lateness - MINUTE_MS / 20, ..newest };
-    if entries.is_empty() || random.below(3) == 0 {
-        entries.push(newest);
-        entries.extend(Some(late).filter(|late| !oracle.is_too_late(late)));
-    }
-    entries
-}
-
-pub fn record_json(entry: &LogEntry) -> String {
-    let mut record = json!({
-        "city": city_name(entry.city),
-        "reading_at": EventTime::from_millis(entry.millis).unwrap().to_string(),
-    });
-    match entry.event {
-        ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
-            record["temperature"] = measurement.temperature().into();
-            record["humidity"] = measurement.humidity().into();
-        }
-        ReadingEvent::Withdrawal => record["deleted"] = true.into(),
-    }
-    if let Some(revision) = entry.revision {
-        record["revision"] = revision.into();
-    }
-    record.to_string()
-}
-
-pub fn row_json(city: &str, millis: i64, row: &Row) -> Value {
-    json!({
-        "city": city,
-        "reading_at": EventTime::from_millis(millis).unwrap().to_string(),
-        "heat_index": row.heat_index().fahrenheit(),
-        "rolling_heat_index": row.rolling_heat_index(),
-        "count": f64::from(row.count()),
-        "category": row.category().name(),
-    })
-}
-
-pub fn current_json(city: &str, current: &CurrentRow) -> Value {
-    let mut row = row_json(city, current.reading_at.millis(), &current.row);
-    row["trend"] = current.trend().into();
-    row["temperature"] = current.measurement.map(|m| m.temperature()).into();
-    row["humidity"] = current.measurement.map(|m| m.humidity()).into();
-    row["wind_speed"] = current.measurement.and_then(|m| m.wind_speed()).into();
-    row
-}
-
-/// Numbers are compared as what they are, not as they are written.
-pub fn normalize_numbers(row: &Value) -> Value {
-    let value = |value: &Value| value.as_f64().map_or_else(|| value.clone(), Value::from);
-    row.as_object().unwrap().iter().map(|(name, field)| (name.clone(), value(field))).collect()
-}
-
-/// A log, the service that has it, and what it must say.
+/// A log, the service that has it, and the expected results.
 struct RecoveryCase {
     random: Random,
     data: PathBuf,
@@ -153,11 +50,12 @@ impl RecoveryCase {
 
     fn next_entries(&mut self) -> Vec<LogEntry> {
         self.now += self.random.below(3) as i64 * MINUTE_MS;
-        let entries = (0..1 + self.random.below(40)).map(|_| self.random.random_entry(self.now)).collect();
+        let entries =
+            (0..1 + self.random.below(40)).map(|_| random_entry(&mut self.random, self.now)).collect();
         keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now)
     }
 
-    /// Posts a batch; false where the server did not live to answer.
+    /// Posts a batch; false if the service was killed before it answered.
     fn post(&mut self, entries: &[LogEntry]) -> bool {
         let records: Vec<String> = entries.iter().map(record_json).collect();
         let answer = match self.random.below(2) {
@@ -172,7 +70,7 @@ impl RecoveryCase {
         true
     }
 
-    /// How many records the log has, once they all are in the results, and as of when.
+    /// Waits until results include all records; returns their number and the epoch.
     fn wait_until_applied(&self) -> (u64, u64) {
         wait_for("that all is applied", || {
             let status = ServiceStatus::fetch_status(&self.service().address, WAIT_TIMEOUT)?;
@@ -181,7 +79,7 @@ impl RecoveryCase {
         })
     }
 
-    /// Kills the server while batches are posted, and starts it anew; or stops it.
+    /// Kills the service while batches are posted, or stops it, and starts it again.
     fn restart(&mut self) {
         let mut unanswered = None;
         let service = self.service.as_ref().unwrap();
@@ -216,7 +114,7 @@ impl RecoveryCase {
         assert_eq!(applied, self.records, "nothing is lost, and nothing there twice");
         let address = self.service().address.clone();
         check_current(&address, &self.oracle);
-        for city in 0..CITIES {
+        for city in 0..RANDOM_CITIES {
             check_history(&address, &self.oracle, city);
         }
         wait_for("the newest changes", || {
@@ -244,7 +142,7 @@ impl RecoveryCase {
 fn run_case(seed: u64, steps: usize) {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let workers = 1 + random.below(3);
     let service = ServiceProcess::start(&data, &config(workers)).wait_until_ready();
     let mut recorder = Subscriber::new(&[0, 1]);
@@ -271,7 +169,7 @@ fn run_case(seed: u64, steps: usize) {
             }
             5 => case.restart(),
             6 | 7 => {
-                // A break: what comes meanwhile is made up for.
+                // The subscriber disconnects and catches up.
                 case.recorder.disconnect();
                 let entries = case.next_entries();
                 assert!(case.post(&entries), "seed {seed}, step {step}");

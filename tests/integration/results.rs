@@ -1,5 +1,7 @@
-//! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal after every epoch.
+//! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal
+//! after every epoch.
 
+mod serving_state;
 mod strategies;
 
 use std::collections::BTreeMap;
@@ -8,20 +10,19 @@ use std::ops::ControlFlow;
 
 use proptest::prelude::*;
 use swelter::internals::admission::{Admission, AdmissionRules};
-use swelter::internals::dataflow::rolling::serving::ServingUpdate;
 use swelter::internals::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
 use swelter::internals::model::{
-    Category, CheckpointBarrier, CityId, CityNames, CitySnapshot, CurrentRow, CurrentRowUpdate, EventTime,
-    Measurement, OutcomeCounts, OutcomeKind, PartitionIndex, ReadingEvent, Row,
+    CheckpointBarrier, CityId, CityNames, CitySnapshot, EventTime, Measurement, OutcomeKind, PartitionIndex,
+    ReadingEvent,
 };
 
+use self::serving_state::{ServingState, accumulate_diffs, check_rankings};
 use self::strategies::{any_case, sensor_cases, withdrawal_cases};
-use crate::dataflow_runner::{
-    self, EpochOutput, HOTTEST_CITIES, RunLeg, RunSettings, WATCHED_CITY_AND_EPOCHS, city_name, city_number,
-};
-use crate::oracle::{LogEntry, Oracle, PROPERTY_TEST_FORMULA};
+use crate::support::dataflow_runner::{self, EpochOutput, RunLeg};
+use crate::support::{LogEntry, Oracle, PROPERTY_TEST_FORMULA, RunSettings, city_name, city_number};
 
-/// Applies an epoch's changes: each must begin with what is held, and change it, and no key may change twice.
+/// Applies an epoch's changes: each must begin with what is held, and change it, and no key may
+/// change twice.
 fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
     held: &mut BTreeMap<K, V>,
     changes: &[(K, Option<V>, Option<V>)],
@@ -38,22 +39,11 @@ fn accumulate<K: Ord + Copy + Debug, V: PartialEq + Copy + Debug>(
     }
 }
 
-fn accumulate_diffs<D: Ord + Clone + Debug>(
-    held: &mut BTreeMap<D, isize>,
-    diffs: impl Iterator<Item = (D, isize)>,
-) {
-    for (datum, diff) in diffs {
-        *held.entry(datum).or_insert(0) += diff;
-    }
-    held.retain(|_, count| *count != 0);
-    assert!(held.values().all(|count| *count == 1), "{held:?}");
-}
-
 fn check_log(log: &[LogEntry], settings: RunSettings, workers: usize, cuts: &[usize]) {
     check_sliced(log, settings, workers, cuts, None);
 }
 
-/// Answers are made so many rows at a time.
+/// Answers are computed so many rows at a time.
 fn check_sliced(
     log: &[LogEntry],
     settings: RunSettings,
@@ -77,7 +67,7 @@ fn check_outputs(
     let (mut rows, mut days) = (BTreeMap::new(), BTreeMap::new());
     let (mut current, mut hottest, mut categories) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let first = resumed.unwrap_or(0);
-    let (mut told, mut next) = (ServingState { epoch: first, ..ServingState::default() }, 0);
+    let (mut told, mut next) = (ServingState::at(first), 0);
     for (epoch, (&cut, output)) in cuts.iter().zip(outputs).enumerate() {
         let mut expected: BTreeMap<usize, OutcomeKind> = (next..cut)
             .filter_map(|position| Some((position, oracle.apply_arrival(&log[position])?)))
@@ -87,7 +77,7 @@ fn check_outputs(
             continue;
         }
         if resumed == Some(epoch) {
-            // What was before is the state that it begins with, and is told as current.
+            // The rows before are the resumed state, and are sent as current.
             expected.clear();
             rows = oracle.rows();
         }
@@ -110,7 +100,7 @@ fn check_outputs(
     assert_eq!(told.counts.split_city, 0);
 }
 
-/// Checks what is told where no sink wants rows.
+/// Checks the serving updates of a run in which no sink wants rows.
 fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize, cuts: &[usize]) {
     let leg = RunLeg { workers, serving_only: true, ..RunLeg::default() };
     let (outputs, _) = dataflow_runner::run_leg(log, settings, cuts, leg);
@@ -124,7 +114,7 @@ fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize
     }
 }
 
-/// One run after the other, each resumed from a state that the one before has given while it went on.
+/// Several runs, each resumed from a snapshot that the previous one took while it ran.
 fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: &[PlannedLeg]) {
     let mut kept: BTreeMap<String, CitySnapshot> = BTreeMap::new();
     let mut at = None;
@@ -149,7 +139,8 @@ fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: 
     }
 }
 
-/// A run that is resumed from what is kept as of an epoch, where there is one, and adds what it gives to that.
+/// A run that is resumed from the kept state of an epoch, if there is one, and adds its snapshots
+/// to that state.
 fn check_leg(
     (log, settings, cuts): (&[LogEntry], RunSettings, &[usize]),
     workers: usize,
@@ -180,8 +171,8 @@ fn check_leg(
     }
 }
 
-/// A sensor's clock was ahead, and its reading is withdrawn between two snapshots: what comes behind that is older than what the first one
-/// has taken.
+/// A sensor's clock was ahead, and its reading is withdrawn between two snapshots: the next
+/// readings are older than the newest of the first snapshot.
 #[test]
 fn increment_contains_readings_older_than_withdrawn_newest() {
     let day = 86_400_000;
@@ -207,7 +198,7 @@ fn increment_contains_readings_older_than_withdrawn_newest() {
     check_leg((&log, settings, &cuts), 1, Some(1), marks, &mut kept);
 }
 
-/// Of a sensor that was lost for a while nothing is known of the last hour.
+/// A sensor that was silent for a while has no row of the last hour.
 #[test]
 fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
     const HOUR: i64 = 3_600_000;
@@ -253,7 +244,8 @@ fn trend_is_from_the_newest_row_of_one_to_two_hours_before() {
 #[derive(Clone, Debug)]
 struct PlannedLeg {
     workers: usize,
-    /// After which of the epochs to come, whether of everything, and for how long the taker is then full.
+    /// The epoch of each barrier, whether the snapshot is full, and how often the sink then reports
+    /// that its buffer is full.
     barriers: Vec<(prop::sample::Index, bool, u32)>,
 }
 
@@ -261,103 +253,6 @@ fn planned_legs() -> impl Strategy<Value = Vec<PlannedLeg>> {
     let mark = (any::<prop::sample::Index>(), prop::bool::weighted(0.3), 0..12u32);
     let leg = (prop::sample::select(&[1usize, 2, 4]), prop::collection::vec(mark, 1..5));
     prop::collection::vec(leg.prop_map(|(workers, marks)| PlannedLeg { workers, barriers: marks }), 2..5)
-}
-
-/// What serving knows.
-#[derive(Default)]
-struct ServingState {
-    epoch: usize,
-    current: BTreeMap<u32, CurrentRow>,
-    /// Of the watched city, since its snapshot.
-    watched: Option<BTreeMap<i64, Row>>,
-    counts: OutcomeCounts,
-}
-
-impl ServingState {
-    /// After an epoch it must know what the oracle does.
-    fn check_epoch(&mut self, output: &EpochOutput, oracle: &Oracle) {
-        let (watched, while_watched) = WATCHED_CITY_AND_EPOCHS;
-        let mut answers = BTreeMap::new();
-        for told in &output.serving_updates {
-            match told {
-                ServingUpdate::CurrentRow(CurrentRowUpdate { city, row: Some(row), .. }) => {
-                    self.current.insert(city_number(city), *row);
-                }
-                ServingUpdate::CurrentRow(CurrentRowUpdate { city, row: None, .. }) => {
-                    self.current.remove(&city_number(city)).expect("what is removed was there");
-                }
-                ServingUpdate::WatchedRow(change) => {
-                    assert_eq!((&*change.city, change.epoch), (&*city_name(watched), self.epoch as u64));
-                    assert!(while_watched.start < self.epoch && self.epoch <= while_watched.end);
-                    let at = change.reading_at.millis();
-                    let rows = self.watched.as_mut().expect("the snapshot comes first");
-                    match change.row {
-                        Some(row) => rows.insert(at, row),
-                        None => rows.remove(&at),
-                    };
-                }
-                ServingUpdate::AnswerPiece(answer) => {
-                    assert_eq!(answer.epoch, self.epoch as u64);
-                    answers.insert(answer.query_id % dataflow_runner::QUERY_IDS_PER_EPOCH, answer);
-                }
-                ServingUpdate::OutcomeCounts(counts) => self.counts.add(counts),
-                ServingUpdate::Progress(_) => unreachable!("no progress was sent"),
-            }
-        }
-        assert_eq!(self.current, oracle.current(), "current rows as told");
-        let rows = |rows: &[(EventTime, Row)]| -> Vec<(i64, Row)> {
-            rows.iter().map(|(at, row)| (at.millis(), *row)).collect()
-        };
-        for city in 0..4 {
-            let answer = &answers[&u64::from(city)];
-            assert_eq!(
-                (answer.is_city_known, answer.has_more),
-                (oracle.knows_city(city), false),
-                "{answer:?}"
-            );
-            assert_eq!(rows(&answer.rows), oracle.servable_rows(city), "history");
-        }
-        let servable = oracle.servable_rows(watched);
-        let first = &answers[&4];
-        assert_eq!(rows(&first.rows), servable[..servable.len().min(3)], "the first page");
-        assert_eq!(first.has_more, servable.len() > 3);
-        if let Some(snapshot) = answers.get(&5) {
-            self.watched = Some(rows(&snapshot.rows).into_iter().collect());
-        }
-        if let (Some(known), true) = (&self.watched, self.epoch <= while_watched.end) {
-            // A row that turns final stays, and stays right: only the servable ones are compared.
-            let held = servable.iter().filter_map(|(at, _)| Some((*at, *known.get(at)?)));
-            assert_eq!(held.collect::<Vec<_>>(), servable, "watched rows");
-        }
-        self.epoch += 1;
-    }
-}
-
-fn check_rankings(
-    hottest: &mut BTreeMap<(String, i64), isize>,
-    categories: &mut BTreeMap<(Category, isize), isize>,
-    output: &EpochOutput,
-    oracle: &Oracle,
-) {
-    accumulate_diffs(
-        hottest,
-        output.hottest.iter().map(|(city, micros, diff)| ((city.clone(), *micros), *diff)),
-    );
-    let current = oracle.current();
-    let mut ranked: Vec<_> =
-        current.iter().map(|(city, row)| (city_name(*city), row.row.heat_index().micros())).collect();
-    ranked.sort_by_key(|(city, micros)| (-micros, city.clone()));
-    ranked.truncate(HOTTEST_CITIES);
-    ranked.sort();
-    assert_eq!(hottest.keys().cloned().collect::<Vec<_>>(), ranked, "hottest");
-    accumulate_diffs(categories, output.categories.iter().map(|(c, diff)| ((c.category, c.cities), *diff)));
-    let mut counts: BTreeMap<Category, isize> = BTreeMap::new();
-    current.values().for_each(|row| *counts.entry(row.row.category()).or_insert(0) += 1);
-    assert_eq!(
-        categories.keys().copied().collect::<Vec<_>>(),
-        counts.into_iter().collect::<Vec<_>>(),
-        "categories"
-    );
 }
 
 proptest! {
@@ -423,7 +318,7 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
-    /// Rows that nobody wants are not computed.
+    /// Rows that no sink wants are not computed.
     #[test]
     fn serving_updates_equal_recomputation_without_row_sinks(
         (log, settings, cuts) in prop_oneof![any_case(0..90, 30).boxed(), sensor_cases().boxed()],
@@ -440,7 +335,8 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
-    /// Whatever is resumed, whenever and on how many workers, what follows is what would have followed.
+    /// A resumed run has the outputs of an uninterrupted one, at any epoch and with any number of
+    /// workers.
     #[test]
     fn resumed_state_continues_identically(
         (log, settings, cuts) in any_case(1..120, 30),
@@ -457,7 +353,7 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
-    /// What a query is answered with: the servable rows of a city, from the state itself.
+    /// The servable rows of a city, read from the state.
     #[test]
     fn servable_rows_equal_the_recomputation((log, settings, cuts) in any_case(0..400, 6), enough in 1..400usize) {
         let mut oracle = Oracle::new(settings);
@@ -485,7 +381,7 @@ proptest! {
                     rows.push((at, row));
                     ControlFlow::Continue(())
                 });
-                prop_assert_eq!(&rows, &oracle.servable_rows(dataflow_runner::city_number(&names.get(CityId(id)))));
+                prop_assert_eq!(&rows, &oracle.servable_rows(city_number(&names.get(CityId(id)))));
                 if let [_, first, .., last, _] = &rows[..] {
                     let (from, to) = (EventTime::from_millis(first.0).unwrap(), EventTime::from_millis(last.0).unwrap());
                     let mut part = Vec::new();
@@ -499,7 +395,8 @@ proptest! {
         }
     }
 
-    /// A city in two partitions is served in the order in which the operator sees it; a final row never changes.
+    /// A city in two partitions is served in the order in which the operator sees it; a final row
+    /// never changes.
     #[test]
     fn city_in_two_partitions_keeps_final_rows((log, settings, _) in any_case(0..90, 1)) {
         let rules = AdmissionRules::new(settings.retention().lateness);

@@ -1,16 +1,16 @@
-//! The service with its sources, and what keeps it from starting.
+//! The service with its sources, and refused starts.
 
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use swelter::internals::run::data_dir::DataDir;
 
-use crate::service_process::{ServiceProcess, get, post, wait_for};
+use crate::support::http::KeepAliveClient;
+use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 
-/// The minute that it is, ms.
+/// The begin of the current minute, ms.
 fn current_minute_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond() / 60_000 * 60_000
 }
@@ -36,7 +36,8 @@ fn source_status(service: &ServiceProcess, name: &str) -> Value {
     sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{status}")).clone()
 }
 
-/// A cold morning: by default the air's own temperature; by `rothfusz`, where that is asked for, a warning.
+/// A cold morning: by default the heat index is the temperature of the air; by `rothfusz` there is
+/// a warning.
 #[test]
 fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     for (config, heat_index, warnings) in [("", 9.6, 0), ("[results]\nformula = \"rothfusz\"\n", 329.5, 1)] {
@@ -60,12 +61,12 @@ fn cold_readings_use_air_temperature_and_rothfusz_warns_once() {
     }
 }
 
-/// As where the log goes to a file, and the disk is full.
+/// As if the log went to a file on a full disk.
 #[test]
 fn unwritable_stderr_does_not_end_service() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let mut child = swelter_command()
         .args(["run", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(folder.path().join("data"))
         .stdin(Stdio::null())
@@ -113,7 +114,7 @@ fn file_generator_and_post_sources_are_served_together() {
             current_row(&service, made_up).filter(|row| row["count"].as_u64() >= Some(110))
         });
         assert_eq!(service.get_json("/v1/status")["refused"]["bad_number"], 1);
-        // A line counts when it is whole.
+        // A line counts once it is complete.
         let mut file = fs::File::options().append(true).open(&followed).unwrap();
         let line = reading("grows", 5, 80.0 + f64::from(start as u32)) + "\n";
         let (first, rest) = line.split_at(20);
@@ -160,7 +161,7 @@ fn generator_only_service_needs_no_data_directory() {
     assert!(!data.exists());
 }
 
-/// As after an hour of a clock that was wrong.
+/// As after an hour with a clock that was ahead.
 #[test]
 fn clock_set_back_does_not_hold_readings_back() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,31 +171,29 @@ fn clock_set_back_does_not_hold_readings_back() {
     let service = ServiceProcess::start(&data, "").wait_until_ready();
     let count =
         |service: &ServiceProcess| current_row(service, "x").map_or(0, |row| row["count"].as_u64().unwrap());
-    // Another minute may begin meanwhile: times counted from that would meet those that were sent.
+    // Another minute may begin meanwhile, so times are counted from this one.
     let minute = current_minute_ms();
     assert_eq!(
         post(&service.address, "application/json", &reading_at("x", minute, 80.0)).unwrap().status,
         200
     );
     wait_for("the first reading", || (count(&service) == 1).then_some(()));
-    // Each takes an epoch at least, and they are more than are taken ahead at once.
-    let began = Instant::now();
-    for sent in 1..=4_000 {
-        if began.elapsed() > Duration::from_secs(20) {
-            break;
-        }
-        service.get_json("/v1/cities/x/history?limit=1");
+    // Each request takes at least one epoch, and all take more than are reserved at once (3 s of
+    // them).
+    let (requests, mut client) = (4_000, KeepAliveClient::open(&service.address));
+    for sent in 1..=requests {
+        assert_eq!(client.get("/v1/cities/x/history?limit=1").status, 200);
         if sent % 500 == 0 {
             let posted = reading_at("x", minute - sent as i64 / 500 * 60_000, 80.0);
             assert_eq!(post(&service.address, "application/json", &posted).unwrap().status, 200);
             wait_for("the reading", || (count(&service) == 1 + sent / 500).then_some(()));
         }
     }
-    assert!(service.get_json("/v1/status")["as_of"].as_u64().unwrap() > now + 3_600_000);
+    assert!(service.get_json("/v1/status")["as_of"].as_u64().unwrap() > now + 3_600_000 + requests);
     service.terminate();
 }
 
-/// Other rules may refuse what others did not, at places that have their letters already.
+/// Other rules may refuse other records, at positions that have dead letters already.
 #[test]
 fn changed_rules_start_new_dead_letter_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -215,7 +214,7 @@ fn start_failures_name_cause_and_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let said = |config: &str, listen: &str, expected: &[&str]| {
-        let (code, text) = ServiceProcess::run_refused(&data, config, listen);
+        let (code, text) = ServiceBuilder::new(config).data(&data).listen(listen).run_to_end();
         assert_eq!(code, Some(1), "{text}");
         expected.iter().for_each(|expected| assert!(text.contains(expected), "{expected} is not in {text}"));
     };
@@ -227,7 +226,7 @@ fn start_failures_name_cause_and_remedy() {
     });
     said("", "127.0.0.1:0", &["in use by another process"]);
     let elsewhere = folder.path().join("elsewhere");
-    let (_, text) = ServiceProcess::run_refused(&elsewhere, "", &service.address);
+    let (_, text) = ServiceBuilder::new("").data(&elsewhere).listen(&service.address).run_to_end();
     assert!(text.contains("cannot listen on") && text.contains("take another address"), "{text}");
     service.terminate();
     said("[ingest]\npartitions = 3\n", "127.0.0.1:0", &["has 16 partitions, not 3"]);

@@ -1,16 +1,15 @@
-//! Units of what is given out, by the built program; and fields of readings that say others.
+//! Units of outputs, and fields of readings in other units, with the built program.
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::service_process::{ServiceProcess, post, wait_for};
+use crate::support::{ServiceProcess, post, swelter_command, wait_for};
 
-/// Runs what must succeed, in a folder; what it says on standard error.
+/// Runs a command that must succeed; returns its standard error.
 fn swelter(folder: &Path, args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_swelter")).current_dir(folder).args(args).output().unwrap();
+    let output = swelter_command().current_dir(folder).args(args).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{args:?}: {said}");
     said
@@ -61,7 +60,7 @@ fn batch_writes_every_output_in_requested_units() {
         }
     }
     assert!(read("x.svg").contains("°C") && !read("x.svg").contains("°F"));
-    let refused = Command::new(env!("CARGO_BIN_EXE_swelter"))
+    let refused = swelter_command()
         .current_dir(dir)
         .args(["batch", "log.csv", "--output-units", "kelvin"])
         .output()
@@ -89,12 +88,12 @@ fn unknown_fields_are_counted_and_named_once() {
     });
     // A Fahrenheit that is called Celsius stays one.
     assert_eq!((&current.0["units"], &current.1["temperature"]), (&json!("celsius"), &json!(30.1)));
-    let metrics = crate::service_process::get(&service.address, "/metrics").unwrap().body;
+    let metrics = crate::support::get(&service.address, "/metrics").unwrap().body;
     let counted = metrics.lines().find(|line| line.starts_with("swelter_unknown_fields_total"));
     assert_eq!(counted, Some("swelter_unknown_fields_total 3"));
     let log = service.log();
-    assert_eq!(log.matches("none of a reading's is").count(), 1, "{log}");
-    let line = log.lines().find(|line| line.contains("none of a reading's is")).unwrap();
+    assert_eq!(log.matches("an unknown field, which is ignored").count(), 1, "{log}");
+    let line = log.lines().find(|line| line.contains("an unknown field, which is ignored")).unwrap();
     assert!(line.contains("unit"), "{line}");
     service.terminate();
 }

@@ -1,10 +1,11 @@
 //! Damage, crashes and others that write.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
 use std::thread;
 
 use super::*;
+use crate::child_tests::{assert_ran_one_test, child_test};
 
 const FOLDER: &str = "SWELTER_TEST_CHECKPOINTS";
 
@@ -446,9 +447,9 @@ fn unfinished_files_of_earlier_generations_are_removed() {
 
 /// The process that dies with all files written and no manifest.
 #[test]
-#[ignore = "run by kill_before_manifest_keeps_previous_checkpoint"]
+#[ignore = "child process of `kill_before_manifest_keeps_previous_checkpoint`"]
 fn child_process_dies_before_manifest() {
-    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let folder = std::env::var_os(FOLDER).unwrap();
     let checkpoints = open(Path::new(&folder));
     let first = publish(&checkpoints, "1-a", 1, &cities(1), None);
     publish(&checkpoints, "1-a", 2, &cities(2), Some(&first));
@@ -457,15 +458,13 @@ fn child_process_dies_before_manifest() {
 #[test]
 fn kill_before_manifest_keeps_previous_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["checkpoint::tests::faults::child_process_dies_before_manifest", "--exact", "--ignored"])
+    let child = child_test("checkpoint::tests::faults::child_process_dies_before_manifest")
         .env(FOLDER, folder.path())
         .env("SWELTER_TEST_DIE_BEFORE_MANIFEST", "1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+        .output()
         .unwrap();
-    assert!(!child.wait().unwrap().success());
+    assert_ran_one_test(&child.stdout);
+    assert_eq!(child.status.signal(), Some(6), "it must abort: {}", String::from_utf8_lossy(&child.stderr));
     let checkpoints = open(folder.path());
     assert_eq!((usable(&checkpoints), data(folder.path()).len()), (vec![1], 2));
     publish(&checkpoints, "2-b", 3, &cities(3), None);

@@ -1,9 +1,10 @@
 //! The store itself, where it speaks S3.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::checkpoint::store::{BlobStore, FetchResult};
+use crate::child_tests::{assert_ran_one_test, child_test};
 
 use super::*;
 
@@ -21,11 +22,9 @@ impl Drop for KillOnDrop {
 
 /// Reached as the environment says, which is why it is a process of its own.
 #[test]
-#[ignore = "run by s3_store_uploads_multipart_and_resolves_races"]
+#[ignore = "child process of `s3_store_uploads_multipart_and_resolves_races`"]
 fn child_process_tests_s3_store() {
-    if std::env::var_os(ENDPOINT).is_none() {
-        return;
-    }
+    assert!(std::env::var_os(ENDPOINT).is_some());
     let open = || BlobStore::open(&"s3://heat/of/cities".parse().unwrap()).unwrap();
     let store = open();
     // Three parts, the last one short.
@@ -57,15 +56,9 @@ fn child_process_tests_s3_store() {
 }
 
 #[test]
+#[ignore = "needs Python: scripts/test"]
 fn s3_store_uploads_multipart_and_resolves_races() {
-    let Some(python) = std::env::var_os("TEST_PYTHON") else {
-        // `eprintln!` would be captured.
-        let _ = writeln!(
-            std::io::stderr(),
-            "NOT TESTED: a store that speaks S3 needs TEST_PYTHON: scripts/test sets it"
-        );
-        return;
-    };
+    let python = std::env::var_os("TEST_PYTHON").expect("scripts/test sets TEST_PYTHON");
     let mut server = Command::new(&python)
         .args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/s3_store.py"), "0"])
         .stdin(Stdio::piped())
@@ -76,11 +69,11 @@ fn s3_store_uploads_multipart_and_resolves_races() {
     let mut port = String::new();
     BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut port).unwrap();
     let endpoint = format!("http://127.0.0.1:{}", port.trim());
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["checkpoint::tests::s3::child_process_tests_s3_store", "--exact", "--ignored", "--nocapture"])
+    let output = child_test("checkpoint::tests::s3::child_process_tests_s3_store")
         .envs([("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), ("AWS_REGION", "us-east-1")])
         .envs([("AWS_ALLOW_HTTP", "true"), (ENDPOINT, &endpoint)])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_ran_one_test(&output.stdout);
 }

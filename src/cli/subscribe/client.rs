@@ -1,7 +1,6 @@
 //! A subscriber that keeps its subscription over lost connections.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -22,6 +21,7 @@ use super::message::{
     SnapshotMessage,
 };
 use super::print::{OutputStyle, PrinterOutput, ServiceClock, escape_text};
+use crate::model::random_u64;
 
 /// The longest message of a service.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
@@ -130,7 +130,7 @@ impl SubscribeClient {
             .first_delay
             .saturating_mul(1 << attempts.min(16))
             .min(self.reconnect_policy.max_delay);
-        let random = RandomState::new().hash_one(attempts) >> 40;
+        let random = random_u64() >> 40;
         full.mul_f64(0.5 + 0.5 * random as f64 / (1u64 << 24) as f64)
     }
 

@@ -1,4 +1,4 @@
-//! What a writer's schema makes of bytes.
+//! Compiles a writer's schema into the types by which a datum is read.
 
 use std::collections::HashMap;
 
@@ -6,14 +6,14 @@ use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, Name, RecordSchema, UuidSchema};
 
 use super::super::ReadOptions;
-use super::super::field_values::Field;
+use super::super::field::Field;
 use super::cursor::{DatumCursor, DatumFault};
 use crate::model::refusal::quoted_excerpt;
 
-/// Types in types; also what a datum of a recursive type may have.
+/// The most levels of nested types, and of the values of a recursive type.
 const MAX_DEPTH: usize = 64;
 
-/// Why nothing that was written with a schema can be read as a reading.
+/// Why no datum of a schema can be read as a reading.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
     #[error("it is not an Avro schema: {0}")]
@@ -30,11 +30,11 @@ pub enum SchemaError {
     Panicked,
 }
 
-/// A type, by its place in [`Shapes`].
+/// A type, by its index in [`AvroTypes`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AvroTypeId(usize);
 
-/// How the bytes of a type lie.
+/// How the bytes of a type are read.
 #[derive(Debug)]
 pub(super) enum AvroType {
     Null,
@@ -43,7 +43,8 @@ pub(super) enum AvroType {
     Long,
     Float,
     Double,
-    /// A long of so many ticks a millisecond since 1970: an instant, or by a clock of unknown offset.
+    /// A long of so many ticks a millisecond since 1970: of an instant, or of a clock with an
+    /// unknown offset.
     Time {
         ticks: i64,
         local: bool,
@@ -52,7 +53,8 @@ pub(super) enum AvroType {
     /// Bytes that are not text.
     Bytes,
     Fixed(usize),
-    /// A big-endian integer in bytes or, where a size is given, so many of them, with `scale` digits behind the point.
+    /// A big-endian integer in bytes, or in `size` bytes if that is given, with `scale` digits
+    /// behind the point.
     Decimal {
         size: Option<usize>,
         scale: u32,
@@ -65,7 +67,7 @@ pub(super) enum AvroType {
 }
 
 impl AvroType {
-    /// As a refusal calls it.
+    /// The name of the type in refusals.
     pub(super) fn refusal_name(&self) -> &'static str {
         match self {
             AvroType::Bytes | AvroType::Fixed(_) | AvroType::Decimal { .. } => "bytes",
@@ -79,7 +81,7 @@ impl AvroType {
 /// A field of the writer's record, in the order of the datum.
 #[derive(Debug)]
 pub(super) struct WriterField {
-    /// The reading's field that it is, if any.
+    /// The field of a reading that it is, if any.
     pub(super) field: Option<Field>,
     pub(super) avro_type: AvroTypeId,
     pub(super) name: Box<str>,
@@ -95,8 +97,8 @@ impl AvroTypes {
         &self.0[id.0]
     }
 
-    /// Goes past a value. `steps` is how many values it may be made of: a list of values without bytes, such as nulls, or
-    /// of records of them, takes any time otherwise.
+    /// Skips a value. `steps` limits the number of values in it: a list of values without bytes,
+    /// such as nulls, would otherwise take any time.
     pub(super) fn skip_value(
         &self,
         id: AvroTypeId,
@@ -139,7 +141,7 @@ impl AvroTypes {
             shape @ (AvroType::Array(item) | AvroType::Map(item)) => loop {
                 match cursor.long()? {
                     0 => break,
-                    // Then the size of the block in bytes is said too.
+                    // The size of the block in bytes follows.
                     ..0 => drop(cursor.bytes()?),
                     count @ 1.. => {
                         for _ in 0..count {
@@ -156,8 +158,7 @@ impl AvroTypes {
     }
 }
 
-/// The parts of a datum that is written with a schema; `references` are schemas of the types that it names but does not
-/// define.
+/// Compiles a schema; `references` are schemas of the types that it names but does not define.
 pub(super) fn compile_schema(
     schema: &str,
     references: &[impl AsRef<str>],
@@ -216,7 +217,7 @@ impl<'s> SchemaCompiler<'s> {
         Ok(parts)
     }
 
-    /// Whether at least some values of a type can be those of a field.
+    /// Whether some values of a type could be those of a field.
     fn can_hold_field(&self, field: Field, id: AvroTypeId, options: &ReadOptions) -> bool {
         match (&self.types[id.0], field) {
             (AvroType::Union(branches), _) => branches.iter().any(|&branch| {
@@ -282,11 +283,11 @@ impl<'s> SchemaCompiler<'s> {
             Schema::LocalTimestampMillis => time(1, true),
             Schema::LocalTimestampMicros => time(1_000, true),
             Schema::LocalTimestampNanos => time(1_000_000, true),
-            // Bytes are read as text where text is needed, as the specification has it.
+            // Bytes are read as text if text is needed, as the specification has it.
             Schema::Bytes | Schema::String | Schema::Uuid(UuidSchema::String) => AvroType::Text,
             Schema::BigDecimal | Schema::Uuid(UuidSchema::Bytes) => AvroType::Bytes,
             Schema::Decimal(decimal) => {
-                // The library takes no other scale than one that is not negative.
+                // The library accepts only scales that are not negative.
                 let scale = u32::try_from(decimal.scale).unwrap_or(u32::MAX);
                 match &decimal.inner {
                     InnerDecimalSchema::Bytes => AvroType::Decimal { size: None, scale },

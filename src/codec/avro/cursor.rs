@@ -1,4 +1,4 @@
-//! The bytes of a datum, one value after the other.
+//! Reads the bytes of a datum, value by value.
 
 /// What is wrong with a datum.
 pub(super) type DatumFault = &'static str;
@@ -15,7 +15,7 @@ impl<'a> DatumCursor<'a> {
         DatumCursor { rest: datum }
     }
 
-    /// How many bytes are left.
+    /// The number of bytes that are left.
     pub(super) fn remaining_bytes(&self) -> usize {
         self.rest.len()
     }
@@ -79,7 +79,7 @@ impl<'a> DatumCursor<'a> {
         self.array().map(f64::from_le_bytes)
     }
 
-    /// Bytes behind their length.
+    /// Reads bytes behind their length.
     #[inline]
     pub(super) fn bytes(&mut self) -> Result<&'a [u8], DatumFault> {
         let len = usize::try_from(self.long()?).map_err(|_| "a length is negative")?;
@@ -91,7 +91,7 @@ impl<'a> DatumCursor<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| "text is not UTF-8")
     }
 
-    /// Which of `count` branches or symbols it is.
+    /// Reads the index of one of `count` branches or symbols.
     #[inline]
     pub(super) fn read_index(&mut self, count: usize) -> Result<usize, DatumFault> {
         usize::try_from(self.long()?)

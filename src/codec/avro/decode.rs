@@ -1,10 +1,11 @@
-//! A datum to an [`Upsert`].
+//! Decodes a datum into an [`Upsert`].
 
 use arrow_array::ArrowPrimitiveType;
 use arrow_array::types::Decimal256Type;
 
 use super::super::decimal::{decimal_value, wide_decimal_value};
-use super::super::field_values::{FieldValue, FieldValues};
+use super::super::field::FieldValue;
+use super::super::field_values::FieldValues;
 use super::super::options::RecordNormalizer;
 use super::super::panic_guard::catch_decoder_panic;
 use super::super::unknown_fields::UnknownFields;
@@ -18,7 +19,7 @@ use crate::panics::{self, PanicScope};
 /// An integer of 256 bits.
 type Decimal256Value = <Decimal256Type as ArrowPrimitiveType>::Native;
 
-/// How many values a datum may be made of: four for each byte of the longest.
+/// The most values in a datum: four for each byte of the longest one.
 const MAX_DATUM_VALUES: u32 = 4 * MAX_RECORD_BYTES as u32;
 
 /// Decodes records that were written with one schema.
@@ -28,22 +29,23 @@ pub struct AvroDecoder {
     preparation: Option<Box<RecordNormalizer>>,
     fields: Vec<WriterField>,
     types: AvroTypes,
-    /// In each record.
+    /// The number of unknown fields in each record.
     unknown_fields_per_record: u64,
 }
 
 impl AvroDecoder {
-    /// For records that were written with a schema, given as JSON.
+    /// A decoder of records that were written with this schema, in JSON.
     ///
     /// # Errors
     ///
-    /// Where none of its records can be a reading. A field that a reading needs and that the schema lacks, or whose type
-    /// is a union of what fits and what does not, is left to the records.
+    /// If none of its records can be a reading. A schema that lacks a required field, or has a
+    /// union of types that fit and types that do not, is accepted: the records decide.
     pub fn new(writer: &str, options: impl Into<ReadOptions>) -> Result<AvroDecoder, SchemaError> {
         AvroDecoder::with_references::<&str>(writer, &[], options)
     }
 
-    /// As [`AvroDecoder::new`], with the schemas of types that the writer's schema names but does not define.
+    /// Like [`AvroDecoder::new`], with the schemas of types that the writer's schema names but does
+    /// not define.
     pub fn with_references<S: AsRef<str>>(
         writer: &str,
         references: &[S],
@@ -106,7 +108,7 @@ impl AvroDecoder {
         record.to_upsert(&self.settings)
     }
 
-    /// How many fields of the writer's schema are not fields of a reading.
+    /// The number of fields of each record that a reading does not have.
     #[cfg(test)]
     pub fn unknown_fields_per_record(&self) -> u64 {
         self.unknown_fields_per_record
@@ -122,7 +124,7 @@ impl AvroTypes {
         steps: &mut u32,
     ) -> Result<FieldValue<'a>, DatumFault> {
         match self.get(id) {
-            // Unions hold no unions.
+            // A union contains no unions.
             AvroType::Union(branches) => {
                 self.read_scalar(branches[cursor.read_index(branches.len())?], cursor, steps)
             }
@@ -165,7 +167,7 @@ impl AvroTypes {
     }
 }
 
-/// A two's complement integer of at most 256 bits, as long as a decimal of Parquet may be.
+/// A two's complement integer of at most 256 bits, the longest decimal of Parquet.
 fn decimal_of_bytes(bytes: &[u8], scale: u32) -> FieldValue<'static> {
     let Some(first) = bytes.first() else { return FieldValue::Other("a decimal without digits") };
     let sign = if first & 0x80 == 0 { 0x00 } else { 0xFF };

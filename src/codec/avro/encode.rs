@@ -1,11 +1,11 @@
-//! Readings and results as data of our own schemas: what they are is in `schemas/`, and fields follow each other in that
-//! order.
+//! Encodes readings and results as data of swelter's own schemas, which are in `schemas/`. The
+//! fields are in the order of the schema.
 
 use super::super::RecordFields;
 use crate::model::{CurrentRow, EventTime, Row};
 
-/// Appends a record of [`READING_SCHEMA`](super::READING_SCHEMA). What the schema cannot leave out and the record has not is
-/// written as empty text, which no rule lets pass.
+/// Appends a record of [`READING_SCHEMA`](super::READING_SCHEMA). A required field that the record
+/// lacks is written as empty text, which no rule accepts.
 pub fn reading_to_avro(fields: &RecordFields<'_>, out: &mut Vec<u8>) {
     push_text(fields.city.unwrap_or_default(), out);
     match fields.reading_at {
@@ -77,7 +77,7 @@ fn push_text(text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Of the type `["null", "double"]`.
+/// A value of the type `["null", "double"]`.
 #[inline]
 fn push_optional(number: Option<f64>, out: &mut Vec<u8>) {
     match number {

@@ -1,8 +1,9 @@
 //! Avro: one datum a record, without the container of a file.
 //!
-//! A datum can only be read with the schema that it was written with. [`AvroDecoder`] is made of one: what its fields are is
-//! found out once, by name, so added, left out and reordered fields cost nothing, and the datum itself is then walked
-//! without looking at a name. What it holds goes through the same rules as JSON.
+//! A datum can only be read with the schema that it was written with. An [`AvroDecoder`] compiles
+//! one: it maps the schema's fields by name once, so added, missing and reordered fields cost
+//! nothing, and reads each datum without looking at a name. The values go through the same rules as
+//! those of JSON.
 
 mod compiled_schema;
 mod cursor;
@@ -17,18 +18,18 @@ pub use self::decode::AvroDecoder;
 pub use self::encode::{current_to_avro, reading_to_avro, row_to_avro};
 use crate::model::{Reason, Refusal};
 
-/// What [`reading_to_avro`] writes.
+/// The schema of [`reading_to_avro`].
 pub const READING_SCHEMA: &str = include_str!("../../../schemas/reading.avsc");
-/// What [`row_to_avro`] writes.
+/// The schema of [`row_to_avro`].
 pub const ROW_SCHEMA: &str = include_str!("../../../schemas/row.avsc");
-/// What [`current_to_avro`] writes.
+/// The schema of [`current_to_avro`].
 pub const CURRENT_SCHEMA: &str = include_str!("../../../schemas/current.avsc");
 
-/// Of the header that Confluent's serializers write.
+/// The first byte of the header that Confluent's serializers write.
 const WIRE_FORMAT_MAGIC: u8 = 0;
 
-/// The schema id and the datum of a value in the Confluent wire format: a zero byte, the id in four bytes, the most
-/// significant first, and the datum.
+/// Splits a value in the Confluent wire format into its schema id and datum: a zero byte, the id in
+/// four bytes, the most significant first, and the datum.
 #[inline]
 pub fn split_wire_header(value: &[u8]) -> Result<(u32, &[u8]), Refusal> {
     match value {
@@ -49,7 +50,7 @@ fn missing_wire_header(value: &[u8]) -> Refusal {
     Refusal::new(Reason::NotDecodable, detail)
 }
 
-/// Begins a value in the Confluent wire format; the datum follows.
+/// Appends the header of the Confluent wire format; the datum follows.
 pub fn push_wire_header(id: u32, out: &mut Vec<u8>) {
     out.push(WIRE_FORMAT_MAGIC);
     out.extend_from_slice(&id.to_be_bytes());

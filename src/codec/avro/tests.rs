@@ -1,4 +1,4 @@
-//! Data of any writer, whole, cut off and changed.
+//! Data of any writer: complete, cut off and changed.
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
@@ -15,13 +15,13 @@ use crate::model::{
 };
 
 /// An upsert that outlives its decoder.
-type Owned = (String, EventTime, ReadingEvent, Option<Revision>);
+type OwnedUpsert = (String, EventTime, ReadingEvent, Option<Revision>);
 
-fn owned(decoded: Result<crate::model::Upsert<'_>, Refusal>) -> Result<Owned, Refusal> {
+fn owned(decoded: Result<crate::model::Upsert<'_>, Refusal>) -> Result<OwnedUpsert, Refusal> {
     decoded.map(|upsert| (upsert.city.into(), upsert.reading_at, upsert.event, upsert.revision))
 }
 
-fn decode(schema: &str, datum: &[u8], settings: DecodeSettings) -> Result<Owned, Refusal> {
+fn decode(schema: &str, datum: &[u8], settings: DecodeSettings) -> Result<OwnedUpsert, Refusal> {
     owned(AvroDecoder::new(schema, settings).unwrap().decode(datum))
 }
 
@@ -30,10 +30,11 @@ fn record(fields: &[(&str, serde_json::Value)]) -> String {
     json!({"type": "record", "name": "Sensor", "namespace": "org.example", "fields": fields}).to_string()
 }
 
-/// One way to write a field: its type, the value, and the same in JSON; nothing where JSON leaves it out.
-type Written = (serde_json::Value, Value, Option<serde_json::Value>);
+/// A way to write a field: its type, the value, and the value in JSON, or `None` if JSON leaves it
+/// out.
+type FieldSpelling = (serde_json::Value, Value, Option<serde_json::Value>);
 
-fn nullable(kind: serde_json::Value, value: Value, json: Option<serde_json::Value>) -> [Written; 3] {
+fn nullable(kind: serde_json::Value, value: Value, json: Option<serde_json::Value>) -> [FieldSpelling; 3] {
     [
         (json!(["null", kind]), Value::Union(1, Box::new(value.clone())), json.clone()),
         (json!([kind, "null"]), Value::Union(0, Box::new(value.clone())), json.clone()),
@@ -41,11 +42,11 @@ fn nullable(kind: serde_json::Value, value: Value, json: Option<serde_json::Valu
     ]
 }
 
-fn any_of(written: Vec<Written>) -> impl Strategy<Value = Written> {
+fn any_of(written: Vec<FieldSpelling>) -> impl Strategy<Value = FieldSpelling> {
     proptest::sample::select(written)
 }
 
-fn number(range: std::ops::Range<i32>) -> impl Strategy<Value = Written> {
+fn number(range: std::ops::Range<i32>) -> impl Strategy<Value = FieldSpelling> {
     range.prop_flat_map(|whole| {
         let exact = f64::from(whole) / 4.0;
         let mut ways = Vec::new();
@@ -58,9 +59,9 @@ fn number(range: std::ops::Range<i32>) -> impl Strategy<Value = Written> {
     })
 }
 
-fn time() -> impl Strategy<Value = Written> {
+fn time() -> impl Strategy<Value = FieldSpelling> {
     (-80_000_000_000_000..300_000_000_000_000i64, 0..1_000i64).prop_flat_map(|(ms, finer)| {
-        // Outside of the years that have a name JSON can only say the same by a time that is none.
+        // Outside of the years that have a name, JSON can only have a text that is no time.
         let text = EventTime::from_millis(ms).map_or("none".into(), |time| time.to_string());
         let logical = |name: &str| json!({"type": "long", "logicalType": name});
         let mut ways = Vec::new();
@@ -73,7 +74,7 @@ fn time() -> impl Strategy<Value = Written> {
     })
 }
 
-fn city() -> impl Strategy<Value = Written> {
+fn city() -> impl Strategy<Value = FieldSpelling> {
     proptest::sample::select(vec!["x", "New York", "京都", "", "a\nb", "a \"b\""]).prop_flat_map(|city| {
         let mut ways = Vec::new();
         ways.extend(nullable(json!("string"), Value::String(city.into()), Some(json!(city))));
@@ -82,8 +83,8 @@ fn city() -> impl Strategy<Value = Written> {
     })
 }
 
-/// What no reading has, of every type.
-fn unknown() -> impl Strategy<Value = Written> {
+/// A value of any type that no reading has.
+fn unknown() -> impl Strategy<Value = FieldSpelling> {
     let text = || Value::String("München".into());
     let item = |value| Value::Record(vec![("a".into(), value), ("b".into(), Value::Null)]);
     let kind = json!({"type": "record", "name": "Item", "fields": [{"name": "a", "type": "string"}, {"name": "b", "type": "null"}]});
@@ -179,7 +180,8 @@ proptest! {
                 changed[at] = byte;
             }
         }
-        // What we take, the library can read, but for text that nobody reads: whether that is UTF-8 is not looked at.
+        // The library can read every accepted datum, but for text in ignored fields: that it is
+        // UTF-8 is not checked.
         let taken = decode(&schema, &changed, DecodeSettings::default());
         if taken.is_ok() && !schema.contains("station") {
             let schema = Schema::parse_str(&schema).unwrap();
@@ -232,9 +234,10 @@ fn schema_resolution_agrees_with_avro_library() {
             let schema = record(&[(&field.name, kind.clone())]);
             let ours = AvroDecoder::new(&schema, read_as(&field.name)).is_ok();
             let expected = match (&*field.name, &writer) {
-                // Every record then lacks the field, and says so.
+                // Every record lacks the field, and is refused for it.
                 (_, Schema::Null) => true,
-                // Nothing says of what a plain number counts the ticks: it is not taken for a time, nor a time for a number.
+                // A plain number has no unit of time: it is not read as a time, nor a time as a
+                // number.
                 ("reading_at", Schema::Int | Schema::Long) => false,
                 (name, Schema::TimestampMillis | Schema::TimestampMicros) => name == "reading_at",
                 _ => by_library,
@@ -271,7 +274,7 @@ fn huge_claimed_lengths_end_soon() {
         let refusal = decode(&record(&[("x", kind)]), &datum, DecodeSettings::default()).unwrap_err();
         assert_eq!(refusal.reason, Reason::NotDecodable, "{refusal}");
     }
-    // A record in itself without end, and one whose values double at each level.
+    // A record that contains itself without end, and one whose values double at each level.
     let endless = json!({"type": "record", "name": "L", "fields": [{"name": "next", "type": "L"}]});
     let refusal = decode(&record(&[("x", endless)]), &[], DecodeSettings::default()).unwrap_err();
     assert!(refusal.detail.contains("nested too deep"), "{refusal}");
@@ -296,7 +299,7 @@ fn referenced_and_recursive_types_are_resolved() {
     assert!(AvroDecoder::new(&schema, DecodeSettings::default()).is_err());
     let references = [place.to_string()];
     let mut decoder = AvroDecoder::with_references(&schema, &references, DecodeSettings::default()).unwrap();
-    // Two places, one in the other, and the city.
+    // Two nested records, and the city.
     let refusal = decoder.decode(b"\x02a\x02\x02b\x00\x02x").unwrap_err();
     assert_eq!((refusal.reason, &*refusal.detail), (Reason::MissingField, "reading_at is missing"));
 }
@@ -313,7 +316,7 @@ fn local_timestamp_needs_an_offset() {
     assert_eq!(taken.unwrap().1.to_string(), "1970-01-01T01:00:00Z");
 }
 
-/// As databases write numbers: an integer in bytes, or in so many of them, and a scale.
+/// Decimals as databases write them: an integer in bytes or in a fixed number of them, and a scale.
 #[test]
 fn decimals_decode_as_numbers() {
     let decimal =
@@ -335,10 +338,10 @@ fn decimals_decode_as_numbers() {
     };
     let reading = |t, h| ReadingEvent::Reading(Measurement::new(t, h, None).unwrap());
     let schema = of(decimal(1), json!(["null", decimal(2)]));
-    // 705 and 5025; -1 with leading sign bytes and 0.
+    // 705 and 5025; -1 with leading sign bytes, and 0.
     assert_eq!(taken(&schema, b"\x04\x02\xC1\x02\x04\x13\xA1").unwrap(), reading(70.5, 50.25));
     assert_eq!(taken(&schema, b"\x06\xFF\xFF\xFF\x02\x02\x00").unwrap(), reading(-0.1, 0.0));
-    // 40 bytes of sign before 705 are as good as none; 40 of digits are too many.
+    // 40 sign bytes before 705 change nothing; 40 bytes of digits are too many.
     let padded = [b"\x54", &[0; 40][..], b"\x02\xC1\x02\x02\x00"].concat();
     assert_eq!(taken(&schema, &padded).unwrap(), reading(70.5, 0.0));
     let long = [b"\x54", &[7; 42][..], b"\x02\x02\x00"].concat();

@@ -1,16 +1,16 @@
-//! Which column, or field of JSON, each field of a reading is.
+//! Names of columns, or of fields of JSON, for the fields of a reading.
 
 use std::fmt;
 
-use super::super::field_values::Field;
+use super::super::field::Field;
 use super::super::{DecodeSettings, Moisture};
 use super::lists;
 use crate::model::reading::check_city_key;
 
-/// What means something outside of quotes: `field=name`, names that are joined, a constant, a divisor.
+/// Characters with a meaning outside of quotes: `field=name`, joined names, a constant, a divisor.
 const RESERVED_SIGNS: &str = "=+@/";
 
-/// What can be named, as readings of JSON call it.
+/// The fields that can be named, by their names in a reading of JSON.
 const NAMEABLE_FIELDS: [(&str, Field); 9] = [
     ("city", Field::City),
     ("reading_at", Field::ReadingAt),
@@ -23,11 +23,11 @@ const NAMEABLE_FIELDS: [(&str, Field); 9] = [
     ("deleted", Field::Deleted),
 ];
 
-/// The most columns that a time is joined of.
+/// The fields of the columns that a time is joined from, at most four.
 const TIME_PARTS: [Field; 4] = [Field::ReadingAt, Field::TimePart2, Field::TimePart3, Field::TimePart4];
 
-/// Names of columns, by the fields that they are: `city=station,reading_at=Date+Time,temperature=TMP/10`. What is not named is
-/// called as the field is.
+/// Names of columns by field: `city=station,reading_at=Date+Time,temperature=TMP/10`. A column
+/// without a name here has the field's own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ColumnNames {
     named: Vec<NamedColumn>,
@@ -37,10 +37,10 @@ pub struct ColumnNames {
 #[derive(Clone, Debug, PartialEq)]
 struct NamedColumn {
     field: Field,
-    /// What the field is called where it is named, which says whether it is the humidity or the dew point.
+    /// The field's name in the option, which tells the humidity from the dew point.
     option: &'static str,
     name: String,
-    /// By which its numbers are divided.
+    /// The divisor of the column's numbers.
     divisor: Option<f64>,
 }
 
@@ -48,13 +48,13 @@ struct NamedColumn {
 #[derive(Clone, Debug, PartialEq)]
 enum ConstantCity {
     Named(String),
-    /// As the file is called, up to its first dot.
+    /// The file's name up to its first dot.
     FileName(String),
 }
 
 impl ColumnNames {
-    /// Reads `field=name` pairs with commas between them. A name with `,`, `=`, `+`, `@`, `/` or `"` in it is written in quotes.
-    /// Cases of letters do not matter in names.
+    /// Parses `field=name` pairs with commas between them. A name with `,`, `=`, `+`, `@`, `/` or
+    /// `"` in it is quoted. The case of letters in names does not matter.
     ///
     /// # Errors
     ///
@@ -104,7 +104,7 @@ impl ColumnNames {
         }
     }
 
-    /// Names the columns that end at `ends` in `names`, of which a time may have several.
+    /// Names the columns that end at `ends` in `names`; a time may have several.
     fn name_joined_columns(
         &mut self,
         (option, field): (&'static str, Field),
@@ -151,12 +151,13 @@ impl ColumnNames {
         self.named.is_empty() && self.city.is_none()
     }
 
-    /// Whether nothing but the time is named.
+    /// Whether only the time is named.
     pub(super) fn names_only_time(&self) -> bool {
         self.city.is_none() && self.named.iter().all(|column| TIME_PARTS.contains(&column.field))
     }
 
-    /// Whether a column is named for the humidity where the source has dew points, or the other way round.
+    /// Whether a column is named for the humidity though the source has dew points, or the other
+    /// way round.
     pub(super) fn names_other_moisture(&self, moisture: Moisture) -> bool {
         let other = match moisture {
             Moisture::Humidity => "dew_point",
@@ -165,7 +166,7 @@ impl ColumnNames {
         self.named.iter().any(|column| column.option == other)
     }
 
-    /// Whether the city is the one that the file is called.
+    /// Whether the city is the file's name.
     pub fn needs_file_name(&self) -> bool {
         matches!(self.city, Some(ConstantCity::FileName(_)))
     }
@@ -176,23 +177,23 @@ impl ColumnNames {
         }
     }
 
-    /// The city of every record, if they do not say it themselves.
+    /// The city of every record, if the records do not have it.
     pub(in super::super) fn city(&self) -> Option<&str> {
         self.city.as_ref().map(|(ConstantCity::Named(city) | ConstantCity::FileName(city))| city.as_str())
     }
 
-    /// Numbers of fields that are to be divided.
+    /// The fields whose numbers are divided, with the divisors.
     pub(super) fn divisors(&self) -> impl Iterator<Item = (Field, f64)> {
         self.named.iter().filter_map(|column| Some((column.field, column.divisor?)))
     }
 
-    /// How many columns a time is joined of, if it is.
+    /// The fields of the columns that a time is joined from; one if it is in a single column.
     pub(in super::super) fn time_parts(&self) -> &'static [Field] {
         let count = self.named.iter().filter(|column| TIME_PARTS.contains(&column.field)).count();
         &TIME_PARTS[..count.max(1)]
     }
 
-    /// The field that a column, or a field of JSON, of that name is.
+    /// The field of a column, or of a field of JSON, by its name.
     pub(in super::super) fn field(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
         if let Some(column) = self.named.iter().find(|column| eq_ignoring_case(&column.name, name)) {
             return Some(column.field);
@@ -203,23 +204,23 @@ impl ColumnNames {
         (!is_named && !is_constant).then_some(field)
     }
 
-    /// The field that a column of a header is, in which cases of letters do not matter.
+    /// The field of a header's column, regardless of the case of letters.
     pub(in super::super) fn header_column(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
         self.field(name, settings).or_else(|| self.field(&name.to_lowercase(), settings))
     }
 
-    /// The part of a time that a column of a wide file is; the others are cities.
+    /// The part of a time that a column of a wide file has; the other columns are cities.
     pub(in super::super) fn time_part(&self, name: &str, settings: &DecodeSettings) -> Option<Field> {
         self.header_column(name, settings).filter(|field| TIME_PARTS.contains(field))
     }
 
-    /// The names that were given, each with the field that it is for.
+    /// The names that were given, each with its field.
     pub(in super::super) fn explicit_names(&self) -> impl Iterator<Item = (&str, Field)> {
         self.named.iter().map(|column| (column.name.as_str(), column.field))
     }
 }
 
-/// Behind `@`: a name, or none for that of the file.
+/// Parses what follows `@`: a name, or nothing for the file's name.
 fn parse_constant_city(name: &str) -> Result<ConstantCity, String> {
     if name.is_empty() {
         return Ok(ConstantCity::FileName(String::new()));
@@ -228,12 +229,12 @@ fn parse_constant_city(name: &str) -> Result<ConstantCity, String> {
     Ok(ConstantCity::Named(name.to_owned()))
 }
 
-/// Whether names differ in the cases of their letters at most.
+/// Whether two names differ at most in the case of letters.
 pub(in super::super) fn eq_ignoring_case(a: &str, b: &str) -> bool {
     a.eq_ignore_ascii_case(b) || (!(a.is_ascii() && b.is_ascii()) && a.to_lowercase() == b.to_lowercase())
 }
 
-/// As [`ColumnNames::parse`] reads it.
+/// In the form that [`ColumnNames::parse`] reads.
 impl fmt::Display for ColumnNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";

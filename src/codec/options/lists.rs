@@ -1,18 +1,20 @@
-//! Lists in one text: separated by commas, with quotes around what has a comma, a quote or another sign in it.
+//! Lists in one text: separated by commas, with quotes around an item with a comma, a quote or
+//! another sign in it.
 
 /// An item of a list and whether any of it was quoted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ListItem {
     pub text: String,
-    /// The signs outside of quotes that mean something, and where in `text` each would stand.
+    /// The signs outside of quotes, each with its position in `text`.
     pub signs: Vec<(usize, char)>,
 }
 
-/// The items of a list without the blanks around them, as in `M, T,"1,5"`. A quote within quotes is doubled.
+/// Parses a list and trims blanks around items, as in `M, T,"1,5"`. A quote within quotes is
+/// doubled.
 ///
 /// # Errors
 ///
-/// Where a quote does not end, or an item is empty.
+/// If a quote does not end, or an item is empty.
 pub fn parse_list(text: &str) -> Result<Box<[String]>, String> {
     if text.trim().is_empty() {
         return Ok(Box::default());
@@ -20,7 +22,7 @@ pub fn parse_list(text: &str) -> Result<Box<[String]>, String> {
     Ok(parse_items(text, "")?.into_iter().map(|item| item.text).collect())
 }
 
-/// The items of a list; outside of quotes, the characters of `signs` are noted and left out.
+/// Parses a list; outside of quotes, the characters of `signs` are noted and left out of the text.
 pub(super) fn parse_items(text: &str, signs: &str) -> Result<Vec<ListItem>, String> {
     let mut items = vec![ListItem::default()];
     let mut quoted = false;
@@ -78,7 +80,7 @@ fn finish_item(item: &mut ListItem, was_quoted: bool, text: &str) -> Result<(), 
     }
 }
 
-/// A list as [`parse_list`] reads it.
+/// Formats a list as [`parse_list`] reads it.
 pub(super) fn format_list(list: &[impl AsRef<str>]) -> String {
     let items: Vec<String> = list.iter().map(|item| quoted_if_needed(item.as_ref(), "")).collect();
     items.join(",")

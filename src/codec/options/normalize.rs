@@ -1,12 +1,13 @@
-//! A record as its source writes it, made one that the rules of all readings can be put to.
+//! Normalizes a record as its source writes it, so that the rules of all readings apply to it.
 
 use super::super::DecodeSettings;
-use super::super::field_values::{Field, FieldValue, FieldValues};
+use super::super::field::{Field, FieldValue};
+use super::super::field_values::FieldValues;
 use super::{ReadOptions, RecordOptions};
 use crate::model::time::TimeProblem;
 use crate::model::{EventTime, LocalTimePolicy, Refusal};
 
-/// Applies a source's [`RecordOptions`] to one record after the other.
+/// Applies a source's [`RecordOptions`] to record after record.
 #[derive(Clone, Debug)]
 pub(in super::super) struct RecordNormalizer {
     options: RecordOptions,
@@ -14,18 +15,18 @@ pub(in super::super) struct RecordNormalizer {
     null_numbers: Vec<f64>,
     divisors: Vec<(Field, f64)>,
     time_parts: &'static [Field],
-    /// A time that is joined of several columns.
+    /// The buffer of a time that is joined from several columns.
     time: String,
     local_times: LocalTimeCounts,
 }
 
-/// The metric of what [`LocalTimeCounts`] has.
+/// The metric of [`LocalTimeCounts`].
 pub const LOCAL_TIMES_METRIC: &str = "swelter_local_times_total";
 
-/// Times that a zone's clocks do not show just once.
+/// Local times that a zone's clocks showed twice or never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalTimeCounts {
-    /// Shown twice: the earlier instant was taken.
+    /// Shown twice: read as the earlier instant.
     pub ambiguous: u64,
     /// Never shown: refused.
     pub skipped: u64,
@@ -39,7 +40,7 @@ impl std::ops::AddAssign for LocalTimeCounts {
 }
 
 impl RecordNormalizer {
-    /// Nothing where records are written as they are everywhere.
+    /// `None` if the source's records need no change.
     pub fn if_needed(options: &ReadOptions) -> Option<Box<RecordNormalizer>> {
         let has_zone = matches!(options.settings.local_time, LocalTimePolicy::Zone(_));
         (!options.record.is_default() || has_zone).then(|| RecordNormalizer::always(options))
@@ -59,14 +60,14 @@ impl RecordNormalizer {
         })
     }
 
-    /// The field that a column, or a field of JSON, of that name is.
+    /// The field of a column, or of a field of JSON, by its name.
     pub fn field(&self, name: &str) -> Option<Field> {
         self.options.columns.field(name, &self.settings)
     }
 
     /// # Errors
     ///
-    /// Where the time is not one of the source's format.
+    /// If the time does not match the source's format.
     #[inline(never)]
     pub fn normalize<'a>(&'a mut self, record: &mut FieldValues<'a>) -> Result<(), Refusal> {
         for field in Field::ALL.into_iter().filter(|field| *field != Field::City) {
@@ -101,7 +102,7 @@ impl RecordNormalizer {
         self.local_times
     }
 
-    /// Whether a text is blank or stands for nothing.
+    /// Whether a text is blank or one of the null values.
     pub fn is_null_text(&self, text: &str) -> bool {
         text.trim_matches(' ').is_empty() || self.is_null(&FieldValue::Untyped(text))
     }
@@ -120,7 +121,8 @@ impl RecordNormalizer {
 }
 
 impl LocalTimeCounts {
-    /// A time by the clocks of a zone as the instant that it is, counted. What is none stays as it is, for the rules to refuse.
+    /// Resolves a zone's local time to its instant, and counts it. A value that is no time stays as
+    /// it is, and the rules refuse it.
     fn resolve_and_count<'a>(
         &mut self,
         value: FieldValue<'a>,
@@ -155,7 +157,7 @@ impl LocalTimeCounts {
     }
 }
 
-/// Joins the parts of a time by blanks: false where one is missing.
+/// Joins the parts of a time with blanks; false if one is missing.
 fn join_time_parts<'a>(parts: impl Iterator<Item = FieldValue<'a>>, time: &mut String) -> bool {
     time.clear();
     for part in parts {
@@ -175,7 +177,8 @@ fn join_time_parts<'a>(parts: impl Iterator<Item = FieldValue<'a>>, time: &mut S
     true
 }
 
-/// A number as it is written everywhere. What is none stays text, which the rules refuse.
+/// A number without flags, decimal comma or divisor. A value that is no number stays text, which
+/// the rules refuse.
 fn normalized_number<'a>(
     value: FieldValue<'a>,
     divisor: Option<f64>,

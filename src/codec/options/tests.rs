@@ -1,5 +1,10 @@
+use std::path::Path;
+
 use super::*;
-use crate::codec::{Compression, DecodeError, FileDecoder, JsonRecordDecoder, ReadingsWriter, RecordFields};
+use crate::codec::{
+    Compression, DecodeError, DecodeSettings, FileDecoder, Format, HumidityScale, InputTemperatureUnit,
+    InputWindUnit, JsonRecordDecoder, ReadingsWriter, RecordFields,
+};
 use crate::model::time::IanaZone;
 use crate::model::{EventTime, LocalTimePolicy, Reason, Upsert};
 
@@ -13,9 +18,9 @@ fn with_format(format: &str) -> ReadOptions {
     ReadOptions { record, ..ReadOptions::default() }
 }
 
-type Taken = (String, String, f64, f64, Option<f64>);
+type AcceptedReading = (String, String, f64, f64, Option<f64>);
 
-fn taken(upsert: &Upsert<'_>) -> Taken {
+fn taken(upsert: &Upsert<'_>) -> AcceptedReading {
     let measurement = upsert.event.measurement().unwrap();
     let numbers = (measurement.temperature(), measurement.humidity(), measurement.wind_speed());
     (upsert.city.into(), upsert.reading_at.to_string(), numbers.0, numbers.1, numbers.2)
@@ -25,7 +30,7 @@ fn decode(
     text: &str,
     format: Format,
     options: &ReadOptions,
-) -> Result<Vec<Result<Taken, Reason>>, DecodeError> {
+) -> Result<Vec<Result<AcceptedReading, Reason>>, DecodeError> {
     let reader = Box::new(std::io::Cursor::new(text.to_owned().into_bytes()));
     let mut decoder = FileDecoder::from_reader(reader, format, Compression::None, options)?;
     let mut records = Vec::new();
@@ -35,16 +40,16 @@ fn decode(
     Ok(records)
 }
 
-fn csv(text: &str, options: &ReadOptions) -> Vec<Result<Taken, Reason>> {
+fn csv(text: &str, options: &ReadOptions) -> Vec<Result<AcceptedReading, Reason>> {
     decode(text, Format::Csv, options).unwrap()
 }
 
-fn json(line: &str, options: &ReadOptions) -> Result<Taken, Reason> {
+fn json(line: &str, options: &ReadOptions) -> Result<AcceptedReading, Reason> {
     let mut decoder = JsonRecordDecoder::new(options);
     decoder.decode(line.as_bytes()).map(|upsert| taken(&upsert)).map_err(|refusal| refusal.reason)
 }
 
-fn x(temperature: f64, humidity: f64) -> Taken {
+fn x(temperature: f64, humidity: f64) -> AcceptedReading {
     ("x".into(), "2013-07-18T15:00:00Z".into(), temperature, humidity, None)
 }
 
@@ -105,7 +110,7 @@ fn json_numbers_use_null_value_and_divisor_like_csv() {
         assert_eq!(record(t, h), Err(Reason::MissingField), "{t} {h}");
     }
     let text = "city,reading_at,t,h\nx,2013-07-18T15:00:00Z, 951 ,49\nM,2013-07-18T15:00:00Z,951,49\nx,2013-07-18T15:00:00Z,M,49\n";
-    let of_m = |mut taken: Taken| {
+    let of_m = |mut taken: AcceptedReading| {
         taken.0 = "M".into();
         taken
     };
@@ -311,7 +316,7 @@ fn csv_decoder(text: String, options: &ReadOptions) -> FileDecoder {
         .unwrap()
 }
 
-/// A digest is of all bytes, so lines that are skipped count.
+/// A digest includes skipped lines.
 #[test]
 fn digest_includes_skipped_lines() {
     let mut options = ReadOptions::default();

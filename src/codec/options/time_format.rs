@@ -1,4 +1,4 @@
-//! How times are written where they are not RFC 3339's.
+//! Formats of times other than RFC 3339.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,36 +7,37 @@ use jiff::civil::{DateTime, date};
 use jiff::fmt::strtime::BrokenDownTime;
 use jiff::tz::Offset;
 
-use super::super::field_values::FieldValue;
+use super::super::field::FieldValue;
 use crate::model::refusal::quoted_excerpt;
 use crate::model::time::DAY_MS;
 use crate::model::{Reason, Refusal};
 
-/// How a source's times are written.
+/// The format of a source's times.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TimeFormat {
-    /// As everywhere else: RFC 3339, or the same without an offset.
+    /// RFC 3339, or the same without an offset.
     #[default]
     Rfc3339,
     /// Seconds since 1970-01-01T00:00:00Z.
     Seconds,
-    /// Milliseconds since then.
+    /// Milliseconds since 1970-01-01T00:00:00Z.
     Milliseconds,
-    /// By a pattern of strptime.
+    /// A pattern of strptime.
     Pattern(StrptimePattern),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StrptimePattern {
     pattern: String,
-    /// The part before the seconds, since a leap second would else be read as the second before.
+    /// The pattern up to the seconds, by which a leap second is found: it would otherwise be read
+    /// as the second before.
     before_second: Option<String>,
     has_offset: bool,
-    /// It ends with AM or PM, of which a record may have the first letter alone.
+    /// The pattern ends with AM or PM, and a record may have only its first letter.
     ends_with_half: bool,
 }
 
-/// What a pattern may have, without what depends on languages, on lists of zones, or on nothing at all.
+/// The directives of strptime that depend neither on a language nor on a list of zones.
 const SUPPORTED_DIRECTIVES: &str = "aAbBCdDeFfhHIjklmMnNpPRStTuUVwWyYzGg%";
 
 impl StrptimePattern {
@@ -57,7 +58,7 @@ impl StrptimePattern {
         Ok(pattern)
     }
 
-    /// A time that is written by the pattern must be read as it was, as far as it has parts.
+    /// Checks that a time which is written by the pattern is read back the same.
     fn check_round_trip(&self, written: &str) -> Result<(), String> {
         let sample = date(2013, 7, 18).at(15, 4, 5, 0);
         let no_time = |why: &dyn fmt::Display| {
@@ -103,7 +104,7 @@ impl StrptimePattern {
     }
 }
 
-/// The pattern with its short forms written out.
+/// The pattern with its short forms expanded.
 fn expand_short_forms(written: &str) -> Result<String, String> {
     for (_, directive) in directives(written) {
         if !SUPPORTED_DIRECTIVES.contains(directive) {
@@ -115,7 +116,7 @@ fn expand_short_forms(written: &str) -> Result<String, String> {
     Ok(written.replace("%T", "%H:%M:%S"))
 }
 
-/// The directives of a pattern: where each begins, and its letter.
+/// The directives of a pattern: the index of each, and its letter.
 fn directives(pattern: &str) -> impl Iterator<Item = (usize, char)> {
     let mut characters = pattern.char_indices();
     std::iter::from_fn(move || {
@@ -154,7 +155,7 @@ impl fmt::Display for TimeFormat {
 }
 
 impl TimeFormat {
-    /// Whether every time says where it is, so that it is an instant.
+    /// Whether every time is an instant: a number, or with an offset.
     pub(super) fn has_offset(&self) -> bool {
         match self {
             TimeFormat::Rfc3339 => false,
@@ -167,12 +168,13 @@ impl TimeFormat {
         *self == TimeFormat::Rfc3339
     }
 
-    /// Whether a number is a time.
+    /// Whether times are numbers.
     pub(in super::super) fn is_number(&self) -> bool {
         matches!(self, TimeFormat::Seconds | TimeFormat::Milliseconds)
     }
 
-    /// A time as it is written, as one that needs no format: unchanged where it is not this format's to read.
+    /// Parses a time and returns it as a value that needs no format. A value that is not in this
+    /// format stays as it is.
     pub(super) fn parse_value<'a>(&self, value: FieldValue<'a>) -> Result<FieldValue<'a>, Refusal> {
         let bad = |why: &str| {
             let detail = format!("reading_at {value} is not a time as {self}: {why}");
@@ -217,7 +219,7 @@ fn whole_millis(ms: f64) -> Option<i64> {
     (ms.abs() < 9e15).then(|| ms.floor() as i64)
 }
 
-/// `[-]digits[.digits]` as milliseconds; what is finer is cut off, to the earlier one.
+/// Parses `[-]digits[.digits]` as milliseconds; finer digits are cut off, towards the earlier one.
 fn decimal_millis(text: &str, per_second: i64) -> Option<i64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     let are_digits = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -242,7 +244,7 @@ fn decimal_millis(text: &str, per_second: i64) -> Option<i64> {
     }
 }
 
-/// What clocks show, as milliseconds since they showed 1970-01-01T00:00:00.
+/// A clock's date and time as milliseconds since the same clock showed 1970-01-01T00:00:00.
 fn civil_millis(time: DateTime) -> i64 {
     let days = i64::from(time.date().duration_since(date(1970, 1, 1)).as_hours() as i32 / 24);
     let time = time.time();

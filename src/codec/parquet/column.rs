@@ -1,4 +1,4 @@
-//! A column of one batch, as values.
+//! A column of one batch, as values of fields.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::*;
@@ -10,17 +10,17 @@ use arrow_schema::{DataType, TimeUnit};
 
 use super::super::RecordOptions;
 use super::super::decimal::{decimal_value, wide_decimal_value};
-use super::super::field_values::{Field, FieldValue};
+use super::super::field::{Field, FieldValue};
 
 pub(super) enum ValueColumn {
-    /// Of no value at all.
+    /// A column without values.
     Null,
     Float64(Float64Array),
     Float32(Float32Array),
     Integer(Int64Array),
-    /// Integers that need not fit an i64.
+    /// Integers that may not fit an i64.
     Unsigned(PrimitiveArray<UInt64Type>),
-    /// With this many digits behind the point.
+    /// With this number of digits behind the point.
     Decimal(PrimitiveArray<Decimal128Type>, u32),
     WideDecimal(PrimitiveArray<Decimal256Type>, u32),
     Boolean(BooleanArray),
@@ -40,7 +40,7 @@ pub(super) enum ValueColumn {
     },
 }
 
-/// What a column must be for its field, as an error names it; nothing where it is.
+/// What type a column must have for its field, as an error names it; `None` if its type fits.
 pub(super) fn unsupported_type(
     field: Field,
     kind: &DataType,
@@ -85,7 +85,8 @@ pub(super) fn unsupported_type(
     (!fits).then_some(expected)
 }
 
-/// How many digits of a decimal are behind the point; nothing where it is none that is read.
+/// The number of digits behind the point of a decimal; `None` for other types and for decimals that
+/// are not read.
 fn decimal_scale(kind: &DataType) -> Option<u32> {
     use DataType::*;
     match kind {
@@ -97,7 +98,7 @@ fn decimal_scale(kind: &DataType) -> Option<u32> {
 }
 
 impl ValueColumn {
-    /// The column, or nothing where its type is none of those that are read.
+    /// The column; `None` if its type is not read.
     pub(super) fn new(array: &ArrayRef) -> Option<ValueColumn> {
         fn widened<T: ArrowPrimitiveType>(array: &ArrayRef) -> ValueColumn
         where
@@ -193,7 +194,7 @@ impl ValueColumn {
                 if values.is_valid(key) { FieldValue::Text(values.value(key)) } else { FieldValue::Missing }
             }
             ValueColumn::Time { array, multiply, divide, instant } if array.is_valid(row) => {
-                // Out of the range of i64 is out of the range of event times, too.
+                // A time outside the range of i64 is outside that of event times too.
                 let ms = match (*multiply, *divide) {
                     (multiply, 1) => array.value(row).saturating_mul(multiply),
                     (_, divide) => array.value(row).div_euclid(divide),
@@ -209,8 +210,8 @@ fn as_int64<T: ArrowPrimitiveType<Native = i64>>(array: &ArrayRef) -> Int64Array
     array.as_primitive::<T>().reinterpret_cast()
 }
 
-/// The type in which a column of strings is read: as a dictionary where it is written as one, so that a string is
-/// copied and checked once a batch and not once a row.
+/// The type in which a column of strings is read: as a dictionary if it is written as one, so that
+/// a string is copied and checked once a batch rather than once a row.
 pub(super) fn arrow_read_type(kind: &DataType, written_as_dictionary: bool) -> Option<DataType> {
     let text = |kind: &DataType| matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     match kind {

@@ -1,4 +1,4 @@
-//! Parquet, by way of arrow.
+//! Parquet, by the crates parquet and arrow.
 
 mod column;
 mod read;

@@ -1,4 +1,4 @@
-//! Rows of a Parquet file.
+//! Reads the rows of a Parquet file.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -13,7 +13,9 @@ use parquet::arrow::arrow_reader::{
 use parquet::basic::{Compression, Encoding, Type as PhysicalType};
 use parquet::file::metadata::ParquetMetaData;
 
-use super::super::field_values::{self, Field, FieldValue, FieldValues};
+use super::super::field::{Field, FieldValue};
+use super::super::field_values::FieldValues;
+use super::super::file_columns::map_columns;
 use super::super::options::RecordNormalizer;
 use super::super::panic_guard::catch_decoder_panic;
 use super::super::{DecodeError, DecodeSettings, Format, LocalTimeCounts, ReadOptions, text_output};
@@ -21,7 +23,7 @@ use super::column::{ValueColumn, arrow_read_type, unsupported_type};
 use crate::model::{EventTime, Refusal, Upsert};
 use crate::panics::{self, PanicScope};
 
-/// Few enough for a batch to stay in the cache.
+/// Few enough rows for a batch to stay in the cache.
 const BATCH_ROWS: usize = 8 * 1024;
 
 pub(in super::super) struct ParquetReader {
@@ -33,11 +35,11 @@ pub(in super::super) struct ParquetReader {
     fields: Vec<Field>,
     columns: Vec<ValueColumn>,
     ignored_columns: u64,
-    /// Of the batch at hand: the rows before it, those it has, and those returned.
+    /// The rows before the current batch, those in it, and those of it that were returned.
     rows_before: u64,
     batch_rows: usize,
     returned: usize,
-    /// A city that is a number, as text.
+    /// The text of a city that is a number.
     city: String,
     whole_rows: Option<RowJsonReader>,
     failed: bool,
@@ -54,8 +56,7 @@ impl ParquetReader {
             .or_else(|| with_read_types(&found, false))
             .ok_or_else(|| corrupt("its columns cannot be read as they are written".into()))?;
         let schema = metadata.schema().clone();
-        let of_column =
-            field_values::map_columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
+        let of_column = map_columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
         for (field, column) in of_column.iter().zip(schema.fields()) {
             if let Some(expected) =
                 field.and_then(|field| unsupported_type(field, column.data_type(), &options.record))
@@ -101,7 +102,7 @@ impl ParquetReader {
                     (Field::City, FieldValue::Integer(_) | FieldValue::Number(_)) => {
                         push_number_city(column, row, city)
                     }
-                    // How data frames write that a column of floats has nothing there.
+                    // Data frames write NaN for a missing value in a column of floats.
                     (Field::WindSpeed, FieldValue::Number(number)) if number.is_nan() => {}
                     (_, value) => record.set(field, value),
                 }
@@ -132,7 +133,7 @@ impl ParquetReader {
                     return Err(corrupt_error(at, detail));
                 }
                 Ok(Some(batch)) => {
-                    // Every column has one of the types that were checked.
+                    // The types of all columns were checked when the file was opened.
                     self.columns = batch.columns().iter().filter_map(ValueColumn::new).collect();
                     self.batch_rows = batch.num_rows();
                 }
@@ -153,8 +154,8 @@ impl ParquetReader {
         self.ignored_columns * self.row_number()
     }
 
-    /// The row last returned as a JSON object, read a second time. Rows are asked for in rising order, so that all
-    /// together cost one more pass over the file and no more.
+    /// The last row as a JSON object, which is read again. Rows are requested in rising order, so
+    /// all of them together cost one more pass over the file.
     pub(in super::super) fn raw(&mut self) -> Vec<u8> {
         let Some(row) = self.row_number().checked_sub(1) else { return Vec::new() };
         let mut whole_rows = match self.whole_rows.take() {
@@ -170,7 +171,7 @@ impl ParquetReader {
     }
 }
 
-/// An integer is a fine key: its decimal text.
+/// An integer is a city's key in decimal digits.
 #[cold]
 fn push_number_city(column: &ValueColumn, row: usize, city: &mut String) {
     city.clear();
@@ -183,9 +184,9 @@ fn push_number_city(column: &ValueColumn, row: usize, city: &mut String) {
     };
 }
 
-/// Reads all columns of types that JSON has, for [`ParquetReader::raw`].
+/// Reads all columns whose types JSON has, for [`ParquetReader::raw`].
 struct RowJsonReader {
-    /// Gone after an error.
+    /// `None` after an error.
     batches: Option<ParquetRecordBatchReader>,
     schema: SchemaRef,
     columns: Vec<(usize, ValueColumn)>,
@@ -249,7 +250,7 @@ fn push_json(value: FieldValue<'_>, json: &mut Vec<u8>) {
     }
 }
 
-/// The rows of some of the file's columns, by the columns' places, without the first `skipped`.
+/// Reads the rows of some columns, by their indexes, without the first `skipped`.
 fn open_batches(
     file: &File,
     metadata: &ArrowReaderMetadata,
@@ -264,8 +265,9 @@ fn open_batches(
         .build()
 }
 
-/// The file with its columns read as this needs them, if it takes that: those of strings as [`read_as`] says, where asked;
-/// times of 96 bits in milliseconds, since in nanoseconds those outside 1677 to 2262 would wrap.
+/// The metadata with other types to read columns as, if the file allows it: strings as
+/// [`arrow_read_type`] says, if `strings` is set; times of 96 bits in milliseconds, since in
+/// nanoseconds those outside 1677 to 2262 would wrap.
 fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowReaderMetadata> {
     let in_dictionary = dictionary_columns(found.metadata());
     let wide_times = int96_columns(found.metadata());
@@ -303,7 +305,7 @@ fn dictionary_columns(metadata: &ParquetMetaData) -> HashSet<&str> {
         .collect()
 }
 
-/// The names of the columns whose times have 96 bits: a day, and the nanoseconds of it.
+/// The names of the columns whose times have 96 bits: a day, and the nanoseconds in it.
 fn int96_columns(metadata: &ParquetMetaData) -> HashSet<&str> {
     let columns = metadata.file_metadata().schema_descr().columns();
     columns
@@ -327,9 +329,9 @@ fn check_compression(metadata: &ParquetMetaData) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// What the parquet crate says of a file, panics included: it has some for damage that it does not expect.
+/// Returns the parquet crate's error, or its panic as an error: it panics for some kinds of damage.
 fn catch_parquet_panic<T, E: std::fmt::Display>(read: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
-    // No reader is asked again after a panic.
+    // The reader is not used again after a panic.
     match panics::catch_panic(PanicScope::Record, read) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the reader of Parquet did not expect what it holds".into()),

@@ -1,4 +1,4 @@
-//! Tables of columns that are put together batch by batch.
+//! Writes tables of columns, batch by batch.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -17,13 +17,13 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-/// What a writer holds in memory is the pages of one row group, a few bytes for each of its values.
+/// A writer holds the pages of one row group in memory, a few bytes for each value.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 
-/// How the values of a column are spread, which decides how they are encoded.
+/// The distribution of a column's values, which decides their encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum ColumnEncoding {
-    /// Few different values: a dictionary of them.
+    /// Few different values: a dictionary.
     Dictionary,
     /// Doubles that are nearly all different.
     ByteStreamSplit,
@@ -31,23 +31,23 @@ pub(in super::super) enum ColumnEncoding {
     DeltaPacked,
 }
 
-/// The key of the unit of a column in its metadata.
+/// The key of a column's unit in its metadata.
 const UNIT_METADATA_KEY: &str = "units";
 
-/// A column of doubles that says the unit of its values.
+/// A column of doubles with the unit of its values.
 pub(in super::super) fn unit_field(name: &str, unit: &str, nullable: bool) -> Field {
     let metadata = HashMap::from([(UNIT_METADATA_KEY.to_owned(), unit.to_owned())]);
     Field::new(name, DataType::Float64, nullable).with_metadata(metadata)
 }
 
-/// A Parquet file that is being written.
+/// A Parquet file while it is written.
 pub(in super::super) struct ParquetTable {
     writer: ArrowWriter<Box<dyn Write + Send>>,
     schema: SchemaRef,
 }
 
 impl ParquetTable {
-    /// `metadata` is that of the file.
+    /// `metadata` is the file's.
     pub(in super::super) fn new(
         out: Box<dyn Write + Send>,
         columns: Vec<(Field, ColumnEncoding)>,
@@ -76,15 +76,15 @@ impl ParquetTable {
         let fields: Vec<Field> = columns.into_iter().map(|(field, _)| field).collect();
         let schema = Arc::new(Schema::new(fields));
         let mut properties = properties.build();
-        // Parquet itself has no metadata of columns, so units are in the schema that arrow keeps beside it; in which a city is a
-        // string, as it is to whoever reads the file.
+        // Parquet has no metadata of columns, so units are in the schema that arrow stores beside
+        // it; in that schema a city is a string, as readers of the file see it.
         add_encoded_arrow_schema_to_metadata(&with_strings(&schema), &mut properties);
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(out, schema.clone(), options).map_err(io_error)?;
         Ok(ParquetTable { writer, schema })
     }
 
-    /// Adds rows, column by column, in the order of the columns.
+    /// Writes rows, given as columns in the order of the schema.
     pub(in super::super) fn write_columns(&mut self, columns: Vec<ArrayRef>) -> io::Result<()> {
         let batch = RecordBatch::try_new(self.schema.clone(), columns).map_err(io::Error::other)?;
         self.writer.write(&batch).map_err(io_error)
@@ -103,7 +103,7 @@ impl std::fmt::Debug for ParquetTable {
     }
 }
 
-/// The schema with strings instead of dictionaries of them.
+/// The schema with strings in place of dictionaries of strings.
 fn with_strings(schema: &Schema) -> Schema {
     let plain = |field: &Arc<Field>| match field.data_type() {
         DataType::Dictionary(_, values) => field.as_ref().clone().with_data_type(values.as_ref().clone()),
@@ -112,7 +112,7 @@ fn with_strings(schema: &Schema) -> Schema {
     Schema::new(schema.fields().iter().map(plain).collect::<Vec<_>>())
 }
 
-/// The error of the file beneath, where it is one, so that a full disk is named as such.
+/// The error of the file underneath, if it is one: a full disk is then named as such.
 fn io_error(error: ParquetError) -> io::Error {
     match error {
         ParquetError::External(inner) => match inner.downcast::<io::Error>() {
@@ -139,7 +139,7 @@ pub(in super::super) fn city_type() -> DataType {
     DataType::Dictionary(DataType::Int32.into(), DataType::Utf8.into())
 }
 
-/// The cities of rows to be written: runs of one city name it once.
+/// The cities of rows: a run of rows of one city names it once.
 #[derive(Debug, Default)]
 pub(in super::super) struct CityColumn {
     keys: Vec<Option<i32>>,
@@ -147,7 +147,7 @@ pub(in super::super) struct CityColumn {
 }
 
 impl CityColumn {
-    /// Adds `count` rows of one city, or of none.
+    /// Adds `count` rows of one city, or without a city.
     pub(in super::super) fn push(&mut self, city: Option<&str>, count: usize) {
         if let Some(city) = city
             && self.names.last().is_none_or(|last| **last != *city)
@@ -162,7 +162,7 @@ impl CityColumn {
         self.keys.len()
     }
 
-    /// The column; what is left is empty.
+    /// Takes the column; the builder is empty then.
     pub(in super::super) fn take_array(&mut self) -> io::Result<ArrayRef> {
         let keys = Int32Array::from(std::mem::take(&mut self.keys));
         let names = StringArray::from_iter_values(self.names.drain(..));

@@ -1,4 +1,4 @@
-//! Files as people have them: names that say something else than is in them, and JSON that is not one record a line.
+//! Files whose names differ from their content, and JSON that is not one record a line.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn compression_is_detected_from_bytes() {
     for (is, said) in all.into_iter().flat_map(|is| all.map(|said| (is, said))) {
         assert_eq!(cities(&packed(CSV, is), Format::Csv, said).unwrap(), ["a"], "{is:?} called {said:?}");
     }
-    // What is neither stays damaged, rather than to be taken for text.
+    // Neither compressed nor text: it stays damaged.
     let mut damaged = packed(CSV, Compression::Gzip);
     damaged[0] ^= 1;
     assert!(cities(&damaged, Format::Json, Compression::Gzip).unwrap_err().contains("damaged"));
@@ -52,7 +52,7 @@ fn gzip_accepts_members_and_trailing_zeros() {
 
 #[test]
 fn zstd_with_a_long_window_is_read() {
-    // As `zstd --long=31` writes it: nothing says before how much there will be.
+    // As `zstd --long=31` writes it: the frame does not say how long its content is.
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
     encoder.long_distance_matching(true).unwrap();
     encoder.window_log(31).unwrap();
@@ -103,19 +103,19 @@ fn json_arrays_and_multi_line_records_are_read() {
     ] {
         assert_eq!(read(&text).unwrap(), ["a", "b", "[c]}, \"{"], "{text}");
     }
-    // What is no record is refused alone.
+    // A value that is no record is refused alone.
     assert_eq!(read(&format!("[{b},1,[{a}],\"x,y\",{{}}]")).unwrap(), ["b", "-", "-", "-", "-"]);
-    // A line that is wrong is no array.
+    // An invalid line is no array.
     for line in ["[]", "{", "[1,2]", "[[", "7"] {
         assert_eq!(read(&format!("{line}\n{a}\n")).unwrap(), ["-", "a"], "{line}");
     }
     assert_eq!(read(&format!("[{a},\"x\ny\",{b}]")).unwrap(), ["a", "-", "b"]);
-    // Of one that is large in one line, too.
+    // A large array in one line is read too.
     let many = format!("[{}]", vec![a.clone(); 5_000].join(","));
     assert_eq!(read(&many).unwrap().len(), 5_000);
     let long = format!("[{a},{},{b}]", object(&"x".repeat(2 * MAX_RECORD_BYTES)));
     assert_eq!(read(&long).unwrap(), ["a", "-", "b"]);
-    // What came before the end that is missing was whole.
+    // Records before the missing end are complete.
     for text in [format!("[{a},{b}"), format!("[{a},{b}]{c}"), format!("{}{{", pretty("a"))] {
         let (records, error) =
             decode_with(text.as_bytes(), Format::Json, Compression::None, DecodeSettings::default())

@@ -1,4 +1,4 @@
-//! The running digest is of the bytes up to the end of each record, however they come.
+//! The running digest covers the bytes up to the end of each record, however they arrive.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -9,15 +9,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::*;
 
-/// Gives a text in pieces, and between them says that there is no more for now.
-struct Pieces {
+/// Returns a text in pieces, and `WouldBlock` between them.
+struct ChunkedReader {
     text: Vec<u8>,
     at: usize,
     sizes: Vec<usize>,
     calls: usize,
 }
 
-impl Read for Pieces {
+impl Read for ChunkedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.calls += 1;
         if !self.sizes.is_empty() && self.calls.is_multiple_of(3) && self.at < self.text.len() {
@@ -31,14 +31,14 @@ impl Read for Pieces {
     }
 }
 
-/// Of each record: its bytes and the digest; `skips` says which are gone over.
+/// Each record's bytes and digest; `skips` says which records are skipped.
 fn digests(text: &[u8], format: Format, sizes: &[usize], skips: &[bool]) -> Vec<(Vec<u8>, u64)> {
-    let pieces = Pieces { text: text.to_vec(), at: 0, sizes: sizes.to_vec(), calls: 0 };
+    let pieces = ChunkedReader { text: text.to_vec(), at: 0, sizes: sizes.to_vec(), calls: 0 };
     let mut pieces = Some(pieces);
     let mut decoder = loop {
-        // A header that is not whole is asked for anew: with all of it in one piece.
+        // A header that is incomplete is read anew, with all of it in one piece.
         let (reader, settings) = (pieces.take().unwrap(), DecodeSettings::default());
-        let whole = Pieces { text: text.to_vec(), at: 0, sizes: Vec::new(), calls: 0 };
+        let whole = ChunkedReader { text: text.to_vec(), at: 0, sizes: Vec::new(), calls: 0 };
         match FileDecoder::with_digest(Box::new(reader), format, Compression::None, settings, Framing::Quotes)
         {
             Ok(decoder) => break decoder,
@@ -100,7 +100,7 @@ fn running_digest_covers_bytes_up_to_record_end() {
             let text = text.as_bytes();
             let found = digests(text, format, &[], &[]);
             prop_assert_eq!(&digests(text, format, &sizes, &skips), &found);
-            // Long lines make it slow to try all ends.
+            // Long lines would make it slow to try all ends.
             let ends = (0..=text.len()).filter(|end| matches!(text.get(*end), None | Some(b'\n' | b'\r')));
             let ends: HashMap<u64, usize> = ends.map(|end| (xxh3_64(&text[..end]), end)).collect();
             let header = text.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(text.len());
@@ -110,7 +110,7 @@ fn running_digest_covers_bytes_up_to_record_end() {
                 prop_assert!(end > before);
                 let lies = text[before..end].trim_ascii_start();
                 prop_assert!(lies.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(lies).starts_with(&raw));
-                // A file that ends there has the same.
+                // A file that ends there has the same digest.
                 prop_assert_eq!(
                     digests(&text[..end], format, &sizes, &[]).last().map(|(_, last)| *last),
                     Some(digest)

@@ -1,4 +1,4 @@
-//! Parquet as other programs write it: times of 96 bits, and decimals of every physical type.
+//! Parquet of other programs: times of 96 bits, and decimals of every physical type.
 
 use ::parquet::data_type::{
     ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, Int32Type, Int64Type, Int96,
@@ -55,7 +55,7 @@ fn file_of(times: &[Int96]) -> Vec<u8> {
     bytes
 }
 
-fn read(bytes: &[u8], local_time: LocalTimePolicy) -> Vec<Decoded> {
+fn read(bytes: &[u8], local_time: LocalTimePolicy) -> Vec<DecodedRecord> {
     let settings = DecodeSettings { local_time, ..DecodeSettings::default() };
     decode_with(bytes, Format::Parquet, Compression::None, settings).unwrap().0
 }
@@ -67,7 +67,7 @@ fn wide_parquet_timestamps_do_not_wrap() {
     let times = [
         (wide_time(0, 1_999_999), Ok("1970-01-01T00:00:00.001Z")),
         (wide_time(-1, noon), Ok("1969-12-31T12:00:00Z")),
-        // Before 1677 and after 2262 nanoseconds have no room in 64 bits.
+        // Nanoseconds before 1677 and after 2262 do not fit 64 bits.
         (wide_time(-106_753, noon), Ok("1677-09-20T12:00:00Z")),
         (wide_time(106_752, noon), Ok("2262-04-12T12:00:00Z")),
         (wide_time(2_932_895, noon), Ok("9999-12-30T12:00:00Z")),
@@ -101,7 +101,7 @@ fn parquet_decimals_of_every_physical_type_are_numbers() {
     assert_eq!(*event, reading(70.5, 50.25, Some(12.345)));
 }
 
-/// As data frames write them, up to the widest; what is more than an f64 holds is rounded once.
+/// Decimals as data frames write them, up to the widest; digits beyond an f64 are rounded once.
 #[test]
 fn parquet_decimals_of_every_width_are_nearest_doubles() {
     let text = |values: [&str; 1]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;

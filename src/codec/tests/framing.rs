@@ -1,18 +1,18 @@
-//! Records are decided by the bytes alone: the same however they come, and a stray quote costs one line.
+//! Records depend on the bytes alone, however they arrive, and a stray quote costs one line.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-/// A file of which so much is there yet.
-struct Growing {
+/// A file of which a part is there yet.
+struct GrowingReader {
     text: Vec<u8>,
     at: usize,
     there: Arc<AtomicUsize>,
 }
 
-impl Read for Growing {
+impl Read for GrowingReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let there = self.there.load(Ordering::Relaxed).min(self.text.len());
         if self.at == there && there < self.text.len() {
@@ -29,16 +29,20 @@ fn would_block(error: &DecodeError) -> bool {
     matches!(error, DecodeError::Io(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// A record: where it is, its bytes, the city or why not, and the digest up to its end.
-type Framed = (u64, Vec<u8>, Result<String, Refusal>, Option<u64>);
+/// A record: its line, its bytes, the city or the refusal, and the digest up to its end.
+type FramedRecord = (u64, Vec<u8>, Result<String, Refusal>, Option<u64>);
 
-/// What is there when the file has grown to these lengths, one after the other, and then is whole.
-fn framed(text: &str, framing: Framing, lengths: impl IntoIterator<Item = usize>) -> Vec<Framed> {
+/// The records that are read while the file grows to these lengths, and then is complete.
+fn framed_records(
+    text: &str,
+    framing: Framing,
+    lengths: impl IntoIterator<Item = usize>,
+) -> Vec<FramedRecord> {
     let there = Arc::new(AtomicUsize::new(0));
     let mut lengths = lengths.into_iter().chain([text.len()]);
     let mut grow = || there.store(lengths.next().expect("it is whole"), Ordering::Relaxed);
     let mut decoder = loop {
-        let file = Growing { text: text.into(), at: 0, there: Arc::clone(&there) };
+        let file = GrowingReader { text: text.into(), at: 0, there: Arc::clone(&there) };
         let (format, settings) = (Format::Csv, DecodeSettings::default());
         match FileDecoder::with_digest(Box::new(file), format, Compression::None, settings, framing) {
             Ok(decoder) => break decoder,
@@ -62,7 +66,7 @@ fn framed(text: &str, framing: Framing, lengths: impl IntoIterator<Item = usize>
     }
 }
 
-fn cities(records: &[Framed]) -> Vec<&str> {
+fn cities(records: &[FramedRecord]) -> Vec<&str> {
     records.iter().map(|(_, _, city, _)| city.as_deref().unwrap_or("-")).collect()
 }
 
@@ -82,24 +86,24 @@ fn records_do_not_depend_on_chunk_boundaries() {
     ];
     for text in &texts {
         for framing in [Framing::Quotes, Framing::Line] {
-            let whole = framed(text, framing, []);
-            assert_eq!(framed(text, framing, 1..text.len()), whole, "byte by byte");
+            let whole = framed_records(text, framing, []);
+            assert_eq!(framed_records(text, framing, 1..text.len()), whole, "byte by byte");
             if framing == Framing::Line {
                 for at in 1..text.len() {
-                    assert_eq!(framed(text, framing, [at]), whole, "split at {at}");
+                    assert_eq!(framed_records(text, framing, [at]), whole, "split at {at}");
                 }
             }
         }
     }
-    assert_eq!(cities(&framed(&texts[0], Framing::Line, [])), ["a", "-", "b", "c"]);
-    assert_eq!(cities(&framed(&texts[0], Framing::Quotes, [])), ["a", "-", "b", "c"]);
+    assert_eq!(cities(&framed_records(&texts[0], Framing::Line, [])), ["a", "-", "b", "c"]);
+    assert_eq!(cities(&framed_records(&texts[0], Framing::Quotes, [])), ["a", "-", "b", "c"]);
 }
 
 #[test]
 fn unclosed_quote_in_followed_file_refuses_line_at_once() {
     let text = [HEADER, &line("\"oops"), &line("b")].concat();
     let there = Arc::new(AtomicUsize::new(text.len()));
-    let file = Growing { text: [text.as_str(), "more"].concat().into(), at: 0, there };
+    let file = GrowingReader { text: [text.as_str(), "more"].concat().into(), at: 0, there };
     let (format, settings) = (Format::Csv, DecodeSettings::default());
     let mut decoder =
         FileDecoder::with_digest(Box::new(file), format, Compression::None, settings, Framing::Line).unwrap();
@@ -116,14 +120,14 @@ fn quoted_field_spans_at_most_a_hundred_lines() {
         let [first, second] = fields.map(field);
         format!("{HEADER}{first},{second},70,50,\n{}", line("b"))
     };
-    // A field that ends refuses one record: its time is none.
+    // A field that ends is one record, which is refused since its time is none.
     for fields in [[1, 1], [MAX_FIELD_LINES, 1], [1, MAX_FIELD_LINES], [60, 60], [MAX_FIELD_LINES; 2]] {
-        let records = framed(&text(fields), Framing::Quotes, []);
+        let records = framed_records(&text(fields), Framing::Quotes, []);
         assert_eq!(cities(&records), ["-", "b"], "{fields:?}");
         assert!(records[0].1.len() > fields.iter().sum::<usize>(), "{fields:?}");
     }
     for lines in [MAX_FIELD_LINES + 1, MAX_FIELD_LINES + 50] {
-        let records = framed(&text([lines, 1]), Framing::Quotes, []);
+        let records = framed_records(&text([lines, 1]), Framing::Quotes, []);
         // The first line alone, then each of the others.
         assert_eq!(records.len(), lines + 1);
         assert_eq!(records[0].1, b"\"x");

@@ -1,4 +1,4 @@
-//! The lesser files: changes, daily summaries, dead letters.
+//! Changes, daily summaries, dead letters.
 
 use super::*;
 use crate::model::{

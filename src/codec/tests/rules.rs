@@ -1,8 +1,8 @@
-//! What each rule takes and refuses.
+//! What each rule accepts and refuses.
 
 use super::*;
 
-fn reason(line: &str, header: &str) -> Result<Owned, Reason> {
+fn reason(line: &str, header: &str) -> Result<OwnedUpsert, Reason> {
     let records = decode(&format!("{header}\n{line}\n"), Format::Csv);
     assert_eq!(records.len(), 1, "{line}");
     assert_eq!(records[0].1, line.as_bytes());
@@ -53,7 +53,7 @@ fn csv_fields_are_validated() {
         ("x,{t},45,66,-1,,,", Reason::OutOfRange),
         ("x,{t},45,66,12,,", Reason::NotDecodable),
         ("x,{t},45,66,12,,,,", Reason::NotDecodable),
-        // The first rule that is broken is the reason.
+        // The refusal is for the first rule that is broken.
         (",noon,bad,999,12,,,", Reason::MissingField),
         ("x,noon,bad,999,12,,,", Reason::BadTime),
         ("x,{t},999,66,bad,,,", Reason::BadNumber),
@@ -75,7 +75,7 @@ fn refusal_details_name_value_and_are_short() {
     }
 }
 
-/// Every format reads a time as text by the one grammar; only CSV has blanks around it.
+/// Every format reads the text of a time by the same grammar; only CSV trims blanks around it.
 #[test]
 fn times_are_the_same_in_every_format() {
     for (text, detail) in [
@@ -186,7 +186,7 @@ fn csv_quoting_is_parsed() {
         (4, &b"\"two\r\nlines\",2025-01-01T00:00:00Z,45,66"[..])
     );
     assert_eq!(of(3), Ok("O\"Hare"));
-    // The stray quote would reach the next line's: the first line alone is refused.
+    // The quoted field would end in the next line: the first line alone is refused.
     assert_eq!((records[4].0, of(4)), (7, Err(Reason::NotDecodable)));
     assert_eq!((records[5].0, of(5)), (8, Err(Reason::NotDecodable)));
     assert_eq!(of(6), Ok("x"));
@@ -300,7 +300,7 @@ fn damaged_compression_keeps_complete_records() {
         let settings = DecodeSettings::default();
         let twice = [whole.as_slice(), &whole].concat();
         let (records, _) = decode_with(&twice, Format::Csv, compression, settings).unwrap();
-        // The second header is refused as any line is that is no reading.
+        // The second header is refused, like any line that is no reading.
         assert_eq!(records.len(), 100_001);
         assert_eq!(records.iter().filter(|record| record.2.is_ok()).count(), 100_000);
         let (records, error) =

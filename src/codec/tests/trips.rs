@@ -1,4 +1,4 @@
-//! What is written reads back; what is damaged is refused and accounted for.
+//! Files read back as they were written; damaged ones are refused with every byte accounted for.
 
 use proptest::prelude::*;
 
@@ -60,9 +60,9 @@ fn result_rows() -> impl Strategy<Value = Vec<ResultRow>> {
 }
 
 /// A result row as a file holds it, with its doubles bit for bit.
-type Written = (String, String, [Option<u64>; 5], i64, String);
+type WrittenRow = (String, String, [Option<u64>; 5], i64, String);
 
-fn expected(city: &str, row: &ResultRow) -> Written {
+fn expected(city: &str, row: &ResultRow) -> WrittenRow {
     let measurement = &row.measurement;
     let numbers = [
         Some(measurement.temperature()),
@@ -77,7 +77,7 @@ fn expected(city: &str, row: &ResultRow) -> Written {
 
 const NUMBERS: [&str; 5] = ["temperature", "humidity", "wind_speed", "heat_index", "rolling_heat_index"];
 
-fn rows_of_json(bytes: &[u8]) -> Vec<Written> {
+fn rows_of_json(bytes: &[u8]) -> Vec<WrittenRow> {
     let lines = std::str::from_utf8(bytes).unwrap().lines();
     lines
         .map(|line| {
@@ -89,7 +89,7 @@ fn rows_of_json(bytes: &[u8]) -> Vec<Written> {
         .collect()
 }
 
-fn rows_of_csv(bytes: &[u8]) -> Vec<Written> {
+fn rows_of_csv(bytes: &[u8]) -> Vec<WrittenRow> {
     let mut reader = csv_core::Reader::new();
     let (mut input, mut rows) = (bytes, Vec::new());
     let (mut text, mut ends) = (vec![0; 4096], [0; 16]);
@@ -116,7 +116,7 @@ fn rows_of_csv(bytes: &[u8]) -> Vec<Written> {
     rows
 }
 
-fn rows_of_parquet(bytes: Vec<u8>) -> Vec<Written> {
+fn rows_of_parquet(bytes: Vec<u8>) -> Vec<WrittenRow> {
     use arrow_array::cast::AsArray;
     use arrow_array::types::{Float64Type, Int64Type, TimestampMillisecondType};
     use arrow_array::{Array, RecordBatchReader};
@@ -147,9 +147,9 @@ fn rows_of_parquet(bytes: Vec<u8>) -> Vec<Written> {
     rows
 }
 
-/// Checks that the records' bytes are the input's, in order, and that between them is nothing but line ends and blank
-/// lines.
-fn accounted(mut input: &[u8], records: &[Decoded]) {
+/// Checks that the records' bytes are the input's, in order, with only line ends and blank lines
+/// between them.
+fn assert_accounted_for(mut input: &[u8], records: &[DecodedRecord]) {
     let mut line = 1;
     let blank = |line: &[u8]| line.trim_ascii().is_empty();
     for (at, raw, _) in records {
@@ -180,7 +180,7 @@ fn csv_is_accounted_for(body: &[u8]) {
     let (records, _) =
         decode_with(&input, Format::Csv, Compression::None, DecodeSettings::default()).unwrap();
     let records: Vec<_> = records.into_iter().map(|(line, raw, result)| (line - 1, raw, result)).collect();
-    accounted(body, &records);
+    assert_accounted_for(body, &records);
 }
 
 fn json_is_accounted_for(input: &[u8]) {
@@ -189,7 +189,7 @@ fn json_is_accounted_for(input: &[u8]) {
         return;
     }
     let (records, _) = decoded.unwrap();
-    accounted(input.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(input), &records);
+    assert_accounted_for(input.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(input), &records);
 }
 
 fn mutated(mut bytes: Vec<u8>, mutations: &[(usize, u8, u8)]) -> Vec<u8> {
@@ -291,7 +291,7 @@ proptest! {
     }
 }
 
-/// The bytes of a file with one reading and many columns beside it; without a humidity it is refused.
+/// The bytes of a file with one reading and many further columns; without a humidity it is refused.
 fn wide_parquet(notes: usize, has_humidity: bool) -> Vec<u8> {
     use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray};
     let text = |value: &str| Arc::new(StringArray::from(vec![value])) as ArrayRef;
@@ -322,7 +322,8 @@ fn wide_parquet_is_read_in_linear_time() {
         started.elapsed()
     };
     let few = (0..5).map(|_| read(2_500)).max().unwrap();
-    // Twenty times as many: four hundred times as long where each column is compared with all.
+    // Twenty times as many columns: four hundred times as long if each column were compared with
+    // all.
     let many = read(50_000);
     assert!(many < few * 100, "{many:?} after {few:?}");
 }
@@ -339,7 +340,7 @@ fn error_lists_a_bounded_number_of_columns() {
     assert!(error.contains("humidity") && error.contains("49963 more") && error.len() < 1_000, "{error}");
 }
 
-/// Among them the signs of all offsets and lengths.
+/// Also the sign bits of all offsets and lengths.
 #[test]
 fn parquet_with_any_flipped_bit_reads_or_errors() {
     let measurement = Measurement::new(86.0, 66.0, Some(4.0)).unwrap();
@@ -434,7 +435,7 @@ fn full_disk_is_a_write_error() {
         category: Category::None,
     };
     for (format, compression) in FILES {
-        let begun = ResultRowsWriter::new(format, compression, OutputUnits::STORED, Box::new(Full(30)));
+        let begun = ResultRowsWriter::new(format, compression, OutputUnits::STORED, Box::new(FullDisk(30)));
         let failed = begun.and_then(|mut writer| {
             writer.write(&CityRows { city: "x", rows: &[row; 100] })?;
             writer.finish()

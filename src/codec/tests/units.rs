@@ -1,4 +1,4 @@
-//! Files in other units say so, and hold the same numbers whatever their format.
+//! Files in other units name them, and hold the same numbers in every format.
 
 use super::*;
 use crate::model::{
@@ -62,7 +62,7 @@ fn celsius_rows_are_equal_in_every_format() {
     assert_eq!(parquet_numbers(&columns), expected);
 }
 
-/// The columns of the Parquet file, by rows; what it says of units is checked.
+/// The columns of the Parquet file, row by row; their units are checked.
 fn parquet_numbers(columns: &[&str]) -> Vec<Vec<Option<f64>>> {
     use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use arrow_array::Array as _;

@@ -1,8 +1,10 @@
-//! The functions that answer with an error code, as C has them: with an integer.
+//! Functions that return an error code, declared as in C: with an integer.
 
 use std::ffi::{c_char, c_int, c_void};
 
 use rdkafka::bindings as native;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::types::RDKafkaRespErr;
 
 unsafe extern "C" {
     pub fn rd_kafka_flush(client: *mut native::rd_kafka_t, timeout_ms: c_int) -> c_int;
@@ -36,4 +38,26 @@ unsafe extern "C" {
         value: *mut *const c_void,
         length: *mut usize,
     ) -> c_int;
+}
+
+/// `RD_KAFKA_RESP_ERR_NO_ERROR`.
+pub const NO_ERROR: c_int = 0;
+
+/// librdkafka's code as rdkafka's; a code that rdkafka does not know becomes `Unknown`.
+pub fn error_code(code: c_int) -> RDKafkaErrorCode {
+    RDKafkaRespErr::try_from(code).unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_error_codes_become_unknown_error() {
+        assert_eq!(error_code(3), RDKafkaErrorCode::UnknownTopicOrPartition);
+        assert_eq!(error_code(-191), RDKafkaErrorCode::PartitionEOF);
+        for unknown in [999, -999, i32::MAX, i32::MIN] {
+            assert_eq!(error_code(unknown), RDKafkaErrorCode::Unknown);
+        }
+    }
 }

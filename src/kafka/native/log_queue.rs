@@ -1,4 +1,4 @@
-//! What a client says of itself, in a queue of its own: in the order of what it does.
+//! A client's log in a queue of its own, in the order of what the client does.
 
 use std::ffi::{CStr, c_int};
 use std::ptr::{self, NonNull};
@@ -8,10 +8,12 @@ use rdkafka::bindings as native;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 
-/// The lines of a client's log, which are no longer given to its context.
+use super::error_codes::{self, NO_ERROR};
+
+/// The log lines of a client, which are no longer passed to its context.
 pub struct LogQueue<C: ConsumerContext + 'static> {
     queue: NonNull<native::rd_kafka_queue_t>,
-    // Goes after the queue.
+    // Dropped after the queue.
     _client: Arc<BaseConsumer<C>>,
 }
 
@@ -19,20 +21,21 @@ pub struct LogQueue<C: ConsumerContext + 'static> {
 unsafe impl<C: ConsumerContext + 'static> Send for LogQueue<C> {}
 
 impl<C: ConsumerContext + 'static> LogQueue<C> {
-    /// From now on the client's lines come here. None where it does not give them away.
+    /// Redirects the client's log lines to a queue. `None` if librdkafka refuses.
     pub fn redirect_from(client: &Arc<BaseConsumer<C>>) -> Option<LogQueue<C>> {
         let native = client.client().native_ptr();
         // SAFETY: the client is kept; the queue is given back once, when this is dropped.
         let queue = unsafe { NonNull::new(native::rd_kafka_queue_new(native))? };
-        let taken = LogQueue { queue, _client: Arc::clone(client) };
+        let redirected = LogQueue { queue, _client: Arc::clone(client) };
         // SAFETY: client and queue live.
-        let answer = unsafe { super::error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
-        (answer == super::NO_ERROR).then_some(taken)
+        let code = unsafe { error_codes::rd_kafka_set_log_queue(native, queue.as_ptr()) };
+        (code == NO_ERROR).then_some(redirected)
     }
 
-    /// Gives the lines that are there, without waiting: level, facility, text.
+    /// Calls `on_line` with the level, facility and text of each queued line, without waiting.
     pub fn drain(&mut self, mut on_line: impl FnMut(RDKafkaLogLevel, &str, &str)) {
-        // SAFETY: the queue lives; an event is given back once, and what it says is read before that.
+        // SAFETY: the queue lives; an event is given back once, and what it says is read before
+        // that.
         unsafe {
             while let Some(event) = NonNull::new(native::rd_kafka_queue_poll(self.queue.as_ptr(), 0)) {
                 let (mut facility, mut text, mut severity) = (ptr::null(), ptr::null(), 0);
@@ -53,7 +56,7 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
     }
 }
 
-/// By the numbers of syslog.
+/// By syslog's numbers.
 fn syslog_level(severity: c_int) -> RDKafkaLogLevel {
     match severity {
         ..=2 => RDKafkaLogLevel::Critical,

@@ -1,4 +1,4 @@
-//! The ids of topics, which rdkafka has no call for: one request for all.
+//! The ids of topics, for which rdkafka has no call: one request for all.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -10,26 +10,26 @@ use rdkafka::bindings as native;
 use rdkafka::client::Client;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use super::{NO_ERROR, error_code, error_codes};
+use super::error_codes::{self, NO_ERROR, error_code};
 
-/// What a cluster says of a topic.
+/// The state of a topic in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicState {
     Missing,
-    /// With its id, as Kafka's own tools write it; brokers before 2.8 have none.
+    /// The id is as Kafka's own tools write it; brokers before 2.8 have none.
     Present {
         id: Option<String>,
         partitions: u32,
     },
-    /// It cannot be said.
+    /// The cluster cannot say.
     Unknown(RDKafkaErrorCode),
 }
 
-/// Asks which topics there are, and for their ids: all in one request (DescribeTopics). It makes none.
+/// Lists which topics exist, with their ids: all in one request (DescribeTopics). It creates none.
 ///
 /// # Errors
 ///
-/// Where no broker has answered in this time.
+/// If no broker responds in this time.
 pub fn describe_topic_ids<C: ClientContext>(
     client: &Client<C>,
     topics: &[&str],
@@ -39,11 +39,11 @@ pub fn describe_topic_ids<C: ClientContext>(
     if topics.is_empty() {
         return Ok(states);
     }
-    let answer = DescribeResponse::describe(client, topics, wait)?;
+    let response = DescribeResponse::describe(client, topics, wait)?;
     let mut count = 0;
     // SAFETY: the event is an answer to DescribeTopics, and what it holds lives as long as it.
     unsafe {
-        let result = native::rd_kafka_event_DescribeTopics_result(answer.0.as_ptr());
+        let result = native::rd_kafka_event_DescribeTopics_result(response.0.as_ptr());
         let found = match result.is_null() {
             true => ptr::null_mut(),
             false => native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count),
@@ -59,9 +59,10 @@ pub fn describe_topic_ids<C: ClientContext>(
 
 /// # Safety
 ///
-/// The description must live.
+/// The description must be alive.
 unsafe fn topic_state(topic: *const native::rd_kafka_TopicDescription_t) -> TopicState {
-    // SAFETY: the description lives, by the caller; so do the error, the id and the partitions, which it has.
+    // SAFETY: the description lives, by the caller; so do the error, the id and the partitions,
+    // which it has.
     let (code, id, partitions) = unsafe {
         let error = native::rd_kafka_TopicDescription_error(topic);
         let code = if error.is_null() { NO_ERROR } else { error_codes::rd_kafka_error_code(error) };
@@ -80,7 +81,7 @@ unsafe fn topic_state(topic: *const native::rd_kafka_TopicDescription_t) -> Topi
 
 /// # Safety
 ///
-/// The id must live, where there is one.
+/// The id must be alive, if it is not null.
 unsafe fn id_of(id: *const native::rd_kafka_Uuid_t) -> Option<String> {
     if id.is_null() {
         return None;
@@ -99,12 +100,12 @@ unsafe fn id_of(id: *const native::rd_kafka_Uuid_t) -> Option<String> {
     Some(url_safe_topic_id(&text))
 }
 
-/// As `kafka-topics.sh --describe` writes ids: librdkafka has the other alphabet of base64.
+/// The id in the alphabet of `kafka-topics.sh --describe`: librdkafka uses the other one of base64.
 pub fn url_safe_topic_id(id: &str) -> String {
     id.replace('+', "-").replace('/', "_")
 }
 
-/// An answer's event, which is given back once.
+/// The event of a response, which is released once.
 struct DescribeResponse(NonNull<native::rd_kafka_event_t>);
 
 impl DescribeResponse {
@@ -119,9 +120,9 @@ impl DescribeResponse {
         let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
         let mut problem = [0 as c_char; 128];
-        // SAFETY: the client is borrowed; names and options are copied by the call; each thing that is made here is given back
-        // once, the queue after the only event that comes to it.
-        let answer = unsafe {
+        // SAFETY: the client is borrowed; names and options are copied by the call; each thing that
+        // is made here is given back once, the queue after the only event that comes to it.
+        let response = unsafe {
             let client = client.native_ptr();
             let queue = native::rd_kafka_queue_new(client);
             let topics =
@@ -137,18 +138,18 @@ impl DescribeResponse {
                 problem.len(),
             );
             native::rd_kafka_DescribeTopics(client, topics, options, queue);
-            // It answers within its own time, with an error if need be.
-            let answer = native::rd_kafka_queue_poll(queue, wait.saturating_add(1_000));
+            // The request ends within its own timeout, with an error if need be.
+            let response = native::rd_kafka_queue_poll(queue, wait.saturating_add(1_000));
             native::rd_kafka_AdminOptions_destroy(options);
             native::rd_kafka_TopicCollection_destroy(topics);
             native::rd_kafka_queue_destroy(queue);
-            answer
+            response
         };
         let timed_out = KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
-        let answer = DescribeResponse(NonNull::new(answer).ok_or(timed_out)?);
+        let response = DescribeResponse(NonNull::new(response).ok_or(timed_out)?);
         // SAFETY: the event is ours.
-        match unsafe { error_codes::rd_kafka_event_error(answer.0.as_ptr()) } {
-            NO_ERROR => Ok(answer),
+        match unsafe { error_codes::rd_kafka_event_error(response.0.as_ptr()) } {
+            NO_ERROR => Ok(response),
             code => Err(KafkaError::AdminOp(error_code(code))),
         }
     }

@@ -9,8 +9,8 @@ pub(super) fn days_in_month(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days since 1970-01-01 of a date of the proleptic Gregorian calendar: years are counted from March, so that the leap
-/// day is the last of a year, and 400 years are 146,097 days.
+/// Days from 1970-01-01 to a date. Years are counted from March, so that the leap day is the last
+/// of a year, and 400 years are 146,097 days.
 #[inline]
 pub(super) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
@@ -20,7 +20,7 @@ pub(super) fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
-/// The date that is `days` days after 1970-01-01: `days_from_civil` the other way round.
+/// The date that is `days` days after 1970-01-01: the inverse of `days_from_civil`.
 pub fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);

@@ -1,4 +1,4 @@
-//! Days by the clocks of a place.
+//! Days by UTC or by the clocks of a zone.
 
 use std::ops::Range;
 
@@ -7,8 +7,8 @@ use jiff::civil::Date;
 
 use super::{DAY_MS, IanaZone, civil_from_days};
 
-/// Whose days are counted. A day of a zone begins when its clocks first show its date, so it has 23 or 25 hours where they are
-/// set forward or back.
+/// The zone whose days are counted. A day begins when the zone's clocks first show its date, so it
+/// has 23 or 25 hours if they are set forward or back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DayZone {
     #[default]
@@ -16,7 +16,7 @@ pub enum DayZone {
     Zone(IanaZone),
 }
 
-/// A day, by the number of its date, and the instants that it has, in milliseconds since the epoch.
+/// A day, by the number of its date, and its instants in milliseconds since the epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Day {
     /// Days from 1970-01-01 to its date.
@@ -31,7 +31,7 @@ impl DayZone {
         let offset = Timestamp::from_millisecond(ms).map_or(0, |at| zone.time_zone().to_offset(at).seconds());
         let shown = (ms + i64::from(offset) * 1_000).div_euclid(DAY_MS) as i32;
         let day = self.day_by_number(shown);
-        // Clocks that are set back over midnight show a date again when the next one has begun.
+        // Clocks that are set back over midnight show a date again after the next one has begun.
         match ms {
             ms if ms >= day.instants.end => self.day_by_number(shown + 1),
             ms if ms < day.instants.start => self.day_by_number(shown - 1),
@@ -83,7 +83,7 @@ mod tests {
             new_york.day_of(ms("2013-07-17T04:00:00Z")).number
         );
         assert_eq!(new_york.day_of(ms("2013-07-18T04:00:00Z")), DayZone::day_by_number(new_york, 15_904));
-        // Midnight itself is skipped here, and a whole day there.
+        // Midnight itself is skipped in Sao Paulo, and a whole day in Apia.
         assert_eq!(hours(zone("America/Sao_Paulo"), "2013-10-20T12:00:00Z"), 23.0);
         let apia = zone("Pacific/Apia");
         let before = apia.day_of(ms("2011-12-30T09:59:59Z"));

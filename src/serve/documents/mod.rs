@@ -1,4 +1,4 @@
-//! What programs read to learn the interface: OpenAPI for HTTP, AsyncAPI for the WebSockets.
+//! Documents of the interface for programs: OpenAPI for HTTP, AsyncAPI for the WebSockets.
 
 pub(super) fn openapi() -> &'static [u8] {
     include_bytes!("openapi.json")

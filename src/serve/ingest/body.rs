@@ -1,4 +1,5 @@
-//! The body of a `POST`: what it is, and what it is once it is decompressed.
+//! The body of a `POST`: its format and content coding, and its decompression within a memory
+//! budget.
 
 use std::io::{Cursor, Read};
 use std::sync::Arc;
@@ -11,14 +12,15 @@ use zstd::zstd_safe::{self, DCtx, get_error_name};
 use crate::codec::GzipMemberReader;
 use crate::serve::problem::{Problem, ProblemCode};
 
-/// Room for so much is taken at a time.
+/// Memory is acquired in steps of this length.
 const DECOMPRESSION_STEP_BYTES: usize = 64 * 1024;
-/// What a decoder takes beside its output, about; where bodies are small, less is counted, so that any can be taken.
+/// Bytes that a decoder takes beside its output, about. If the limit of bodies is low, less is
+/// counted, so that a body of that length can be accepted.
 const DECODER_OVERHEAD_BYTES: usize = 256 * 1024;
-/// As the library names what fits with more room.
+/// The library's name of the error that a longer output buffer avoids.
 const ZSTD_BUFFER_TOO_SMALL: &str = "Destination buffer is too small";
 
-/// How records stand in a body.
+/// How records are written in a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyFormat {
     /// One object, or an array of them.
@@ -34,11 +36,11 @@ pub(super) enum BodyCoding {
     Zstd,
 }
 
-/// What the headers say of the body.
+/// The format and coding that the headers give the body.
 pub(super) fn body_format(headers: &HeaderMap) -> Result<(BodyFormat, BodyCoding), Problem> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let form = match kind.as_str() {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let format = match media_type.as_str() {
         "application/json" => BodyFormat::Json,
         "application/x-ndjson" => BodyFormat::Lines,
         _ => {
@@ -47,10 +49,10 @@ pub(super) fn body_format(headers: &HeaderMap) -> Result<(BodyFormat, BodyCoding
             return Err(Problem::new(ProblemCode::UnsupportedMediaType, detail).with_header(ACCEPT, accepted));
         }
     };
-    Ok((form, body_coding(headers)?))
+    Ok((format, body_coding(headers)?))
 }
 
-/// All header lines together are one list.
+/// The coding of the `Content-Encoding` headers, whose lines together are one list.
 fn body_coding(headers: &HeaderMap) -> Result<BodyCoding, Problem> {
     let mut coding = BodyCoding::Identity;
     for line in headers.get_all(CONTENT_ENCODING) {
@@ -83,24 +85,24 @@ pub(super) fn body_too_large(limit: usize) -> Problem {
     )
 }
 
-/// Adds room for so many bytes to what is held.
+/// Acquires `bytes` more of the budget.
 pub(super) fn extend_permit(
-    room: &Arc<Semaphore>,
-    held: &mut Option<OwnedSemaphorePermit>,
+    budget: &Arc<Semaphore>,
+    permit: &mut Option<OwnedSemaphorePermit>,
     bytes: usize,
 ) -> Result<(), Problem> {
     let busy =
         || Problem::new(ProblemCode::Busy, "too many readings wait for the log: try again in a moment");
     let wanted = u32::try_from(bytes).map_err(|_| busy())?;
-    let more = room.clone().try_acquire_many_owned(wanted).map_err(|_| busy())?;
-    match held {
-        Some(held) => held.merge(more),
-        None => *held = Some(more),
+    let more = budget.clone().try_acquire_many_owned(wanted).map_err(|_| busy())?;
+    match permit {
+        Some(permit) => permit.merge(more),
+        None => *permit = Some(more),
     }
     Ok(())
 }
 
-/// Room for what is decompressed, taken before it is there.
+/// Memory for the decompressed body, acquired before it is used.
 pub(super) struct DecompressionPermit {
     budget: Arc<Semaphore>,
     limit: usize,
@@ -109,11 +111,12 @@ pub(super) struct DecompressionPermit {
 }
 
 impl DecompressionPermit {
-    pub(super) fn new(room: Arc<Semaphore>, limit: usize) -> DecompressionPermit {
-        DecompressionPermit { budget: room, limit, permit: None, bytes: 0 }
+    /// Within `budget`, for a body of at most `limit` bytes.
+    pub(super) fn new(budget: Arc<Semaphore>, limit: usize) -> DecompressionPermit {
+        DecompressionPermit { budget, limit, permit: None, bytes: 0 }
     }
 
-    /// Makes it so much, and what a decoder needs itself.
+    /// Holds `bytes`, and the memory of the decoder itself.
     fn resize_with_decoder(&mut self, bytes: usize) -> Result<(), Problem> {
         self.resize(bytes + DECODER_OVERHEAD_BYTES.min(self.limit / 4))
     }
@@ -121,8 +124,8 @@ impl DecompressionPermit {
     fn resize(&mut self, bytes: usize) -> Result<(), Problem> {
         if bytes > self.bytes {
             extend_permit(&self.budget, &mut self.permit, bytes - self.bytes)?;
-        } else if let Some(held) = &mut self.permit {
-            drop(held.split(self.bytes - bytes));
+        } else if let Some(permit) = &mut self.permit {
+            drop(permit.split(self.bytes - bytes));
         }
         self.bytes = bytes;
         Ok(())
@@ -134,22 +137,22 @@ impl DecompressionPermit {
 }
 
 impl BodyCoding {
-    /// Decompresses a whole body, with room for it and the decoder.
+    /// Decompresses a whole body within its permit.
     ///
     /// # Errors
     ///
-    /// If it is cut off, damaged, or becomes larger than the limit.
+    /// If the body is incomplete, damaged, or longer than the limit once it is decompressed.
     pub(super) fn decompress_body(
         self,
-        packed: &[u8],
-        room: &mut DecompressionPermit,
+        compressed: &[u8],
+        permit: &mut DecompressionPermit,
     ) -> Result<Vec<u8>, Problem> {
         let bytes = match self {
-            BodyCoding::Identity => packed.to_vec(),
-            BodyCoding::Gzip => decompress_gzip(packed, room)?,
-            BodyCoding::Zstd => decompress_zstd(packed, room)?,
+            BodyCoding::Identity => compressed.to_vec(),
+            BodyCoding::Gzip => decompress_gzip(compressed, permit)?,
+            BodyCoding::Zstd => decompress_zstd(compressed, permit)?,
         };
-        room.resize(bytes.len())?;
+        permit.resize(bytes.len())?;
         Ok(bytes)
     }
 }
@@ -161,45 +164,47 @@ fn malformed_body(coding: &str, error: &str) -> Problem {
     )
 }
 
-fn decompress_gzip(packed: &[u8], room: &mut DecompressionPermit) -> Result<Vec<u8>, Problem> {
-    let mut members = GzipMemberReader::new(Cursor::new(packed));
+fn decompress_gzip(compressed: &[u8], permit: &mut DecompressionPermit) -> Result<Vec<u8>, Problem> {
+    let mut members = GzipMemberReader::new(Cursor::new(compressed));
     let mut bytes = Vec::new();
     loop {
-        // One more than the limit shows that there is more.
-        let step = DECOMPRESSION_STEP_BYTES.min(room.limit + 1 - bytes.len());
-        room.resize_with_decoder(bytes.len() + step)?;
+        // One byte more than the limit shows that the body is too long.
+        let step = DECOMPRESSION_STEP_BYTES.min(permit.limit + 1 - bytes.len());
+        permit.resize_with_decoder(bytes.len() + step)?;
         bytes.reserve_exact(step);
         let read = members.by_ref().take(step as u64).read_to_end(&mut bytes);
         let read = read.map_err(|error| malformed_body("gzip", &error.to_string()))?;
-        match () {
-            () if bytes.len() > room.limit => return Err(body_too_large(room.limit)),
-            () if read < step => return Ok(bytes),
-            () => {}
+        if bytes.len() > permit.limit {
+            return Err(body_too_large(permit.limit));
+        }
+        if read < step {
+            return Ok(bytes);
         }
     }
 }
 
-/// All frames at once, to one buffer: so no window is kept beside it, however large a frame says that it is. Where nothing says how much
-/// there is, the buffer is doubled until all fits.
-fn decompress_zstd(packed: &[u8], room: &mut DecompressionPermit) -> Result<Vec<u8>, Problem> {
-    let limit = room.limit;
-    let said = zstd_safe::get_frame_content_size(packed).ok().flatten();
-    if said.is_some_and(|size| size > limit as u64) {
+/// Decompresses all frames at once to one buffer, so that no window is in memory beside it, however
+/// large a frame says that its window is. If no frame gives its length, the buffer is doubled until
+/// all fits.
+fn decompress_zstd(compressed: &[u8], permit: &mut DecompressionPermit) -> Result<Vec<u8>, Problem> {
+    let limit = permit.limit;
+    let announced = zstd_safe::get_frame_content_size(compressed).ok().flatten();
+    if announced.is_some_and(|size| size > limit as u64) {
         return Err(body_too_large(limit));
     }
-    let said = said.and_then(|size| usize::try_from(size).ok());
-    let mut size =
-        said.unwrap_or_else(|| packed.len().saturating_mul(4)).max(DECOMPRESSION_STEP_BYTES).min(limit);
-    room.resize_with_decoder(size)?;
+    let announced = announced.and_then(|size| usize::try_from(size).ok());
+    let guess = announced.unwrap_or_else(|| compressed.len().saturating_mul(4));
+    let mut size = guess.max(DECOMPRESSION_STEP_BYTES).min(limit);
+    permit.resize_with_decoder(size)?;
     let mut decoder = DCtx::create();
     loop {
         let mut bytes = Vec::with_capacity(size);
-        match decoder.decompress(&mut bytes, packed) {
+        match decoder.decompress(&mut bytes, compressed) {
             Ok(_) => return Ok(bytes),
             Err(code) if get_error_name(code) == ZSTD_BUFFER_TOO_SMALL && size < limit => {
                 size = size.saturating_mul(2).min(limit);
                 drop(bytes);
-                room.resize_with_decoder(size)?;
+                permit.resize_with_decoder(size)?;
             }
             Err(code) if get_error_name(code) == ZSTD_BUFFER_TOO_SMALL => return Err(body_too_large(limit)),
             Err(code) => return Err(malformed_body("zstd", get_error_name(code))),

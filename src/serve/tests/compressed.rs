@@ -12,9 +12,9 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-type Pack = fn(&[u8]) -> Vec<u8>;
+type Compress = fn(&[u8]) -> Vec<u8>;
 
-/// Without its size in the header, as what is compressed while it comes.
+/// Without the size in its header, as data that is compressed while it is read.
 fn zstd_stream(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 19).unwrap();
     encoder.write_all(bytes).unwrap();
@@ -54,9 +54,9 @@ fn compressed_bodies_are_accepted_like_plain_ones() {
 #[test]
 fn truncated_or_damaged_compressed_bodies_are_bad_requests() {
     let service = TestServer::start_ready(plan());
-    let packed: [(&str, Pack); 3] = [("gzip", gzip), ("zstd", zstd), ("zstd", zstd_stream)];
-    for (coding, pack) in packed {
-        let whole = pack([READING; 20].join("\n").as_bytes());
+    let codings: [(&str, Compress); 3] = [("gzip", gzip), ("zstd", zstd), ("zstd", zstd_stream)];
+    for (coding, compress) in codings {
+        let whole = compress([READING; 20].join("\n").as_bytes());
         let mut damaged = whole.clone();
         damaged[0] ^= 1;
         let cut = [1, whole.len() / 2, whole.len() - 1].map(|length| whole[..length].to_vec());
@@ -82,7 +82,7 @@ fn compressed_bodies_are_limited_by_decompressed_size() {
         let code = reply.code();
         assert!((reply.status, &*code) == (413, "body_too_large"), "{coding}: {} {code}", reply.status);
     }
-    // Exactly as much as a plain one may be.
+    // Exactly as long as a plain body may be.
     let fits = |length: usize| [READING, &" ".repeat(length - READING.len())].concat();
     for (length, status) in [(100_000, 200), (100_001, 413)] {
         let body = fits(length);
@@ -94,8 +94,8 @@ fn compressed_bodies_are_limited_by_decompressed_size() {
             assert_eq!(post(&service, coding, &body).status, status, "{coding} of {length}");
         }
     }
-    // All room has come back.
-    *service.log.held.lock().unwrap() = None;
+    // All memory is released.
+    *service.log.pending_callbacks.lock().unwrap() = None;
     for _ in 0..20 {
         assert_eq!(post(&service, "gzip", &gzip(fits(99_000).as_bytes())).status, 200);
     }
@@ -105,22 +105,23 @@ fn compressed_bodies_are_limited_by_decompressed_size() {
 fn compressed_bodies_reserve_memory_for_decompressed_size() {
     let limits = ServeLimits { body_bytes: 100_000, bodies_bytes: 220_000, ..limits() };
     let service = TestServer::start_ready(ServePlan { limits, ..plan() });
-    *service.log.held.lock().unwrap() = Some(Vec::new());
+    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
     let body = [READING, &" ".repeat(99_000 - READING.len())].concat();
     let (small, large) = (gzip(body.as_bytes()), READING);
     assert!(small.len() < 1_000);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| post(&service, "gzip", &small));
         let started = Instant::now();
-        while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+        while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
             assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
-        // Of 220,000 bytes 99,000 are taken, and one that becomes as large takes its decoder's share beside.
+        // Of 220,000 bytes 99,000 are taken, and one that becomes as large takes its decoder's
+        // share beside.
         let second = post(&service, "zstd", &zstd_stream(body.as_bytes()));
         assert_eq!((second.status, &*second.code()), (429, "busy"));
         assert!(!waiting.is_finished() && !large.is_empty());
-        for done in service.log.held.lock().unwrap().take().unwrap() {
+        for done in service.log.pending_callbacks.lock().unwrap().take().unwrap() {
             done(Ok(AppendReport::default()));
         }
         assert_eq!(waiting.join().unwrap().status, 200);

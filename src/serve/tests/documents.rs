@@ -1,4 +1,4 @@
-//! The documents say what the server does.
+//! The OpenAPI and AsyncAPI documents describe what the server does.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::*;
 use crate::serve::problem::ProblemCode;
-use crate::serve::routes::{ROUTES, RouteAvailability};
+use crate::serve::route::RouteAvailability;
+use crate::serve::routes::ROUTES;
 
 static OPENAPI: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_slice(crate::serve::documents::openapi()).unwrap());
@@ -22,12 +23,12 @@ fn validate(document: &Value, name: &str, instance: &Value) {
     assert!(errors.is_empty(), "{name}: {errors:?}\n{instance:#}");
 }
 
-/// An answer against a schema of the OpenAPI document.
+/// Checks a response against a schema of the OpenAPI document.
 pub(super) fn check(name: &str, instance: &Value) {
     validate(&OPENAPI, name, instance);
 }
 
-/// A message against a schema of the AsyncAPI document.
+/// Checks a message against a schema of the AsyncAPI document.
 pub(super) fn check_message(name: &str, message: &Value) {
     validate(&ASYNCAPI, name, message);
 }

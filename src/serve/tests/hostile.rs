@@ -1,8 +1,8 @@
-//! Clients that are slow, wrong, or many: they get an answer or an end in time, and the server goes on.
-
-use crate::model::CurrentRowUpdate;
+//! Clients that are slow, send invalid bytes, or are too many: each gets a response or is
+//! disconnected in time, and the server keeps serving others.
 
 use super::*;
+use crate::model::CurrentRowUpdate;
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -12,31 +12,31 @@ fn service_with_short_timeouts() -> TestServer {
     TestServer::start_ready(ServePlan { limits, ..plan() })
 }
 
-/// Writes slowly until the server ends the connection.
+/// Writes slowly until the server ends the connection; returns what it sent.
 fn write_slowly(socket: &mut TcpStream, bytes: &[u8]) -> Vec<u8> {
     let started = Instant::now();
-    let mut given = Vec::new();
+    let mut received = Vec::new();
     let mut space = [0; 4096];
     socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     for byte in bytes.iter().cycle() {
-        assert!(started.elapsed() < TEST_DEADLINE, "the server does not end it");
+        assert!(started.elapsed() < TEST_DEADLINE, "the server does not end the connection");
         if socket.write_all(&[*byte]).is_err() {
             break;
         }
         match socket.read(&mut space) {
             Ok(0) => break,
-            Ok(read) => given.extend_from_slice(&space[..read]),
+            Ok(read) => received.extend_from_slice(&space[..read]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => break,
         }
     }
-    given
+    received
 }
 
 fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
     let mut rest = Vec::new();
     if let Err(error) = socket.read_to_end(&mut rest) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the server does not end it");
+        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "the server does not end the connection");
     }
     rest
 }
@@ -76,7 +76,7 @@ fn client_that_reads_no_response_is_dropped() {
     let service = service_with_short_timeouts();
     let row = cities()[0].row;
     let many = (0..20_000)
-        .map(|at| CurrentRowUpdate { epoch: 0, city: Arc::from(format!("city {at}")), row })
+        .map(|number| CurrentRowUpdate { epoch: 0, city: Arc::from(format!("city {number}")), row })
         .collect();
     service.dataflow.publish(ViewUpdate { current_rows: many, ..ViewUpdate::default() });
     service.poll_until("/v1/status", |reply| reply.json()["cities"] == 20_004);
@@ -93,7 +93,7 @@ fn client_that_reads_no_response_is_dropped() {
 fn invalid_or_oversized_http_is_refused() {
     let service = TestServer::start_ready(plan());
     let long = "x".repeat(100_000);
-    let headers: String = (0..500).map(|at| format!("x-{at}: y\r\n")).collect();
+    let headers: String = (0..500).map(|number| format!("x-{number}: y\r\n")).collect();
     let chunked = "POST /v1/readings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
     for request in [
         format!("GET /{long} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
@@ -134,13 +134,13 @@ fn invalid_or_oversized_http_is_refused() {
     assert_eq!(service.get("/healthz").status, 200);
 }
 
-/// The first bytes of a TLS client.
+/// The first bytes that a TLS client sends.
 fn client_hello() -> Vec<u8> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-    let client = runtime.spawn(sockets::https(address, made.cert.der().clone()));
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    let client = runtime.spawn(sockets::https(address, generated.cert.der().clone()));
     let mut hello = vec![0; 16 * 1024];
     let read = listener.accept().unwrap().0.read(&mut hello).unwrap();
     client.abort();
@@ -152,14 +152,14 @@ fn client_hello() -> Vec<u8> {
 fn invalid_tls_handshakes_do_not_affect_others() {
     let folder = tempfile::tempdir().unwrap();
     let files = TlsPlan { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
-    let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-    std::fs::write(&files.certificate, made.cert.pem()).unwrap();
-    std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+    let generated = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+    std::fs::write(&files.certificate, generated.cert.pem()).unwrap();
+    std::fs::write(&files.key, generated.signing_key.serialize_pem()).unwrap();
     let limits = ServeLimits { header_time: TEST_DEADLINE / 20, ..limits() };
     let service = TestServer::start(ServePlan { tls: Some(files), limits, ..plan() }, true);
     let hello = client_hello();
     assert!(hello.len() > 100 && hello[0] == 0x16, "{hello:?}");
-    // Some that say nothing, or half.
+    // Clients that send nothing, or a part of the handshake.
     let stalled: Vec<_> = (0..50)
         .map(|n| {
             let mut socket = service.connect();
@@ -175,7 +175,7 @@ fn invalid_tls_handshakes_do_not_affect_others() {
         read_to_end(socket);
     }
     stalled.into_iter().for_each(|socket| drop(read_to_end(socket)));
-    let answer = service.runtime.block_on(sockets::https(service.address, made.cert.der().clone()));
+    let answer = service.runtime.block_on(sockets::https(service.address, generated.cert.der().clone()));
     assert_eq!(HttpReply::parse(&answer).status, 200);
 }
 
@@ -209,7 +209,7 @@ fn connections_beyond_limit_are_rejected() {
     let service =
         TestServer::start_ready(ServePlan { limits: ServeLimits { connections: 4, ..limits() }, ..plan() });
     service.wait_for_idle();
-    let held: Vec<_> = (0..4)
+    let open: Vec<_> = (0..4)
         .map(|_| {
             let mut socket = service.connect();
             socket.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
@@ -225,6 +225,6 @@ fn connections_beyond_limit_are_rejected() {
             (503, "overloaded", Some("1"))
         );
     }
-    drop(held);
+    drop(open);
     service.poll_until("/healthz", |reply| reply.status == 200);
 }

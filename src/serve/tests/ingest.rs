@@ -1,4 +1,4 @@
-//! Readings by `POST`.
+//! `POST /v1/readings`.
 
 use serde_json::json;
 
@@ -36,19 +36,22 @@ fn refused_records_are_reported_and_others_accepted() {
     let service = TestServer::start_ready(plan());
     let mixed = service.post(JSON, format!("[{HOT},{READING},7,{{}}]").as_bytes());
     assert_eq!((mixed.status, &mixed.json()["accepted"]), (200, &json!(1)));
-    let told = |reply: &HttpReply| {
+    let refusals = |reply: &HttpReply| {
         let refused = reply.json()["refused"].as_array().unwrap().clone();
-        refused.iter().map(|one| (one["index"].clone(), one["reason"].clone())).collect::<Vec<_>>()
+        refused
+            .iter()
+            .map(|refusal| (refusal["index"].clone(), refusal["reason"].clone()))
+            .collect::<Vec<_>>()
     };
     let expected =
         [(0, "out_of_range"), (2, "not_decodable"), (3, "missing_field")].map(|(i, r)| (json!(i), json!(r)));
-    assert_eq!(told(&mixed), expected);
+    assert_eq!(refusals(&mixed), expected);
     let lines = service.post(LINES, &[b"{\n\xff\xfe\n", READING.as_bytes()].concat());
-    assert_eq!(told(&lines), [(json!(0), json!("not_decodable")), (json!(1), json!("not_decodable"))]);
+    assert_eq!(refusals(&lines), [(json!(0), json!("not_decodable")), (json!(1), json!("not_decodable"))]);
 
     let many = service.post(LINES, [HOT; 150].join("\n").as_bytes());
     assert_eq!((many.status, &*many.code()), (422, "none_accepted"));
-    assert_eq!((told(&many).len(), &many.json()["refused_count"]), (100, &json!(150)));
+    assert_eq!((refusals(&many).len(), &many.json()["refused_count"]), (100, &json!(150)));
     for (kind, body) in [(JSON, "[]"), (JSON, "7"), (LINES, "\n\n"), (LINES, ""), (LINES, "{")] {
         assert_eq!(service.post(kind, body.as_bytes()).code(), "none_accepted", "{body}");
     }
@@ -69,7 +72,7 @@ fn non_json_body_or_content_type_is_refused() {
         "\u{feff}{}",
         &"[".repeat(100_000),
         "{\"a\":\"\\ud800\"}x",
-        // What was there before the fault is not taken either.
+        // The reading before the fault is not accepted either.
         &format!("[{READING},"),
         &format!("[{READING}]x"),
     ] {
@@ -82,8 +85,8 @@ fn non_json_body_or_content_type_is_refused() {
         assert_eq!((reply.status, &*reply.code()), (415, "unsupported_media_type"), "{kind}");
     }
     for coding in ["br", "deflate", "gzip, gzip", "zstd, gzip"] {
-        let packed = [("content-type", JSON), ("content-encoding", coding)];
-        let reply = service.send("POST", "/v1/readings", &packed, READING.as_bytes());
+        let headers = [("content-type", JSON), ("content-encoding", coding)];
+        let reply = service.send("POST", "/v1/readings", &headers, READING.as_bytes());
         assert_eq!((reply.status, &*reply.code()), (415, "unsupported_media_type"), "{coding}");
         assert_eq!(reply.header("accept-encoding"), Some("gzip, zstd, identity"), "{coding}");
     }
@@ -101,7 +104,7 @@ fn readiness_says_why_readings_are_held_back() {
     let reply = service.get("/readyz");
     assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (503, "clock_ahead", Some("42")));
     assert_eq!(reply.json()["detail"], "until the test has ended");
-    assert_eq!(service.get("/v1/cities").status, 200, "what was taken is still served");
+    assert_eq!(service.get("/v1/cities").status, 200, "results are still served");
     *service.log.error.lock().unwrap() = None;
     assert_eq!(service.get("/readyz").status, 200);
 }
@@ -129,34 +132,34 @@ fn unavailable_log_is_reported_to_client() {
 fn post_holds_memory_until_log_acknowledges() {
     let limits = ServeLimits { body_bytes: 1_000, bodies_bytes: 1_000, ..limits() };
     let service = TestServer::start_ready(ServePlan { limits, ..plan() });
-    *service.log.held.lock().unwrap() = Some(Vec::new());
+    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
     let body = [READING; 8].join("\n");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
         let started = Instant::now();
-        while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+        while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
             assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
         let second = service.post(LINES, body.as_bytes());
         assert_eq!((second.status, &*second.code()), (429, "busy"));
         assert!(!waiting.is_finished());
-        for done in service.log.held.lock().unwrap().take().unwrap() {
+        for done in service.log.pending_callbacks.lock().unwrap().take().unwrap() {
             done(Ok(AppendReport::default()));
         }
         assert_eq!(waiting.join().unwrap().status, 200);
     });
     assert_eq!(service.post(LINES, body.as_bytes()).status, 200);
-    *service.log.held.lock().unwrap() = Some(Vec::new());
+    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
         let started = Instant::now();
-        while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+        while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
             assert!(started.elapsed() < TEST_DEADLINE);
             std::thread::yield_now();
         }
-        // The log goes away without a word.
-        drop(service.log.held.lock().unwrap().take());
+        // The log drops the callback without calling it.
+        drop(service.log.pending_callbacks.lock().unwrap().take());
         assert_eq!(waiting.join().unwrap().code(), "log_failed");
     });
 }
@@ -165,11 +168,11 @@ fn post_holds_memory_until_log_acknowledges() {
 fn oversized_body_is_refused_before_it_is_read() {
     let limits = ServeLimits { body_bytes: 1_000, ..limits() };
     let service = TestServer::start_ready(ServePlan { limits, ..plan() });
-    let announced = format!(
+    let request = format!(
         "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\nexpect: 100-continue\r\ncontent-length: 1001\r\n\r\n",
         service.address
     );
-    let reply = service.send_raw(announced.as_bytes());
+    let reply = service.send_raw(request.as_bytes());
     assert_eq!((reply.status, &*reply.code()), (413, "body_too_large"));
     assert_eq!(service.post(JSON, &vec![b' '; 300_000]).code(), "body_too_large");
     let chunk = format!("400\r\n{}\r\n", " ".repeat(1_024));
@@ -215,20 +218,19 @@ fn large_batches_and_many_single_posts_are_accepted() {
 #[test]
 fn new_cities_beyond_share_are_refused_and_known_accepted() {
     let service = TestServer::start_ready(plan());
-    let of = |names: std::ops::Range<u32>| {
+    let readings = |names: std::ops::Range<u32>| {
         let reading = |name| READING.replace("5128581", &format!("made-up-{name}"));
         names.map(reading).collect::<Vec<_>>().join("\n")
     };
     let post = |body: String| service.post(LINES, body.as_bytes());
-    assert_eq!(post(of(0..500)).status, 200, "half of the 1,000 that are left");
-    assert_eq!(post(of(0..500)).status, 200, "the same ones");
-    assert_eq!(post(READING.into()).status, 200, "one that is known");
-    let taken = service.log.bytes().len();
-    let refused = post(format!("{READING}\n{}", of(500..501)));
+    assert_eq!(post(readings(0..500)).status, 200, "half of the room for 1,000 cities");
+    assert_eq!(post(readings(0..500)).status, 200, "the same cities");
+    assert_eq!(post(READING.into()).status, 200, "a known city");
+    let records = service.log.bytes().len();
+    let refused = post(format!("{READING}\n{}", readings(500..501)));
     assert_eq!((refused.status, &*refused.code()), (429, "too_many_new_cities"));
     assert!(refused.header("retry-after").unwrap().parse::<u32>().unwrap() > 0);
-    assert_eq!(service.log.bytes().len(), taken, "nothing of it is taken");
+    assert_eq!(service.log.bytes().len(), records, "no reading of the post is accepted");
     let metrics = service.get("/metrics");
-    let said = String::from_utf8(metrics.body.clone()).unwrap();
-    assert!(said.contains("swelter_new_cities_refused_total 1"), "{said}");
+    assert!(metrics.text().contains("swelter_new_cities_refused_total 1"), "{}", metrics.text());
 }

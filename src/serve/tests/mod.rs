@@ -1,4 +1,4 @@
-//! The server on a real socket, with a log and a dataflow that the tests play.
+//! The server on a real socket, with a log and a dataflow in memory whose answers the tests set.
 
 mod compressed;
 mod documents;
@@ -21,16 +21,17 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::publisher::Publisher;
 use super::*;
+use crate::codec::ReadOptions;
+use crate::directory::Directory;
 use crate::model::{
-    AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Category, CurrentRow,
-    CurrentRowUpdate, EventTime, HeatIndex, HoldCheck, Measurement, NewRecord, PartitionName, PartitionTable,
-    Query, QueryKind, Reason, Refusal, RemainingRows, Row, ViewUpdate,
+    AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Appender, Category,
+    CurrentRow, CurrentRowUpdate, EventTime, HeatIndex, HoldCheck, Measurement, NewRecord, PartitionName,
+    PartitionTable, Queries, Query, QueryKind, Reason, Refusal, RemainingRows, Row, ViewUpdate,
 };
 
 const TEST_DEADLINE: Duration = Duration::from_secs(10);
-/// Of the first update.
+/// The epoch of the first update.
 const FIRST_EPOCH: u64 = 1_764_000_000_000;
 
 fn limits() -> ServeLimits {
@@ -85,16 +86,16 @@ fn service_info() -> ServiceInfo {
     }
 }
 
-/// A log in memory, which answers at once as it is told to.
+/// A log in memory, which answers at once with what a test has set.
 #[derive(Default)]
 struct MemoryLog {
     records: Mutex<Vec<NewRecord>>,
-    /// Instead of taking records.
+    /// The error that appends are answered with, if it is set.
     error: Mutex<Option<AppendError>>,
-    /// What is dated then or later is of the future.
+    /// Readings dated then or later are refused as readings of the future.
     future: Mutex<Option<EventTime>>,
-    /// Where it is there, acknowledgements wait in it.
-    held: Mutex<Option<Vec<AppendCallback>>>,
+    /// If it is set, acknowledgements wait in it.
+    pending_callbacks: Mutex<Option<Vec<AppendCallback>>>,
 }
 
 impl MemoryLog {
@@ -115,8 +116,8 @@ impl HoldCheck for MemoryLog {
 
 impl Appender for MemoryLog {
     fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
-        if let Some(held) = &mut *self.held.lock().unwrap() {
-            return held.push(done);
+        if let Some(callbacks) = &mut *self.pending_callbacks.lock().unwrap() {
+            return callbacks.push(done);
         }
         if let Some(error) = self.error.lock().unwrap().clone() {
             return done(Err(error));
@@ -139,13 +140,13 @@ impl Appender for MemoryLog {
     }
 }
 
-/// Answers questions about histories at the epoch after all others.
+/// Answers queries of histories at the epoch after all others.
 #[derive(Default)]
 struct ScriptedDataflow {
     publisher: OnceLock<Publisher>,
     upper: Mutex<u64>,
     rows: Mutex<BTreeMap<Arc<str>, BTreeMap<EventTime, Row>>>,
-    /// The queue of questions is full.
+    /// Whether the queue of queries is full.
     full: Mutex<bool>,
 }
 
@@ -168,27 +169,25 @@ impl ScriptedDataflow {
 
     fn answer(&self, query: &Query) -> Option<AnswerPiece> {
         let rows = self.rows.lock().unwrap();
-        let of_city = rows.get(&query.city);
+        let city_rows = rows.get(&query.city);
         let (from, to, limit) = match query.kind {
             QueryKind::History { from, to, limit } => (from, to, limit as usize),
             QueryKind::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
             QueryKind::Unwatch | QueryKind::GrantRows { .. } | QueryKind::Cancel => return None,
         };
-        let within = of_city.into_iter().flatten().filter(|(at, _)| (from..to).contains(at));
+        let within = city_rows.into_iter().flatten().filter(|(at, _)| (from..to).contains(at));
         let mut found: Vec<_> = within.map(|(at, row)| (*at, *row)).collect();
-        let more = found.len() > limit;
+        let has_more = found.len() > limit;
         found.truncate(limit);
-        let (query, city, known) = (query.id, query.city.clone(), of_city.is_some());
-        let (first, rest) = (0, RemainingRows::Nothing);
         Some(AnswerPiece {
-            query_id: query,
+            query_id: query.id,
             epoch: 0,
-            city,
-            is_city_known: known,
-            first_row: first,
+            city: query.city.clone(),
+            is_city_known: city_rows.is_some(),
+            first_row: 0,
             rows: found,
-            has_more: more,
-            remaining: rest,
+            has_more,
+            remaining: RemainingRows::Nothing,
         })
     }
 }
@@ -216,34 +215,34 @@ struct TestServer {
 }
 
 impl TestServer {
-    /// Ready, with the readings of [`cities`].
+    /// Starts a server that is ready and has the current rows of [`cities`].
     fn start_ready(plan: ServePlan) -> TestServer {
         let service = TestServer::start(plan, true);
-        let (mut had, now) = (cities(), cities());
-        had[2].row = now[0].row;
-        service.dataflow.publish(ViewUpdate { current_rows: had, ..ViewUpdate::default() });
-        service.dataflow.publish(ViewUpdate { current_rows: now, ..ViewUpdate::default() });
+        let (mut earlier, later) = (cities(), cities());
+        earlier[2].row = later[0].row;
+        service.dataflow.publish(ViewUpdate { current_rows: earlier, ..ViewUpdate::default() });
+        service.dataflow.publish(ViewUpdate { current_rows: later, ..ViewUpdate::default() });
         service.poll_until("/readyz", |reply| reply.status == 200);
-        let both = |reply: &HttpReply| reply.json()["as_of"] == FIRST_EPOCH + 1;
+        let has_both = |reply: &HttpReply| reply.json()["as_of"] == FIRST_EPOCH + 1;
         if service.get("/v1/status").status == 200 {
-            service.poll_until("/v1/status", both);
+            service.poll_until("/v1/status", has_both);
         }
         service
     }
 
-    fn start(plan: ServePlan, log: bool) -> TestServer {
-        TestServer::start_with(plan, log, service_info())
+    fn start(plan: ServePlan, has_log: bool) -> TestServer {
+        TestServer::start_with(plan, has_log, service_info())
     }
 
-    fn start_with(plan: ServePlan, log: bool, facts: ServiceInfo) -> TestServer {
-        TestServer::start_warning(plan, log, facts, None)
+    fn start_with(plan: ServePlan, has_log: bool, info: ServiceInfo) -> TestServer {
+        TestServer::start_warning(plan, has_log, info, None)
     }
 
-    /// With a log whose stamps are not known before.
+    /// Starts a server whose log stamps records by another clock, if `warn_ahead` is set.
     fn start_warning(
         plan: ServePlan,
-        log: bool,
-        facts: ServiceInfo,
+        has_log: bool,
+        info: ServiceInfo,
         warn_ahead: Option<crate::model::Millis>,
     ) -> TestServer {
         let runtime =
@@ -251,13 +250,13 @@ impl TestServer {
         let bound = bind_server(plan).unwrap();
         let address = bound.address();
         let (appender, dataflow) = (Arc::new(MemoryLog::default()), Arc::new(ScriptedDataflow::default()));
-        let ports = Backends {
+        let backends = Backends {
             queries: dataflow.clone(),
-            appender: log.then(|| appender.clone() as Arc<dyn Appender>),
+            appender: has_log.then(|| appender.clone() as Arc<dyn Appender>),
             hold_check: Some(appender.clone()),
             warn_ahead,
         };
-        let serving = bound.start_serving(runtime.handle(), facts, ports).unwrap();
+        let serving = bound.start_serving(runtime.handle(), info, backends).unwrap();
         dataflow.publisher.set(serving.publisher()).ok().unwrap();
         TestServer { address, log: appender, dataflow, serving: Some(serving), runtime }
     }
@@ -269,10 +268,10 @@ impl TestServer {
         socket
     }
 
-    /// Sends the bytes as they are, and reads to the end.
+    /// Sends the bytes as they are, and reads until the connection ends.
     fn send_raw(&self, request: &[u8]) -> HttpReply {
         let mut socket = self.connect();
-        // The server may have answered and closed before all is sent.
+        // The server may have answered and closed before all bytes are sent.
         let _ = socket.write_all(request);
         HttpReply::read(&mut socket)
     }
@@ -298,11 +297,11 @@ impl TestServer {
         self.send("POST", "/v1/readings", &[("content-type", kind)], body)
     }
 
-    fn poll_until(&self, path: &str, done: impl Fn(&HttpReply) -> bool) -> HttpReply {
+    fn poll_until(&self, path: &str, is_expected: impl Fn(&HttpReply) -> bool) -> HttpReply {
         let started = Instant::now();
         loop {
             let reply = self.get(path);
-            if done(&reply) {
+            if is_expected(&reply) {
                 return reply;
             }
             assert!(started.elapsed() < TEST_DEADLINE, "{path}: {} {}", reply.status, reply.text());
@@ -310,7 +309,7 @@ impl TestServer {
         }
     }
 
-    /// Waits until no connection but the asking one is open.
+    /// Waits until no connection is open except the one that asks.
     fn wait_for_idle(&self) {
         self.poll_until("/v1/status", |reply| reply.json()["connections"] == 1);
     }
@@ -324,7 +323,7 @@ impl Drop for TestServer {
     }
 }
 
-/// An answer, as it came.
+/// A response, as it was received.
 #[derive(Debug)]
 struct HttpReply {
     status: u16,
@@ -362,7 +361,7 @@ impl HttpReply {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// That of a problem, whose shape is checked.
+    /// The code of a problem, whose members are checked against the document.
     fn code(&self) -> String {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem = self.json();
@@ -383,7 +382,8 @@ fn row(fahrenheit: f64, category: Category) -> Row {
     Row::new(heat_index, category, heat_index.micros() * 2 - 1_000_000, 2)
 }
 
-/// New York and Los Angeles, a city without a current row, and one with a hard name that is in no directory.
+/// New York and Los Angeles, a city without a current row, and a city that is not in the directory,
+/// whose name needs escapes.
 fn cities() -> Vec<CurrentRowUpdate> {
     let current = |fahrenheit, category| CurrentRow {
         reading_at: time("2025-11-24T16:00:00Z"),
@@ -401,7 +401,7 @@ fn cities() -> Vec<CurrentRowUpdate> {
     ]
 }
 
-/// A change of New York.
+/// A change of the current row of New York.
 fn hotter_new_york() -> ViewUpdate {
     let mut current = cities();
     current.truncate(1);

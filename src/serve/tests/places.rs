@@ -1,4 +1,4 @@
-//! Places of a file, and the search, in REST.
+//! Places of a file in responses, and the search.
 
 use serde_json::json;
 
@@ -33,7 +33,7 @@ fn places_override_directory() {
     };
     let (harbour, population) = city("5368361");
     assert_eq!(harbour, json!(["Harbour", "US", "America/Los_Angeles", 33.7, -118.2]));
-    assert!(population.as_u64() > Some(1_000_000), "that of the shipped entry");
+    assert!(population.as_u64() > Some(1_000_000), "the population of the shipped entry");
     let (roof, population) = city("Z%C3%BCrich%20%2F%20%22S%C3%BCd%22%20%25");
     assert_eq!((roof, population), (json!(["Dach", "CH", null, null, null]), Value::Null));
     assert_eq!(city("5128581").0, json!(["New York City", "US", null, 40.71427, -74.00597]));

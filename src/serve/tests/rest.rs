@@ -1,4 +1,4 @@
-//! Reads, security, caching.
+//! Reading over REST: lists, history, caching, access control.
 
 use serde_json::json;
 
@@ -41,22 +41,23 @@ fn cities_list_filters_and_orders() {
 #[test]
 fn city_is_found_by_encoded_key_and_cached_by_entity_tag() {
     let service = TestServer::start_ready(plan());
-    let hard = service.get("/v1/cities/Z%C3%BCrich%20%2F%20%22S%c3%bcd%22%20%25");
-    assert_eq!(hard.json()["city"], "Zürich / \"Süd\" %");
+    let escaped = service.get("/v1/cities/Z%C3%BCrich%20%2F%20%22S%c3%bcd%22%20%25");
+    assert_eq!(escaped.json()["city"], "Zürich / \"Süd\" %");
     assert_eq!(service.get("/v1/cities/nowhere").code(), "unknown_city");
     for path in ["/v1/cities/%", "/v1/cities/%ff", "/v1/cities/a%2", "/v1/cities/gone?x=1"] {
         assert_eq!(service.get(path).code(), "bad_parameter", "{path}");
     }
     let tag = service.get("/v1/cities/5128581").header("etag").unwrap().to_string();
-    let again = |given: &str| service.send("GET", "/v1/cities/5128581", &[("if-none-match", given)], b"");
-    for given in [tag.clone(), format!("\"x\", {tag}"), tag.replace("W/", ""), "*".into()] {
-        let reply = again(&given);
-        assert_eq!((reply.status, reply.body.len()), (304, 0), "{given}");
+    let get_if_none_match =
+        |tags: &str| service.send("GET", "/v1/cities/5128581", &[("if-none-match", tags)], b"");
+    for tags in [tag.clone(), format!("\"x\", {tag}"), tag.replace("W/", ""), "*".into()] {
+        let reply = get_if_none_match(&tags);
+        assert_eq!((reply.status, reply.body.len()), (304, 0), "{tags}");
         assert_eq!(reply.header("etag"), Some(&*tag));
     }
     service.dataflow.publish(hotter_new_york());
     service.poll_until("/v1/cities/5128581", |reply| reply.header("etag") != Some(&*tag));
-    assert_eq!(again(&tag).status, 200);
+    assert_eq!(get_if_none_match(&tag).status, 200);
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn history_pages_neither_skip_nor_repeat_rows() {
             "{query}"
         );
     }
-    for (text, says) in [
+    for (text, expected) in [
         ("2025-11-24T12:30:60Z", "second 60 is a leap second"),
         ("2025-11-24T00:00:00%2B25:00", "offsets are -23:59 to +23:59"),
         ("2025-11-24T00:00:00Z[UTC]", "names a zone in brackets"),
@@ -102,7 +103,7 @@ fn history_pages_neither_skip_nor_repeat_rows() {
         let problem = service.get(&format!("/v1/cities/5128581/history?from={text}"));
         let detail = problem.json()["detail"].to_string();
         assert!(
-            problem.status == 400 && detail.contains("from: ") && detail.contains(says),
+            problem.status == 400 && detail.contains("from: ") && detail.contains(expected),
             "{text}: {detail}"
         );
     }
@@ -200,7 +201,7 @@ fn unknown_paths_and_methods_name_supported_ones() {
     }
     let options = service.send("OPTIONS", "/v1/readings", &[], b"");
     assert_eq!((options.status, options.header("allow")), (204, Some("POST, OPTIONS")));
-    // Without rows: their ages are longer or shorter from one request to the next.
+    // Responses without rows: the age of a row can get longer from one request to the next.
     for path in ["/", "/v1/cities?country=AQ", "/v1/openapi.json", "/v1/nothing"] {
         let (get, head) = (service.get(path), service.send("HEAD", path, &[], b""));
         assert_eq!((head.status, head.header("content-type")), (get.status, get.header("content-type")));
@@ -233,9 +234,9 @@ fn long_responses_are_compressed_if_accepted() {
             None => body = reply.body,
         }
         let mut expected = service.get(path).json();
-        let mut given: Value = serde_json::from_slice(&body).unwrap();
-        // What differs from answer to answer.
-        for answer in [&mut expected, &mut given] {
+        let mut received: Value = serde_json::from_slice(&body).unwrap();
+        // Members that differ from response to response.
+        for answer in [&mut expected, &mut received] {
             answer["as_of"] = Value::Null;
             answer["now"] = Value::Null;
             for city in answer["cities"].as_array_mut().into_iter().flatten() {
@@ -244,7 +245,7 @@ fn long_responses_are_compressed_if_accepted() {
                 }
             }
         }
-        assert_eq!(given, expected);
+        assert_eq!(received, expected);
     }
     let none = service.send("GET", "/healthz", &[("accept-encoding", "identity;q=0, br")], b"");
     assert_eq!(none.code(), "not_acceptable");
@@ -316,8 +317,9 @@ fn cors_grants_only_configured_origins() {
         let read = service.send("GET", "/v1/cities", &[("origin", origin)], b"");
         assert_eq!(read.header("access-control-allow-origin"), None);
     }
-    let asked = ("access-control-request-method", "POST");
-    let preflight = |origin| service.send("OPTIONS", "/v1/readings", &[("origin", origin), asked], b"");
+    let requested_method = ("access-control-request-method", "POST");
+    let preflight =
+        |origin| service.send("OPTIONS", "/v1/readings", &[("origin", origin), requested_method], b"");
     let granted = preflight("https://maps.example.org");
     assert_eq!(
         (granted.status, granted.header("access-control-allow-methods")),

@@ -73,7 +73,7 @@ fn subscription_messages_match_documentation() {
         .insert(at, row(90.0, Category::Caution));
     let mut client = service.open("/v1/subscribe", &[]).unwrap();
     check_message("HelloMessage", &service.receive_json(&mut client));
-    for (asked, schema, answer) in [
+    for (request, schema, answer) in [
         (json!({"type": "subscribe", "id": "a", "cities": "all"}), "SubscribeMessage", "SnapshotMessage"),
         (
             json!({"type": "subscribe", "id": "b", "cities": ["5128581"], "rows": "window"}),
@@ -89,8 +89,8 @@ fn subscription_messages_match_documentation() {
         (json!({"type": "unsubscribe", "id": "b"}), "UnsubscribeMessage", "UnsubscribedMessage"),
         (json!({"type": "unsubscribe", "id": "z"}), "UnsubscribeMessage", "ErrorMessage"),
     ] {
-        check_message(schema, &asked);
-        service.send_text(&mut client, &asked.to_string());
+        check_message(schema, &request);
+        service.send_text(&mut client, &request.to_string());
         let kind = answer.trim_end_matches("Message").to_ascii_lowercase();
         let answered = loop {
             let message = service.receive_json(&mut client);
@@ -124,13 +124,13 @@ fn ingest_socket_acknowledges_durable_readings_in_order() {
         let schema = if answer["type"] == "error" { "IngestErrorMessage" } else { "AcceptedMessage" };
         check_message(schema, answer);
     }
-    let told: Vec<_> =
+    let received: Vec<_> =
         answers.iter().map(|answer| (&answer["seq"], &answer["type"], &answer["accepted"])).collect();
     let null = Value::Null;
     let (zero, one, two, three) = (json!(0), json!(1), json!(2), json!(3));
     let (accepted, error) = (json!("accepted"), json!("error"));
     assert_eq!(
-        told,
+        received,
         [
             (&zero, &accepted, &one),
             (&one, &error, &null),
@@ -151,24 +151,24 @@ fn ingest_socket_acknowledges_durable_readings_in_order() {
 #[test]
 fn ingest_socket_bounds_unacknowledged_messages() {
     let service = TestServer::start_ready(plan());
-    *service.log.held.lock().unwrap() = Some(Vec::new());
+    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
     let mut client = service.open("/v1/ingest", &[]).unwrap();
     for _ in 0..100 {
         service.send_text(&mut client, READING);
     }
-    let held = || service.log.held.lock().unwrap().as_ref().unwrap().len();
+    let pending = || service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().len();
     let started = Instant::now();
-    while held() < 64 {
+    while pending() < 64 {
         assert!(started.elapsed() < TEST_DEADLINE);
         std::thread::yield_now();
     }
-    for done in service.log.held.lock().unwrap().replace(Vec::new()).unwrap() {
+    for done in service.log.pending_callbacks.lock().unwrap().replace(Vec::new()).unwrap() {
         done(Ok(AppendReport::default()));
     }
     for seq in 0..64 {
         assert_eq!(service.receive_json(&mut client)["seq"], seq);
     }
-    while held() < 36 {
+    while pending() < 36 {
         assert!(started.elapsed() < TEST_DEADLINE);
         std::thread::yield_now();
     }
@@ -194,10 +194,10 @@ fn sessions_close_with_matching_code() {
     client
         .write_all(format!("GET /v1/ingest HTTP/1.1\r\nhost: localhost\r\n{key}\r\n\r\n").as_bytes())
         .unwrap();
-    let mut said = Vec::new();
-    client.read_to_end(&mut said).unwrap();
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).unwrap();
     let close = 4408_u16.to_be_bytes();
-    assert!(said.windows(2).any(|bytes| bytes == close), "{said:?}");
+    assert!(received.windows(2).any(|bytes| bytes == close), "{received:?}");
     assert_eq!(service.open_refused("/echo", &[]), (404, "not_found".into()));
 }
 
@@ -212,7 +212,7 @@ fn websocket_handshakes_are_validated() {
         service.open_refused("/v1/ingest", &[("authorization", "Bearer reader")]),
         (403, "insufficient_scope".into())
     );
-    // A client that names subprotocols does not take an answer without one.
+    // A client that names subprotocols refuses a response without one.
     let protocols = ("sec-websocket-protocol", "swelter.v1, bearer.reader");
     let mut client =
         service.open("/v1/subscribe", &[protocols, ("origin", "https://maps.example.org")]).unwrap();
@@ -248,7 +248,7 @@ fn stop_closes_sessions_and_finishes_requests() {
     let mut sensor = service.open("/v1/ingest", &[]).unwrap();
     assert_eq!(service.receive_json(&mut subscriber)["type"], "hello");
     let idle = service.connect();
-    *service.log.held.lock().unwrap() = Some(Vec::new());
+    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
     let mut posting = service.connect();
     let request = format!(
         "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{READING}",
@@ -257,7 +257,7 @@ fn stop_closes_sessions_and_finishes_requests() {
     );
     posting.write_all(request.as_bytes()).unwrap();
     let started = Instant::now();
-    while service.log.held.lock().unwrap().as_ref().unwrap().is_empty() {
+    while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
         assert!(started.elapsed() < TEST_DEADLINE);
         std::thread::yield_now();
     }
@@ -265,7 +265,7 @@ fn stop_closes_sessions_and_finishes_requests() {
     assert_eq!(service.receive_close_code(&mut subscriber), CloseCode::Away);
     assert_eq!(service.receive_close_code(&mut sensor), CloseCode::Away);
     assert!(!stopping.is_finished());
-    for done in service.log.held.lock().unwrap().take().unwrap() {
+    for done in service.log.pending_callbacks.lock().unwrap().take().unwrap() {
         done(Ok(AppendReport::default()));
     }
     assert_eq!(HttpReply::read(&mut posting).status, 200);
@@ -281,10 +281,10 @@ fn tls_is_served_and_certificate_is_reloaded() {
     let folder = tempfile::tempdir().unwrap();
     let files = TlsPlan { certificate: folder.path().join("cert.pem"), key: folder.path().join("key.pem") };
     let write = || {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
-        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
-        std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
-        made.cert.der().clone()
+        let generated = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+        std::fs::write(&files.certificate, generated.cert.pem()).unwrap();
+        std::fs::write(&files.key, generated.signing_key.serialize_pem()).unwrap();
+        generated.cert.der().clone()
     };
     let missing = bind_server(ServePlan { tls: Some(files.clone()), ..plan() }).err().unwrap().to_string();
     assert!(missing.contains("cert.pem"), "{missing}");
@@ -298,7 +298,7 @@ fn tls_is_served_and_certificate_is_reloaded() {
     let service = TestServer::start(ServePlan { tls: Some(files.clone()), ..plan() }, true);
     let answer = service.runtime.block_on(https(service.address, certificate));
     assert_eq!(HttpReply::parse(&answer).status, 200);
-    // Plain HTTP to a TLS port ends, and does no harm.
+    // Plain HTTP to a TLS port ends the connection alone.
     let mut socket = service.connect();
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let _ = socket.read_to_end(&mut Vec::new());

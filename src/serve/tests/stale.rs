@@ -1,4 +1,5 @@
-//! Rows that are too old: marked wherever they are listed, in no ranking and no category, and never by the results alone.
+//! Stale rows: marked wherever they are listed, in no ranking and no category, by the clock of the
+//! host.
 
 use serde_json::json;
 
@@ -20,13 +21,14 @@ fn cities_read_at(times: [EventTime; 3]) -> ViewUpdate {
     ViewUpdate { current_rows: current, ..ViewUpdate::default() }
 }
 
-/// New York is fresh, Los Angeles, the hottest, 16 months old, and the city of no directory a little in the future.
+/// New York is fresh, Los Angeles, the hottest, is 16 months old, and the city that is not in the
+/// directory is a little in the future.
 fn service(stale_after: &str) -> TestServer {
-    let facts = ServiceInfo { stale_after: stale_after.parse().unwrap(), ..service_info() };
-    let service = TestServer::start_with(plan(), true, facts);
-    let mut had = cities();
-    had[2].row = had[0].row;
-    service.dataflow.publish(ViewUpdate { current_rows: had, ..ViewUpdate::default() });
+    let info = ServiceInfo { stale_after: stale_after.parse().unwrap(), ..service_info() };
+    let service = TestServer::start_with(plan(), true, info);
+    let mut earlier = cities();
+    earlier[2].row = earlier[0].row;
+    service.dataflow.publish(ViewUpdate { current_rows: earlier, ..ViewUpdate::default() });
     service.dataflow.publish(ViewUpdate { current_rows: cities(), ..ViewUpdate::default() });
     service.dataflow.publish(cities_read_at([
         time_before_now("1h"),
@@ -58,10 +60,10 @@ fn stale_rows_are_marked_and_left_out_of_rankings_and_categories() {
     for (n, stale, age) in [(0, false, 3_600.0), (1, true, 480.0 * 86_400.0), (2, false, 0.0)] {
         let row = &all["cities"][n]["current"];
         assert_eq!(row["stale"], stale, "{row}");
-        let said = row["age_s"].as_f64().unwrap();
-        assert!((age..age + 60.0).contains(&said) && (age > 0.0 || said == 0.0), "{row}");
+        let age_s = row["age_s"].as_f64().unwrap();
+        assert!((age..age + 60.0).contains(&age_s) && (age > 0.0 || age_s == 0.0), "{row}");
         let reading_at = time(row["reading_at"].as_str().unwrap()).millis() as u64;
-        assert_eq!(said, now.saturating_sub(reading_at) as f64 / 1e3, "age is now less reading_at");
+        assert_eq!(age_s, now.saturating_sub(reading_at) as f64 / 1e3, "age is now less reading_at");
     }
     for (query, listed, stale) in [
         ("order=heat_index", vec!["5128581", CITY_NOT_IN_DIRECTORY, "gone"], 1),
@@ -83,7 +85,7 @@ fn stale_rows_are_marked_and_left_out_of_rankings_and_categories() {
     let status = service.poll_until("/v1/status", |reply| reply.json()["stale_cities"] == 1).json();
     check("StatusAnswer", &status);
     assert_eq!((&status["stale_after_s"], &status["ahead_of_clock"]["count"]), (&json!(10_800), &json!(1)));
-    // What the recorder says may be of another server of this process.
+    // The values may be those of another server of this process.
     for name in ["# HELP swelter_stale_cities ", "# HELP swelter_current_cities "] {
         assert!(service.get("/metrics").text().contains(name), "{name}");
     }
@@ -98,21 +100,20 @@ fn max_age_filters_older_rows() {
         ("max_age=3599", vec![CITY_NOT_IN_DIRECTORY]),
         ("max_age=0", vec![CITY_NOT_IN_DIRECTORY]),
         ("max_age=481d", vec!["5128581", "5368361", CITY_NOT_IN_DIRECTORY]),
-        // It takes rows away, and puts no stale one into a ranking.
+        // It removes rows, and adds no stale row to a ranking.
         ("max_age=481d&order=heat_index", vec!["5128581", CITY_NOT_IN_DIRECTORY]),
         ("max_age=481d&category=danger", vec![]),
         ("max_age=2h&country=us", vec!["5128581"]),
     ] {
         assert_eq!(keys(&service.get(&format!("/v1/cities?{query}"))), listed, "{query}");
     }
-    for given in ["", "-1", "%2B1", "1.5", "1 h", "h", "3w", "99999999999999999999", "1e3", "2h30m"] {
-        let query = format!("/v1/cities?max_age={}", given.replace(' ', "%20"));
-        assert_eq!(service.get(&query).code(), "bad_parameter", "{given}");
+    for max_age in ["", "-1", "%2B1", "1.5", "1 h", "h", "3w", "99999999999999999999", "1e3", "2h30m"] {
+        let query = format!("/v1/cities?max_age={}", max_age.replace(' ', "%20"));
+        assert_eq!(service.get(&query).code(), "bad_parameter", "{max_age}");
     }
     assert_eq!(service.get("/v1/cities?max_age=1h&max_age=2h").code(), "bad_parameter");
 }
 
-/// Nothing happens but time.
 #[test]
 fn city_turns_stale_with_time_and_changes_entity_tag() {
     let service = service("2s");
@@ -131,7 +132,7 @@ fn city_turns_stale_with_time_and_changes_entity_tag() {
     let mut last = age(&fresh);
     let stale = loop {
         let reply = conditional();
-        // Nobody finds the age of an earlier answer in a cache.
+        // A cache would return the age of an earlier response.
         assert_eq!(reply.header("cache-control"), Some("no-store"));
         let is_older = age(&reply) >= last;
         last = age(&reply);

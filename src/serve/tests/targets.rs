@@ -1,8 +1,11 @@
 //! Targets and hosts of requests, as they come over a socket.
 
-use super::*;
+use warp::http::Method;
 
-/// The answer to a request line and headers.
+use super::*;
+use crate::serve::routes::ROUTES;
+
+/// The response to a request line and headers.
 fn send_head(service: &TestServer, head: &str) -> HttpReply {
     let mut socket = service.connect();
     socket.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).unwrap();
@@ -56,12 +59,12 @@ fn absolute_form_is_served_for_its_host() {
         ("//evil/healthz", "localhost", (404, "not_found")),
         ("//localhost:80/healthz", "localhost", (404, "not_found")),
     ] {
-        let given = status(&service, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n"));
-        assert_eq!(given, (expected.0, expected.1.into()), "{target}");
+        let received = status(&service, &format!("GET {target} HTTP/1.1\r\nhost: {host}\r\n"));
+        assert_eq!(received, (expected.0, expected.1.into()), "{target}");
     }
     let cities = send_head(&service, "GET http://localhost?limit=1 HTTP/1.1\r\nhost: x\r\n");
     assert_eq!((cities.status, cities.header("content-type")), (200, Some("text/html; charset=utf-8")));
-    // A page of the host that the target names, and one of the host that the header names.
+    // A page of the host that the target names, and a page of the host that the header names.
     let post = "content-type: application/json\r\ncontent-length: 0\r\n";
     for (target, origin, foreign) in [
         ("http://localhost:7", "http://localhost:7", false),
@@ -114,4 +117,23 @@ fn requests_need_exactly_one_host() {
     }
     assert_eq!(status(&service, "GET /v1/status HTTP/1.0\r\nhost: localhost\r\n").0, 200);
     assert_eq!(status(&service, "GET http://localhost/v1/status HTTP/1.0\r\n").0, 200);
+}
+
+#[test]
+fn every_route_answers_its_path_alone() {
+    let service = TestServer::start_ready(plan());
+    let paths: BTreeMap<_, _> = ROUTES.iter().map(|route| (route.path, route)).collect();
+    assert_eq!(paths.len(), ROUTES.len(), "a path has one route");
+    for (path, route) in paths {
+        let path = path.replace("{city}", "5128581").replace("{file}", "app.js");
+        let other = if route.method == Method::GET { "POST" } else { "GET" };
+        let reply = service.send(other, &path, &[], b"");
+        let allowed = if other == "POST" { "GET, HEAD, OPTIONS" } else { "POST, OPTIONS" };
+        assert_eq!((reply.status, reply.header("allow")), (405, Some(allowed)), "{path}");
+        let label = format!("route=\"{}\",method=\"{other}\",status=\"4xx\"", route.path);
+        assert!(service.get("/metrics").text().contains(&label), "{label}");
+        for near in [format!("{path}/"), format!("/{path}"), format!("{path}%20x/y")] {
+            assert_eq!(service.get(&near).code(), "not_found", "{near}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What a post is told of the times of its readings.
+//! Readings that are too late or of the future, in the response to a post.
 
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn future_reading_is_refused_in_response_if_log_stamps_it() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|one| (one["index"].clone(), one["reason"].clone()))
+        .map(|refusal| (refusal["index"].clone(), refusal["reason"].clone()))
         .collect();
     let expected =
         [(0, "in_the_future"), (1, "not_decodable"), (3, "in_the_future")].map(|(i, r)| (json!(i), json!(r)));
@@ -34,7 +34,7 @@ fn future_reading_is_refused_in_response_if_log_stamps_it() {
     let alone = service.post(JSON, future.as_bytes());
     assert_eq!((alone.status, &*alone.code()), (422, "none_accepted"));
     assert_eq!(alone.json()["refused"][0]["reason"], "in_the_future");
-    assert_eq!(service.log.bytes(), [past], "what is refused is not in the log");
+    assert_eq!(service.log.bytes(), [past], "refused readings are not in the log");
 }
 
 #[test]
@@ -44,12 +44,12 @@ fn too_late_reading_is_refused_in_response() {
     let (late, just) = ("2025-11-23T15:59:59.999Z", "2025-11-23T16:00:00Z");
     let refused = service.post(JSON, reading("5128581", late).as_bytes());
     assert_eq!((refused.status, &*refused.code()), (422, "none_accepted"), "{}", refused.text());
-    let one = &refused.json()["refused"][0];
-    assert_eq!(one["reason"], "too_late");
-    assert!(one["detail"].as_str().unwrap().contains("2025-11-24T16:00:00Z"), "{one}");
+    let refusal = &refused.json()["refused"][0];
+    assert_eq!(refusal["reason"], "too_late");
+    assert!(refusal["detail"].as_str().unwrap().contains("2025-11-24T16:00:00Z"), "{refusal}");
     let withdrawal = format!(r#"{{"city":"5128581","reading_at":"{late}","deleted":true}}"#);
     assert_eq!(service.post(JSON, withdrawal.as_bytes()).status, 422);
-    // Silence proves nothing: of a city without a row, or that was never heard of.
+    // Nothing is known of the newest reading of a city without a row, or of an unknown city.
     for (city, at) in [("5128581", just), ("gone", late), ("never", late)] {
         assert_eq!(service.post(JSON, reading(city, at).as_bytes()).status, 200, "{city}");
     }

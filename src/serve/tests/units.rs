@@ -1,4 +1,4 @@
-//! Other units: asked for or by default, the same numbers in REST and WebSocket, and never without being said.
+//! Units: requested or by default, the same numbers in REST and WebSocket, named in every response.
 
 use serde_json::json;
 
@@ -26,7 +26,7 @@ fn units_of(value: &Value) -> (&str, &str) {
     (value["units"].as_str().unwrap(), value["wind_units"].as_str().unwrap())
 }
 
-/// Of New York: 91.283411 °F, a trend of 10.783411 °F, 86.4 °F, 8.05 mph.
+/// The values of New York: 91.283411 °F, a trend of 10.783411 °F, 86.4 °F, 8.05 mph.
 const CELSIUS: [f64; 5] =
     [32.935228333333335, 32.657450555555556, 5.990783888888889, 30.22222222222222, 12.9552192];
 
@@ -54,12 +54,15 @@ fn responses_use_requested_units() {
             assert_eq!(units_of(&answer), units, "{path}{query}");
         }
     }
-    let asked = "?units=celsius&wind_units=km/h";
-    let city = service.get(&format!("/v1/cities/5128581{asked}")).json();
+    let query = "?units=celsius&wind_units=km/h";
+    let city = service.get(&format!("/v1/cities/5128581{query}")).json();
     assert_eq!(values(&city["current"]), CELSIUS);
     assert_eq!(city["current"]["humidity"], 63.1);
-    assert_eq!(city["current"]["category"], "extreme_caution", "thresholds are those of °F");
-    let listed = service.get(&format!("/v1/cities{asked}&category=extreme_caution")).json();
+    assert_eq!(
+        city["current"]["category"], "extreme_caution",
+        "the thresholds of categories do not depend on units"
+    );
+    let listed = service.get(&format!("/v1/cities{query}&category=extreme_caution")).json();
     assert_eq!(values(&listed["cities"][0]["current"]), CELSIUS);
     let history = service.get("/v1/cities/5128581/history?units=celsius").json();
     assert_eq!(history["rows"][0]["heat_index"], -40);
@@ -111,14 +114,14 @@ fn service_units_are_the_default() {
     assert_eq!((units_of(&message), values(&message["rows"][0])), (("celsius", "km/h"), CELSIUS));
 }
 
-/// Subscribes, and hears the answer.
-fn subscribe(service: &TestServer, client: &mut Client, mut asked: Value) -> Value {
-    asked["type"] = "subscribe".into();
-    check_message("SubscribeMessage", &asked);
-    service.send_text(client, &asked.to_string());
+/// Subscribes, and returns the first message of the subscription.
+fn subscribe(service: &TestServer, client: &mut Client, mut request: Value) -> Value {
+    request["type"] = "subscribe".into();
+    check_message("SubscribeMessage", &request);
+    service.send_text(client, &request.to_string());
     loop {
         let message = service.receive_json(client);
-        if message["id"] == asked["id"] {
+        if message["id"] == request["id"] {
             return message;
         }
     }
@@ -130,8 +133,8 @@ fn subscriptions_with_same_id_keep_their_own_units() {
     let mut clients = Vec::new();
     for (units, wind_units) in [(None, None), (Some("celsius"), None), (Some("celsius"), Some("km/h"))] {
         let mut client = service.open("/v1/subscribe", &[]).unwrap();
-        let asked = json!({"id": "a", "cities": "all", "units": units, "wind_units": wind_units});
-        let snapshot = subscribe(&service, &mut client, clean(asked));
+        let request = json!({"id": "a", "cities": "all", "units": units, "wind_units": wind_units});
+        let snapshot = subscribe(&service, &mut client, without_nulls(request));
         check_message("SnapshotMessage", &snapshot);
         let expected = (units.unwrap_or("fahrenheit"), wind_units.unwrap_or("mph"));
         assert_eq!(units_of(&snapshot), expected);
@@ -154,9 +157,8 @@ fn subscriptions_with_same_id_keep_their_own_units() {
     }
 }
 
-/// Without what is null.
-fn clean(asked: Value) -> Value {
-    let Value::Object(members) = asked else { panic!("{asked}") };
+fn without_nulls(request: Value) -> Value {
+    let Value::Object(members) = request else { panic!("{request}") };
     members.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
 
@@ -172,9 +174,9 @@ fn resume_token_continues_in_any_units() {
     assert_eq!((&changes["type"], units_of(&changes)), (&json!("changes"), ("celsius", "mph")));
     assert_eq!(changes["upserts"][0]["heat_index"], 35);
     for (name, unit) in [("units", json!("kelvin")), ("units", json!(7)), ("wind_units", json!("kmh"))] {
-        let mut asked = json!({"type": "subscribe", "id": "c", "cities": "all"});
-        asked[name] = unit;
-        service.send_text(&mut client, &asked.to_string());
+        let mut request = json!({"type": "subscribe", "id": "c", "cities": "all"});
+        request[name] = unit;
+        service.send_text(&mut client, &request.to_string());
         let refused = loop {
             let message = service.receive_json(&mut client);
             if message["type"] == "error" {

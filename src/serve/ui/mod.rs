@@ -1,10 +1,12 @@
-//! The live page: HTML, CSS and ES modules as they are written, compiled in. Nothing is fetched from another host.
+//! The live page: HTML, CSS and ES modules, compiled in as they are written. The page loads nothing
+//! from another host.
 
 use std::sync::LazyLock;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What the page needs, and all that it may do: a response of `/` or `/ui/...` carries it as `Content-Security-Policy`.
+/// The `Content-Security-Policy` of responses of `/` and `/ui/...`: it allows what the page needs,
+/// nothing else.
 pub const CONTENT_SECURITY_POLICY: &str =
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -22,7 +24,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const JSON: &str = "application/json";
 const SVG: &str = "image/svg+xml";
 
-/// By path.
+/// Path, content type and bytes of each file.
 const PAGE_FILES: [(&str, &str, &[u8]); 21] = [
     ("/", HTML, include_bytes!("index.html")),
     ("/ui/app.js", SCRIPT, include_bytes!("app.js")),
@@ -56,7 +58,7 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     PAGE_FILES.iter().map(asset).collect()
 });
 
-/// The file at a path as it is in the request.
+/// The file at the path of a request.
 pub fn find_asset(path: &str) -> Option<&'static Asset> {
     ASSETS.get(PAGE_FILES.iter().position(|(at, ..)| *at == path)?)
 }
@@ -73,7 +75,7 @@ mod tests {
         std::str::from_utf8(find_asset(path).unwrap().bytes).unwrap()
     }
 
-    /// What stands between two marks, wherever they do.
+    /// All texts between `before` and `after`.
     fn between<'a>(text: &'a str, before: &str, after: &str) -> Vec<&'a str> {
         text.split(before).skip(1).filter_map(|rest| rest.split(after).next()).collect()
     }
@@ -115,7 +117,7 @@ mod tests {
         for (path, ..) in
             PAGE_FILES.iter().filter(|(path, ..)| path.ends_with(".js") || path.ends_with(".css"))
         {
-            // The name of a namespace is no address.
+            // The name of a namespace is not an address.
             let text = text(path).replace("http://www.w3.org/2000/svg", "");
             assert!(!text.contains("http://") && !text.contains("https://"), "{path} names a host");
             assert!(!text.contains("eval(") && !text.contains("innerHTML"), "{path}");

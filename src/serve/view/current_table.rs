@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::{CityFilter, GeoPoint};
+use super::city_filter::CityFilter;
 use crate::directory::{Coordinates, Directory};
 use crate::model::{
     CurrentRow, CurrentRowUpdate, EventTime, OutcomeCounts, PartitionIndex, PartitionProgress, Reason,
@@ -15,24 +15,24 @@ use crate::serve::freshness::Freshness;
 pub struct ServedCity {
     pub key: Arc<str>,
     pub current: Option<CurrentRow>,
-    /// The epoch of the last change.
+    /// The epoch of its last change.
     pub changed_epoch: u64,
 }
 
-/// A change of a city's current row.
+/// What an update did to a city's current row.
 pub struct CurrentRowChange {
     pub city: Arc<str>,
-    pub location: Option<GeoPoint>,
-    /// Of the row before.
+    pub location: Option<Coordinates>,
+    /// The time of the row before the update; `None` if there was none.
     pub previous_reading_at: Option<EventTime>,
     pub current_row: Option<CurrentRow>,
 }
 
-/// What has changed since an epoch is not kept any more.
+/// The changes since an epoch are no longer in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangesExpired;
 
-/// What has changed in current rows, each city at most once.
+/// How current rows differ from those of an epoch, each city at most once.
 #[derive(Debug)]
 pub struct LatestChanges {
     pub as_of: u64,
@@ -41,7 +41,7 @@ pub struct LatestChanges {
 }
 
 impl LatestChanges {
-    /// Removals take less.
+    /// Memory of a change at most; removals take less.
     pub const ROW_BYTES: usize = size_of::<(Arc<str>, CurrentRow)>();
 
     pub fn bytes(&self) -> usize {
@@ -49,16 +49,16 @@ impl LatestChanges {
     }
 }
 
-/// How current rows stand against the clock.
+/// How many current rows are stale or ahead of the clock.
 #[derive(Debug, Default, PartialEq)]
 pub struct ClockComparison {
     /// Cities with a current row.
     pub with_current_row: usize,
-    /// Those of them whose row is stale.
+    /// Cities whose current row is stale.
     pub stale: usize,
-    /// Those whose newest reading is ahead of the clock.
+    /// Cities whose newest reading is ahead of the clock.
     pub ahead: usize,
-    /// The furthest ahead first, at most [`AgainstClock::LISTED`].
+    /// The furthest ahead first, at most [`ClockComparison::LISTED`].
     pub furthest_ahead: Vec<(Arc<str>, EventTime)>,
 }
 
@@ -73,8 +73,8 @@ pub(super) struct ViewTotals {
     pub(super) refused: BTreeMap<Reason, u64>,
 }
 
-/// Cities have dense numbers. They are also a list in the order of their last change, so that what changed since an epoch
-/// costs no more than that.
+/// The current row of every city. Cities have dense numbers, and form a list in the order of their
+/// last change, so that finding the changes since an epoch costs no more than there are changes.
 pub(super) struct CurrentTable {
     directory: &'static Directory<'static>,
     as_of: u64,
@@ -84,24 +84,24 @@ pub(super) struct CurrentTable {
     removals: VecDeque<Removal>,
     max_removals: usize,
     ring_ms: u64,
-    /// Removals up to this epoch are forgotten.
+    /// Removals up to this epoch have expired.
     expired_epoch: u64,
-    /// Counts the updates.
+    /// How many updates were applied.
     updates: u64,
 }
 
 struct TableCity {
     state: ServedCity,
-    location: Option<GeoPoint>,
-    /// The epoch since which it has a current row, where it has one.
+    location: Option<Coordinates>,
+    /// The epoch since which it has a current row, if it has one.
     current_since: u64,
     newer: u32,
     older: u32,
-    /// The last update that has changed it, and which of that update's changes it is.
+    /// The last update that has changed it, and the position among that update's changes.
     last_update: (u64, u32),
 }
 
-/// The city had a current row from epoch `since` until it lost it at epoch `at`.
+/// A city lost its current row at `removed_epoch`, which it had had since `current_since`.
 struct Removal {
     removed_epoch: u64,
     current_since: u64,
@@ -144,30 +144,32 @@ impl CurrentTable {
         self.cities.iter().map(|city| &city.state)
     }
 
-    /// Every process keeps the same of each epoch, however the epochs come in updates, so that a token of one continues at another.
-    /// What comes back is of the whole update: each city at most once.
+    /// Applies an update, and returns what it did, each city at most once.
+    ///
+    /// All processes record the same changes for each epoch, however epochs are batched to updates,
+    /// so that a resume token of one process is valid at another.
     pub(super) fn apply_current_rows(
         &mut self,
         as_of: u64,
-        current: Vec<CurrentRowUpdate>,
+        updates: Vec<CurrentRowUpdate>,
     ) -> Vec<CurrentRowChange> {
         self.as_of = as_of;
         self.updates += 1;
-        let mut changes: Vec<CurrentRowChange> = Vec::with_capacity(current.len());
-        for CurrentRowUpdate { epoch, city: key, row: now } in current {
+        let mut changes: Vec<CurrentRowChange> = Vec::with_capacity(updates.len());
+        for CurrentRowUpdate { epoch, city: key, row } in updates {
             let number = match self.city_indexes.get(&key) {
                 Some(&number) => number,
-                None if now.is_none() => continue,
+                None if row.is_none() => continue,
                 None => self.add_city(key, epoch),
             };
             let city = &mut self.cities[number as usize];
-            if city.state.current == now {
+            if city.state.current == row {
                 continue;
             }
-            let was = city.state.current.map(|row| row.reading_at);
-            city.state.current = now;
+            let previous_reading_at = city.state.current.map(|row| row.reading_at);
+            city.state.current = row;
             city.state.changed_epoch = epoch;
-            match (was, now) {
+            match (previous_reading_at, row) {
                 (None, _) => city.current_since = epoch,
                 (Some(reading_at), None) => {
                     let removal = Removal {
@@ -181,14 +183,14 @@ impl CurrentTable {
                 _ => {}
             }
             if city.last_update.0 == self.updates {
-                changes[city.last_update.1 as usize].current_row = now;
+                changes[city.last_update.1 as usize].current_row = row;
             } else {
                 city.last_update = (self.updates, changes.len() as u32);
                 changes.push(CurrentRowChange {
                     city: city.state.key.clone(),
                     location: city.location,
-                    previous_reading_at: was,
-                    current_row: now,
+                    previous_reading_at,
+                    current_row: row,
                 });
             }
             self.move_to_front(number);
@@ -200,15 +202,11 @@ impl CurrentTable {
 
     fn add_city(&mut self, key: Arc<str>, epoch: u64) -> u32 {
         let number = self.cities.len() as u32;
-        let place = self
-            .directory
-            .find_by_key(&key)
-            .and_then(|city| city.coordinates)
-            .map(|Coordinates { latitude, longitude }| GeoPoint { latitude, longitude });
+        let location = self.directory.find_by_key(&key).and_then(|city| city.coordinates);
         let state = ServedCity { key: key.clone(), current: None, changed_epoch: epoch };
         self.cities.push(TableCity {
             state,
-            location: place,
+            location,
             current_since: epoch,
             newer: END_OF_LIST,
             older: END_OF_LIST,
@@ -220,24 +218,25 @@ impl CurrentTable {
 
     pub(super) fn compare_with_clock(&self, freshness: Freshness) -> ClockComparison {
         let now = i64::try_from(freshness.now_ms()).unwrap_or(i64::MAX);
-        let (mut found, mut ahead) = (ClockComparison::default(), Vec::new());
+        let (mut comparison, mut ahead) = (ClockComparison::default(), Vec::new());
         for city in &self.cities {
             let Some(CurrentRow { reading_at, .. }) = city.state.current else { continue };
-            found.with_current_row += 1;
-            found.stale += usize::from(freshness.is_stale(reading_at));
+            comparison.with_current_row += 1;
+            comparison.stale += usize::from(freshness.is_stale(reading_at));
             if reading_at.millis() > now {
                 ahead.push((city, reading_at));
             }
         }
-        found.ahead = ahead.len();
+        comparison.ahead = ahead.len();
         let by_time = |(_, at): &(&TableCity, EventTime)| std::cmp::Reverse(*at);
         if ahead.len() > ClockComparison::LISTED {
             ahead.select_nth_unstable_by_key(ClockComparison::LISTED, by_time);
             ahead.truncate(ClockComparison::LISTED);
         }
         ahead.sort_by_key(by_time);
-        found.furthest_ahead = ahead.into_iter().map(|(city, at)| (city.state.key.clone(), at)).collect();
-        found
+        comparison.furthest_ahead =
+            ahead.into_iter().map(|(city, at)| (city.state.key.clone(), at)).collect();
+        comparison
     }
 
     fn move_to_front(&mut self, number: u32) {
@@ -272,41 +271,41 @@ impl CurrentTable {
 
     pub(super) fn changes_since(
         &self,
-        select: &CityFilter<'_>,
+        filter: &CityFilter<'_>,
         since: Option<u64>,
     ) -> Result<LatestChanges, ChangesExpired> {
-        let mut found = LatestChanges { as_of: self.as_of, upserts: Vec::new(), removals: Vec::new() };
+        let mut changes = LatestChanges { as_of: self.as_of, upserts: Vec::new(), removals: Vec::new() };
         let Some(since) = since else {
-            self.for_each_changed(select, 0, &mut |city| found.upserts.extend(keyed_current_row(city)));
-            return Ok(found);
+            self.for_each_changed(filter, 0, &mut |city| changes.upserts.extend(keyed_current_row(city)));
+            return Ok(changes);
         };
         if since < self.expired_epoch || since < self.as_of.saturating_sub(self.ring_ms) {
             return Err(ChangesExpired);
         }
-        self.for_each_changed(select, since + 1, &mut |city| found.upserts.extend(keyed_current_row(city)));
+        self.for_each_changed(filter, since + 1, &mut |city| changes.upserts.extend(keyed_current_row(city)));
         let first = self.removals.partition_point(|removal| removal.removed_epoch <= since);
         for removal in self.removals.range(first..).filter(|removal| removal.current_since <= since) {
             let city = &self.cities[removal.city as usize];
-            if city.state.current.is_none() && select.matches(&city.state.key, city.location) {
-                found.removals.push((city.state.key.clone(), removal.reading_at));
+            if city.state.current.is_none() && filter.matches(&city.state.key, city.location) {
+                changes.removals.push((city.state.key.clone(), removal.reading_at));
             }
         }
-        Ok(found)
+        Ok(changes)
     }
 
-    /// The selected cities that changed at epoch `from` or later.
-    fn for_each_changed(&self, select: &CityFilter<'_>, from: u64, each: &mut dyn FnMut(&TableCity)) {
-        if let CityFilter::Listed(keys) = select {
+    /// Visits the cities of `filter` that changed at epoch `from` or later.
+    fn for_each_changed(&self, filter: &CityFilter<'_>, from: u64, visit: &mut dyn FnMut(&TableCity)) {
+        if let CityFilter::Listed(keys) = filter {
             let numbers = keys.iter().filter_map(|key| self.city_indexes.get(key));
             let listed = numbers.map(|&number| &self.cities[number as usize]);
-            listed.filter(|city| city.state.changed_epoch >= from).for_each(each);
+            listed.filter(|city| city.state.changed_epoch >= from).for_each(visit);
             return;
         }
         let mut next = self.newest_city;
         while let Some(city) = self.cities.get(next as usize).filter(|city| city.state.changed_epoch >= from)
         {
-            if select.matches(&city.state.key, city.location) {
-                each(city);
+            if filter.matches(&city.state.key, city.location) {
+                visit(city);
             }
             next = city.older;
         }
@@ -315,16 +314,6 @@ impl CurrentTable {
 
 fn keyed_current_row(city: &TableCity) -> Option<(Arc<str>, CurrentRow)> {
     Some((city.state.key.clone(), city.state.current?))
-}
-
-impl CityFilter<'_> {
-    pub fn matches(&self, key: &Arc<str>, place: Option<GeoPoint>) -> bool {
-        match self {
-            CityFilter::All => true,
-            CityFilter::Listed(keys) => keys.binary_search(key).is_ok(),
-            CityFilter::Inside(bounds) => place.is_some_and(|place| bounds.contains(place)),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -357,7 +346,7 @@ mod tests {
         let mut table = CurrentTable::new(Directory::shipped(), 1000, 2 * size_of::<Removal>());
         let city = || Arc::<str>::from("a");
         assert_eq!(apply(&mut table, 1, vec![(city(), None)]).len(), 0);
-        assert!(table.city("a").is_none(), "it never had a reading");
+        assert!(table.city("a").is_none(), "the city has never had a reading");
         apply(&mut table, 2, vec![(city(), row(1)), ("b".into(), row(1))]);
         assert_eq!(apply(&mut table, 3, vec![(city(), row(1))]).len(), 0, "nothing has changed");
         apply(&mut table, 4, vec![(city(), None)]);
@@ -369,7 +358,11 @@ mod tests {
         let found = [3, 4, 5].map(|epoch| since(&table, epoch));
         assert_eq!(found, [Some((0, 1)), Some((0, 0)), Some((0, 1))]);
         apply(&mut table, 7, vec![("b".into(), None)]);
-        assert_eq!([3, 4].map(|epoch| since(&table, epoch)), [None, Some((0, 1))], "the oldest is forgotten");
+        assert_eq!(
+            [3, 4].map(|epoch| since(&table, epoch)),
+            [None, Some((0, 1))],
+            "the oldest removal has expired"
+        );
         apply(&mut table, 1500, Vec::new());
         assert_eq!([499, 500].map(|epoch| since(&table, epoch)), [None, Some((0, 0))]);
     }
@@ -392,16 +385,15 @@ mod tests {
         assert_eq!((found.ahead, found.stale), (0, found.with_current_row));
     }
 
-    /// However epochs are put together to updates.
     #[test]
     fn changes_since_epoch_do_not_depend_on_update_batching() {
         let city = || Arc::<str>::from("a");
-        let told: Vec<_> = [row(1), row(2), None, row(3), row(4), None, None, row(5)].into();
-        let told: Vec<CurrentRowUpdate> =
-            (1..).zip(told).map(|(epoch, row)| CurrentRowUpdate { epoch, city: city(), row }).collect();
+        let rows: Vec<_> = [row(1), row(2), None, row(3), row(4), None, None, row(5)].into();
+        let updates: Vec<CurrentRowUpdate> =
+            (1..).zip(rows).map(|(epoch, row)| CurrentRowUpdate { epoch, city: city(), row }).collect();
         let tables = [1, 2, 3, 8].map(|size| {
             let mut table = CurrentTable::new(Directory::shipped(), 1000, 1 << 20);
-            for update in told.chunks(size) {
+            for update in updates.chunks(size) {
                 let changes = table.apply_current_rows(update[update.len() - 1].epoch, update.to_vec());
                 assert!(changes.len() <= 1);
                 assert!(

@@ -1,4 +1,4 @@
-//! Questions to the dataflow that wait for their answers.
+//! Queries to the dataflow that wait for their responses.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,110 +7,93 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-use super::lock_mutex;
+use super::query_error::QueryError;
 use super::query_scheduler::{QueryEvent, QueryScheduler};
 use crate::model::{AnswerPiece, MAX_PINNED_BYTES, Queries, Query, QueryKind, RemainingRows};
 use crate::panics::locks::SharedMutex;
 
-/// Queries that may wait at once.
+/// Queries that may wait for a response at one time.
 pub const MAX_PENDING_QUERIES: usize = 10_000;
-/// Until an answer begins; and from one piece of it to the next.
+/// Time until a response begins, and from one piece of it to the next.
 const QUERY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an answer may take while others wait for their turn: so much, and a second more for so many rows.
+/// How long reading a response may take while others wait for their turn: this time, and a second
+/// more for each [`CONTENDED_ROWS_PER_SECOND`] rows.
 const CONTENDED_RESPONSE_TIME: Duration = Duration::from_secs(10);
 const CONTENDED_ROWS_PER_SECOND: u64 = 20_000;
 
-/// There is no answer for now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QueryError {
-    #[error("too many questions are waiting for an answer: try again in a moment")]
-    TooManyQueries,
-    #[error("too many cities are watched: try again in a moment")]
-    TooManyWatchedCities,
-    #[error("too many snapshots are being sent: try again in a moment")]
-    TooManySnapshots,
-    #[error("too much is held for other answers: try again in a moment")]
-    TooMuchPinned,
-    #[error("the answer was read too slowly while others waited: try again, or ask for less")]
-    SlowReader,
-    #[error("too many cities are named by all subscriptions: try again in a moment, or name fewer")]
-    TooManyNames,
-}
-
 pub(super) struct PendingQueries {
     queries: Arc<dyn Queries>,
-    /// While so many bytes are pinned, nothing further is asked.
+    /// While this many bytes are pinned in the dataflow, no further query is sent.
     max_pinned_bytes: u64,
     scheduler: SharedMutex<QueryScheduler>,
 }
 
 impl PendingQueries {
-    /// Of a dataflow with so many workers.
-    pub(super) fn new(ask: Arc<dyn Queries>, workers: usize) -> PendingQueries {
-        // The other half is for what was asked meanwhile.
-        let most_pinned = (MAX_PINNED_BYTES / 2 * workers.max(1)) as u64;
-        PendingQueries { queries: ask, max_pinned_bytes: most_pinned, scheduler: SharedMutex::default() }
+    /// For a dataflow of `workers` workers.
+    pub(super) fn new(queries: Arc<dyn Queries>, workers: usize) -> PendingQueries {
+        // The other half is for queries that are on their way to the workers.
+        let max_pinned_bytes = (MAX_PINNED_BYTES / 2 * workers.max(1)) as u64;
+        PendingQueries { queries, max_pinned_bytes, scheduler: SharedMutex::default() }
     }
 
-    /// Queues questions that are answered at one epoch.
+    /// Queues queries, which will all be answered at one epoch.
     pub(super) fn submit_queries(
         self: &Arc<PendingQueries>,
-        questions: Vec<(Arc<str>, QueryKind)>,
+        queries: Vec<(Arc<str>, QueryKind)>,
     ) -> Result<QueryResponse, QueryError> {
-        let mut calls = lock_mutex(&self.scheduler);
-        if calls.waiting_cities() + questions.len() > MAX_PENDING_QUERIES {
+        let mut scheduler = self.scheduler.lock();
+        if scheduler.waiting_cities() + queries.len() > MAX_PENDING_QUERIES {
             return Err(QueryError::TooManyQueries);
         }
-        let (pieces, received) = mpsc::unbounded_channel();
-        let left = questions.len();
-        let first_in_line = !calls.has_queued_groups();
-        let first = calls.open_group(questions, pieces);
-        // The call is open before an answer can come: answers take the lock too.
-        if !self.send_ready_queries(&mut calls) && first_in_line {
-            calls.discard_unsent_group(first);
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let unfinished_queries = queries.len();
+        let is_next = !scheduler.has_queued_groups();
+        let first_id = scheduler.open_group(queries, event_sender);
+        // The group is open before a response can arrive: responses take the lock too.
+        if !self.send_ready_queries(&mut scheduler) && is_next {
+            scheduler.discard_unsent_group(first_id);
             return Err(QueryError::TooManyQueries);
         }
-        let (asked, due) = (self.clone(), Instant::now() + QUERY_RESPONSE_TIMEOUT);
         Ok(QueryResponse {
-            pending_queries: asked,
-            first_id: first,
-            unfinished_queries: left,
+            pending_queries: self.clone(),
+            first_id,
+            unfinished_queries,
             unreleased_rows: 0,
-            deadline: due,
-            events: received,
+            deadline: Instant::now() + QUERY_RESPONSE_TIMEOUT,
+            events,
             early_pieces: VecDeque::new(),
         })
     }
 
-    /// Queues what has no answer; false where the queue is full.
-    pub(super) fn send_unanswered(&self, city: &Arc<str>, question: QueryKind) -> bool {
-        let mut calls = lock_mutex(&self.scheduler);
-        let id = calls.next_id;
-        calls.next_id += 1;
-        // In the order of the calls: the end of a watch must not come before it.
-        self.flush_outbound(&mut calls)
-            && self.queries.submit_queries(vec![Query { id, process: 0, city: city.clone(), kind: question }])
+    /// Sends a query that has no response; false if the dataflow's queue is full.
+    pub(super) fn send_unanswered(&self, city: &Arc<str>, kind: QueryKind) -> bool {
+        let mut scheduler = self.scheduler.lock();
+        let id = scheduler.next_id;
+        scheduler.next_id += 1;
+        // After all that waits: the end of a watch must not overtake its beginning.
+        self.flush_outbound(&mut scheduler)
+            && self.queries.submit_queries(vec![Query { id, process: 0, city: city.clone(), kind }])
     }
 
     pub(super) fn on_responses(&self, answers: Vec<AnswerPiece>) {
-        let mut calls = lock_mutex(&self.scheduler);
+        let mut scheduler = self.scheduler.lock();
         for answer in answers {
-            calls.on_response(answer);
+            scheduler.on_response(answer);
         }
-        self.send_ready_queries(&mut calls);
+        self.send_ready_queries(&mut scheduler);
     }
 
-    /// Sends the dataflow what waits and may be asked; false where it has taken no more.
-    fn send_ready_queries(&self, calls: &mut QueryScheduler) -> bool {
-        while self.flush_outbound(calls) {
-            let Some(queries) = calls.next_queries(self.max_pinned_bytes) else { return true };
-            calls.outbound().extend(queries);
+    /// Sends the queries whose turn has come; false if the dataflow's queue is full.
+    fn send_ready_queries(&self, scheduler: &mut QueryScheduler) -> bool {
+        while self.flush_outbound(scheduler) {
+            let Some(queries) = scheduler.next_queries(self.max_pinned_bytes) else { return true };
+            scheduler.outbound().extend(queries);
         }
         false
     }
 
-    fn flush_outbound(&self, calls: &mut QueryScheduler) -> bool {
-        let outbound = calls.outbound();
+    fn flush_outbound(&self, scheduler: &mut QueryScheduler) -> bool {
+        let outbound = scheduler.outbound();
         let sent = outbound.is_empty() || self.queries.submit_queries(outbound.clone());
         if sent {
             outbound.clear();
@@ -119,17 +102,17 @@ impl PendingQueries {
     }
 }
 
-/// Waits for the answers of one call; dropped, it waits no more.
+/// The response to a group of queries, received in pieces. Dropping it cancels the queries.
 pub struct QueryResponse {
     pending_queries: Arc<PendingQueries>,
     first_id: u64,
-    /// Queries without their last piece.
+    /// Queries whose last piece has not arrived.
     unfinished_queries: usize,
-    /// Rows of the last piece.
+    /// Rows of the last piece, which the client is reading.
     unreleased_rows: usize,
     deadline: Instant,
     events: mpsc::UnboundedReceiver<QueryEvent>,
-    /// Pieces that have come before all was counted.
+    /// Pieces that arrived before all queries were counted.
     early_pieces: VecDeque<AnswerPiece>,
 }
 
@@ -139,18 +122,20 @@ impl QueryResponse {
         self.first_id
     }
 
-    /// Waits until all questions are counted; returns their epoch. From then on the answer is not refused.
+    /// Waits until the rows of all queries are counted, and returns their epoch. From then on the
+    /// response is not refused.
     pub async fn wait_for_epoch(&mut self) -> Result<u64, QueryError> {
         loop {
             match self.next_event().await? {
                 QueryEvent::AllCounted(epoch) => return Ok(epoch),
                 QueryEvent::Piece(answer) => self.early_pieces.push_back(answer),
-                QueryEvent::Failed(busy) => return Err(busy),
+                QueryEvent::Failed(error) => return Err(error),
             }
         }
     }
 
-    /// The next piece: those of a question in their order. The one before is taken by then.
+    /// The next piece; pieces of one query arrive in their order. It releases the rows of the piece
+    /// before, which the client must have read by then.
     pub async fn next_piece(&mut self) -> Result<Option<AnswerPiece>, QueryError> {
         self.release_last_rows()?;
         let answer = match self.early_pieces.pop_front() {
@@ -161,7 +146,7 @@ impl QueryResponse {
                 match self.next_event().await? {
                     QueryEvent::AllCounted(_) => {}
                     QueryEvent::Piece(answer) => break answer,
-                    QueryEvent::Failed(busy) => return Err(busy),
+                    QueryEvent::Failed(error) => return Err(error),
                 }
             },
         };
@@ -172,22 +157,22 @@ impl QueryResponse {
 
     async fn next_event(&mut self) -> Result<QueryEvent, QueryError> {
         match timeout_at(self.deadline, self.events.recv()).await {
-            Ok(Some(said)) => Ok(said),
+            Ok(Some(event)) => Ok(event),
             _ => Err(QueryError::TooManyQueries),
         }
     }
 
     fn release_last_rows(&mut self) -> Result<(), QueryError> {
         let rows = std::mem::take(&mut self.unreleased_rows);
-        let mut calls = lock_mutex(&self.pending_queries.scheduler);
+        let mut scheduler = self.pending_queries.scheduler.lock();
         if rows > 0 {
-            calls.on_rows_taken(self.first_id, rows);
-            self.pending_queries.send_ready_queries(&mut calls);
+            scheduler.on_rows_read(self.first_id, rows);
+            self.pending_queries.send_ready_queries(&mut scheduler);
         }
-        if let Some((began, taken)) = calls.group_progress(self.first_id)
-            && calls.is_contended(self.pending_queries.max_pinned_bytes)
-            && began.elapsed()
-                > CONTENDED_RESPONSE_TIME + Duration::from_secs(taken / CONTENDED_ROWS_PER_SECOND)
+        if let Some((opened_at, read_rows)) = scheduler.group_progress(self.first_id)
+            && scheduler.is_contended(self.pending_queries.max_pinned_bytes)
+            && opened_at.elapsed()
+                > CONTENDED_RESPONSE_TIME + Duration::from_secs(read_rows / CONTENDED_ROWS_PER_SECOND)
         {
             return Err(QueryError::SlowReader);
         }
@@ -197,8 +182,8 @@ impl QueryResponse {
 
 impl Drop for QueryResponse {
     fn drop(&mut self) {
-        let mut calls = lock_mutex(&self.pending_queries.scheduler);
-        calls.close_group(self.first_id);
-        self.pending_queries.send_ready_queries(&mut calls);
+        let mut scheduler = self.pending_queries.scheduler.lock();
+        scheduler.close_group(self.first_id);
+        self.pending_queries.send_ready_queries(&mut scheduler);
     }
 }

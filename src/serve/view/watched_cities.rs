@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ChangesExpired;
+use super::current_table::ChangesExpired;
 use crate::model::{AnswerPiece, EventTime, Row, WatchedRow};
 
-/// What has changed in the rows of watched cities, each key once.
+/// How the rows of watched cities differ from those of an epoch, each row once.
 #[derive(Debug)]
 pub struct WindowChanges {
     pub as_of: u64,
-    /// By city and time.
+    /// By city and time; without a row if it was removed.
     pub rows: Vec<(Arc<str>, EventTime, Option<Row>)>,
 }
 
@@ -23,35 +23,37 @@ impl WindowChanges {
     }
 }
 
-/// A ring of changes for each watched city. What they hold together is limited by time and by bytes: the oldest go first.
+/// A ring of changes for each watched city. All rings together are limited by time and by bytes:
+/// the oldest changes are evicted first.
 pub(super) struct WatchedCities {
     as_of: u64,
     rings: HashMap<Arc<str>, ChangeRing, foldhash::fast::RandomState>,
-    /// The epoch and ring of every entry, oldest first.
+    /// The epoch, the city and the ring's first query of every change, oldest first.
     entries: VecDeque<(u64, Arc<str>, u64)>,
     max_entries: usize,
     ring_ms: u64,
     ring_time: Duration,
-    /// Rings that may be without a holder, each once: none of them ends before then.
+    /// Rings that may have no holder, each once, and the earliest time at which it may end.
     released: VecDeque<(Instant, Arc<str>)>,
 }
 
 struct ChangeRing {
-    /// The query that began it: differs from that of an earlier ring of the city.
+    /// The query that began the ring: differs from that of an earlier ring of the city.
     first_query: u64,
-    /// The queries that watch the city, until one of them is answered: those of clients that have gone never are.
+    /// The queries that watch the city, until one of them is answered. Queries of clients that have
+    /// disconnected may never be.
     unanswered_queries: Vec<u64>,
-    /// The epoch of the first answer to one of them: all changes after it are told. Answers to others say nothing of that.
+    /// The epoch of the first response to one of them: the ring has all changes after it.
     first_response_epoch: Option<u64>,
-    /// Changes up to this epoch may be gone.
+    /// Changes up to this epoch may be evicted.
     evicted_epoch: u64,
     changes: VecDeque<(u64, EventTime, Option<Row>)>,
     holders: usize,
-    /// When it ends, if it has no holder until then.
+    /// When the ring ends, if it has no holder until then.
     expires_at: Option<Instant>,
 }
 
-/// Cities that can be watched at once, or have been lately.
+/// Cities that may have a ring at one time.
 pub const MAX_WATCHED_CITIES: usize = 100_000;
 
 type RingEntry = ((u64, EventTime, Option<Row>), (u64, Arc<str>, u64));
@@ -73,8 +75,9 @@ impl WatchedCities {
         self.as_of
     }
 
-    /// Makes room for rings of these cities, sorted: where there are too many, released ones end early, the oldest first. False
-    /// where that is not enough, or `unwatch` says that it must be tried again later.
+    /// Makes room for the rings of `cities`, which are sorted: if there would be too many rings,
+    /// released ones end early, the oldest first. False if that is not enough, or if `unwatch`
+    /// returns false because it must be tried again later.
     pub(super) fn evict_released_for(
         &mut self,
         cities: &[Arc<str>],
@@ -106,9 +109,10 @@ impl WatchedCities {
         excess == 0
     }
 
-    /// Begins the rings that are missing, and holds all. The cities are those of the queries from `first` on.
-    pub(super) fn begin_rings(&mut self, cities: &[Arc<str>], first: u64) {
-        for (city, query) in cities.iter().zip(first..) {
+    /// Begins the rings that are missing, and holds all. Cities and queries correspond: the first
+    /// city is that of query `first_query`, and so on.
+    pub(super) fn begin_rings(&mut self, cities: &[Arc<str>], first_query: u64) {
+        for (city, query) in cities.iter().zip(first_query..) {
             let ring = self.rings.entry(city.clone()).or_insert_with(|| ChangeRing {
                 first_query: query,
                 unanswered_queries: Vec::new(),
@@ -144,7 +148,8 @@ impl WatchedCities {
         }
     }
 
-    /// Ends rings that had no holder for long enough; `unwatch` says false where that must be tried again later.
+    /// Ends rings that had no holder for long enough. If `unwatch` returns false, the ring stays
+    /// and is tried again later.
     pub(super) fn expire_rings(&mut self, unwatch: impl Fn(&Arc<str>) -> bool) {
         if self.released.is_empty() {
             return;
@@ -194,12 +199,12 @@ impl WatchedCities {
         }
     }
 
-    /// How many changes of these cities are here.
+    /// How many changes the rings of `cities` hold.
     pub(super) fn count_changes(&self, cities: &[Arc<str>]) -> usize {
         cities.iter().filter_map(|city| self.rings.get(city)).map(|ring| ring.changes.len()).sum()
     }
 
-    /// Whether all changes after epoch `since` are here.
+    /// Whether the rings of `cities` hold all changes after epoch `since`.
     pub(super) fn reaches_back_to(&self, cities: &[Arc<str>], since: u64) -> bool {
         cities.iter().all(|city| {
             let ring = self.rings.get(city).filter(|ring| ring.evicted_epoch <= since);
@@ -254,26 +259,26 @@ mod tests {
     fn rings_drop_oldest_changes_first_and_report_it() {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let cities = [a.clone(), b.clone()];
-        let mut watches = WatchedCities::new(Duration::from_millis(100), 3 * size_of::<RingEntry>());
-        watches.begin_rings(&cities, 7);
+        let mut watched = WatchedCities::new(Duration::from_millis(100), 3 * size_of::<RingEntry>());
+        watched.begin_rings(&cities, 7);
         let answer = |query, city: &Arc<str>| answer_without_rows(query, 1, city);
-        watches.apply_update(1, &[], &[answer(6, &a), answer(9, &b)]);
-        assert!(!watches.reaches_back_to(&cities, 9), "nothing is complete before the answer");
-        watches.apply_update(
+        watched.apply_update(1, &[], &[answer(6, &a), answer(9, &b)]);
+        assert!(!watched.reaches_back_to(&cities, 9), "no ring is complete before the answer to its query");
+        watched.apply_update(
             5,
             &[change(2, &a), change(3, &b), change(4, &b), change(5, &b)],
             &[answer(7, &a), answer(8, &b)],
         );
-        assert!(!watches.reaches_back_to(&cities[..1], 1) && watches.reaches_back_to(&cities[..1], 2));
+        assert!(!watched.reaches_back_to(&cities[..1], 1) && watched.reaches_back_to(&cities[..1], 2));
         assert_eq!(
-            watches.changes_since(&cities, 3).unwrap().rows,
+            watched.changes_since(&cities, 3).unwrap().rows,
             [(b.clone(), EventTime::default(), None)]
         );
-        assert_eq!(watches.changes_since(&cities, 1).unwrap_err(), ChangesExpired);
-        watches.apply_update(104, &[], &[]);
+        assert_eq!(watched.changes_since(&cities, 1).unwrap_err(), ChangesExpired);
+        watched.apply_update(104, &[], &[]);
         assert!(
-            !watches.reaches_back_to(&cities, 3) && watches.reaches_back_to(&cities, 4),
-            "older than the ring's time"
+            !watched.reaches_back_to(&cities, 3) && watched.reaches_back_to(&cities, 4),
+            "changes older than the ring's time are evicted"
         );
     }
 
@@ -281,49 +286,56 @@ mod tests {
     fn ring_of_disconnected_client_is_complete_from_next_answer() {
         let city: Arc<str> = "a".into();
         let cities = [city.clone()];
-        let mut watches = WatchedCities::new(Duration::from_secs(600), 1000);
+        let mut watched = WatchedCities::new(Duration::from_secs(600), 1000);
         for query in [7, 8, 9] {
-            watches.begin_rings(&cities, query);
+            watched.begin_rings(&cities, query);
         }
         let answer = |query, epoch| answer_without_rows(query, epoch, &city);
-        // Those who asked 7 and 9 have gone.
-        watches.apply_update(5, &[], &[answer(8, 4)]);
-        assert!(watches.reaches_back_to(&cities, 4) && !watches.reaches_back_to(&cities, 3));
-        watches.begin_rings(&cities, 10);
-        watches.apply_update(6, &[], &[answer(10, 6)]);
-        assert!(watches.reaches_back_to(&cities, 4), "it was complete before");
+        // The clients of queries 7 and 9 have disconnected.
+        watched.apply_update(5, &[], &[answer(8, 4)]);
+        assert!(watched.reaches_back_to(&cities, 4) && !watched.reaches_back_to(&cities, 3));
+        watched.begin_rings(&cities, 10);
+        watched.apply_update(6, &[], &[answer(10, 6)]);
+        assert!(watched.reaches_back_to(&cities, 4), "the ring was complete before");
     }
 
     #[test]
     fn watched_city_outlives_last_holder_by_ring_retention() {
         let cities = ["a".into()];
-        let mut watches = WatchedCities::new(Duration::ZERO, 1000);
-        watches.begin_rings(&cities, 0);
-        watches.release_rings(&cities);
-        watches.hold_rings(&cities);
-        watches.expire_rings(|_| unreachable!("it is held"));
-        watches.release_rings(&cities);
-        watches.expire_rings(|_| false);
-        assert_eq!(watches.rings.len(), 1, "the dataflow could not be told");
-        watches.expire_rings(|_| true);
-        assert!(watches.rings.is_empty() && watches.released.is_empty());
+        let mut watched = WatchedCities::new(Duration::ZERO, 1000);
+        watched.begin_rings(&cities, 0);
+        watched.release_rings(&cities);
+        watched.hold_rings(&cities);
+        watched.expire_rings(|_| unreachable!("the ring has a holder"));
+        watched.release_rings(&cities);
+        watched.expire_rings(|_| false);
+        assert_eq!(
+            watched.rings.len(),
+            1,
+            "the ring stays until the dataflow has accepted the end of the watch"
+        );
+        watched.expire_rings(|_| true);
+        assert!(watched.rings.is_empty() && watched.released.is_empty());
     }
 
     #[test]
     fn released_rings_are_evicted_for_new_ones() {
         let cities: Vec<Arc<str>> = (0..=MAX_WATCHED_CITIES).map(|n| format!("{n:06}").into()).collect();
         let (first, last) = (&cities[..1], &cities[MAX_WATCHED_CITIES..]);
-        let mut watches = WatchedCities::new(Duration::from_secs(600), 1000);
-        watches.begin_rings(&cities[..MAX_WATCHED_CITIES], 0);
-        assert!(watches.evict_released_for(first, |_| unreachable!("there is one")));
-        assert!(!watches.evict_released_for(last, |_| unreachable!("all are held")));
-        watches.release_rings(&cities[..3]);
-        watches.hold_rings(first);
-        assert!(!watches.evict_released_for(last, |_| false));
+        let mut watched = WatchedCities::new(Duration::from_secs(600), 1000);
+        watched.begin_rings(&cities[..MAX_WATCHED_CITIES], 0);
+        assert!(watched.evict_released_for(first, |_| unreachable!("the city has a ring")));
+        assert!(!watched.evict_released_for(last, |_| unreachable!("all rings have a holder")));
+        watched.release_rings(&cities[..3]);
+        watched.hold_rings(first);
+        assert!(!watched.evict_released_for(last, |_| false));
         let both = [cities[1].clone(), cities[MAX_WATCHED_CITIES].clone()];
-        assert!(watches.evict_released_for(&both, |city| *city == cities[2]), "not what is asked for itself");
-        watches.begin_rings(&both, 0);
-        assert_eq!(watches.rings.len(), MAX_WATCHED_CITIES);
-        assert!(watches.rings.contains_key(&cities[1]) && !watches.rings.contains_key(&cities[2]));
+        assert!(
+            watched.evict_released_for(&both, |city| *city == cities[2]),
+            "a ring that is needed itself is not evicted"
+        );
+        watched.begin_rings(&both, 0);
+        assert_eq!(watched.rings.len(), MAX_WATCHED_CITIES);
+        assert!(watched.rings.contains_key(&cities[1]) && !watched.rings.contains_key(&cities[2]));
     }
 }

@@ -1,4 +1,4 @@
-//! A session that says what it hears, for test suites of the WebSocket protocol.
+//! A session that sends messages back, for test suites of the WebSocket protocol.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,22 +10,20 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::metered::{MeteredStream, unfinished_bytes};
-use super::socket::{CloseCause, TimedSocket};
-use crate::serve::ServeLimits;
+use super::socket::{CloseCause, TimedSocket, websocket_config};
 use crate::serve::budget::ByteQuota;
+use crate::serve::plan::ServeLimits;
 
 /// Test suites send messages up to 16 MiB.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// As of the other sessions, but for the length of messages.
+/// The socket settings of the other sessions, but for the length of messages.
 pub(in crate::serve) fn echo_config(limits: &ServeLimits) -> WebSocketConfig {
-    super::websocket_config(limits)
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES))
+    websocket_config(limits).max_message_size(Some(MAX_MESSAGE_BYTES)).max_frame_size(Some(MAX_MESSAGE_BYTES))
 }
 
-/// What they may have begun: not what others share.
+/// Bytes of unfinished messages, apart from those of other sessions.
 pub(in crate::serve) fn unfinished_quota() -> Arc<ByteQuota> {
     ByteQuota::new(unfinished_bytes(MAX_MESSAGE_BYTES))
 }
@@ -35,7 +33,7 @@ pub(in crate::serve) async fn run_echo<S: AsyncRead + AsyncWrite + Unpin + Send>
     stop: watch::Receiver<bool>,
 ) {
     let mut socket = TimedSocket::new(stream, SEND_TIMEOUT, stop);
-    let end = CloseCause::run_to_end(async {
+    let session = CloseCause::run_to_end(async {
         loop {
             match socket.next_message().await? {
                 message @ (Message::Text(_) | Message::Binary(_)) => socket.echo_message(message).await?,
@@ -44,8 +42,8 @@ pub(in crate::serve) async fn run_echo<S: AsyncRead + AsyncWrite + Unpin + Send>
             }
         }
     });
-    let end = end.await;
-    socket.close_socket(end).await;
+    let cause = session.await;
+    socket.close_socket(cause).await;
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {

@@ -1,4 +1,5 @@
-//! A session of the WebSocket ingest: messages go to the log side by side, and are answered in their order.
+//! A session of the WebSocket ingest: messages are appended to the log concurrently, and
+//! acknowledged in their order.
 
 use std::pin::Pin;
 use std::time::Instant;
@@ -13,12 +14,12 @@ use tokio_tungstenite::tungstenite::{Bytes, Message};
 use super::metered::MeteredStream;
 use super::socket::{CloseCause, STOPPING, TimedSocket};
 use crate::panics::panic_point;
-use crate::serve::ServeLimits;
 use crate::serve::ingest::{self, IngestHandler};
+use crate::serve::plan::ServeLimits;
 
-/// Messages that may wait for the log; further ones are not read until then.
+/// Messages that may wait for the log; further ones are not read meanwhile.
 const MAX_PENDING_MESSAGES: usize = 64;
-/// Heartbeats without anything from the client.
+/// Heartbeats without a message from the client, until the session ends.
 const MAX_SILENT_HEARTBEATS: u32 = 3;
 
 pub(in crate::serve) struct IngestSession<S> {
@@ -45,23 +46,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
         stop: watch::Receiver<bool>,
     ) -> IngestSession<S> {
         let socket = TimedSocket::new(stream, limits.send_time, stop.clone());
-        let (answers, heard) = (FuturesOrdered::new(), Instant::now());
         IngestSession {
             ingest_handler: ingest,
             limits,
             socket,
             stop_signal: stop,
             sequence: 0,
-            answers,
-            last_message_at: heard,
+            answers: FuturesOrdered::new(),
+            last_message_at: Instant::now(),
         }
     }
 
     /// Runs the session to its end.
     pub(in crate::serve) async fn run_session(mut self) {
-        let end = CloseCause::run_to_end(self.serve_client()).await;
-        tracing::debug!(?end, "a session of the WebSocket ingest ends");
-        self.socket.close_socket(end).await;
+        let cause = CloseCause::run_to_end(self.serve_client()).await;
+        tracing::debug!(?cause, "a session of the WebSocket ingest ends");
+        self.socket.close_socket(cause).await;
     }
 
     async fn serve_client(&mut self) -> Result<(), CloseCause> {
@@ -101,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
         }
     }
 
-    /// Writes the answer, and those after it that are there already, before the socket is flushed.
+    /// Writes the answer and all further ones that are ready, then flushes the socket.
     async fn send_answers(&mut self, answer: String) -> Result<(), CloseCause> {
         let mut next = Some(answer);
         while let Some(answer) = next {
@@ -113,7 +113,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> IngestSession<S> {
 
     async fn send_heartbeat(&mut self) -> Result<(), CloseCause> {
         let silent = self.last_message_at.elapsed() >= self.limits.heartbeat * MAX_SILENT_HEARTBEATS;
-        // A client that waits for the log is not read, and may seem silent.
+        // While the messages of a client wait for the log, further ones are not read, so it may
+        // seem silent.
         if silent && self.answers.len() < MAX_PENDING_MESSAGES {
             return Err(CloseCause::Close(4408, "nothing came from the client for too long"));
         }

@@ -1,4 +1,5 @@
-//! A client's bytes, counted until they are a whole message: what all clients have begun and not ended is limited.
+//! Counts a client's bytes until they are a whole message: the bytes of all unfinished messages are
+//! limited.
 
 use std::io;
 use std::pin::Pin;
@@ -12,15 +13,15 @@ use crate::serve::budget::{ByteQuota, QuotaShare};
 /// Bytes of unfinished messages of all WebSockets, at least.
 const MIN_UNFINISHED_BYTES: usize = 64 << 20;
 
-/// Bytes of unfinished messages of all WebSockets. One alone may hold an eighth, and asks for twice what it has read, so that the
-/// longest message must fit 16 times.
+/// Bytes of unfinished messages of all WebSockets. One socket may hold an eighth, and reserves
+/// twice the bytes that it has read, so the longest message must fit 16 times.
 pub fn unfinished_bytes(message_bytes: usize) -> usize {
     MIN_UNFINISHED_BYTES.max(16 * message_bytes)
 }
-/// What each may have begun in any case: as much as its socket's buffer holds.
+/// Bytes of an unfinished message that are not counted: those that fit into its socket's buffer.
 pub const UNCOUNTED_MESSAGE_BYTES: usize = 8 << 10;
 
-/// A stream that fails where its unfinished message would be more than its share.
+/// A stream that fails if its unfinished message would exceed its share.
 pub struct MeteredStream<S> {
     inner: S,
     begun_bytes: usize,
@@ -29,9 +30,9 @@ pub struct MeteredStream<S> {
 }
 
 impl<S> MeteredStream<S> {
-    /// Of which so many bytes were read before.
-    pub fn new(inner: S, begun: usize, unfinished: &Arc<ByteQuota>) -> MeteredStream<S> {
-        MeteredStream { inner, begun_bytes: begun, quota_share: unfinished.new_share(), is_refused: false }
+    /// `begun_bytes` of the stream were read before.
+    pub fn new(inner: S, begun_bytes: usize, unfinished: &Arc<ByteQuota>) -> MeteredStream<S> {
+        MeteredStream { inner, begun_bytes, quota_share: unfinished.new_share(), is_refused: false }
     }
 
     /// A whole message was read.
@@ -40,7 +41,7 @@ impl<S> MeteredStream<S> {
         self.quota_share.shrink(usize::MAX);
     }
 
-    /// Whether reading has failed since all have begun too much.
+    /// Whether reading failed because all unfinished messages together are too long.
     pub(super) fn is_over_quota(&self) -> bool {
         self.is_refused
     }
@@ -60,7 +61,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for MeteredStream<S> {
         // Buffers grow by doubling.
         if missing > 0 && !self.quota_share.try_grow(2 * missing) {
             self.is_refused = true;
-            return Poll::Ready(Err(io::Error::other("too much is held for unfinished messages")));
+            return Poll::Ready(Err(io::Error::other("unfinished messages take too much memory")));
         }
         read
     }

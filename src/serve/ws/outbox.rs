@@ -1,4 +1,4 @@
-//! What waits to be written to one client.
+//! Messages that wait to be written to one client.
 
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
@@ -9,8 +9,11 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 use crate::panics::locks::{SharedLockGuard, SharedMutex};
 use crate::serve::budget::QuotaShare;
 
-/// A queue of shared messages, limited by bytes. Past the limit a subscription's messages are dropped: what it misses is merged
-/// from the view when the client has taken the rest.
+/// A queue of shared messages, limited by bytes. Beyond the limit the messages of a subscription
+/// are dropped, and the session merges what it missed from the view once the client has read the
+/// rest.
+///
+/// A slot is the number of a subscription in its session.
 pub(super) struct Outbox {
     queue: SharedMutex<OutboxQueue>,
     wake: Notify,
@@ -23,7 +26,7 @@ struct OutboxQueue {
     modes: Vec<DeliveryMode>,
 }
 
-/// A `changes` message for the subscription of a slot.
+/// A `changes` message for a subscription.
 pub(super) struct OutboxMessage {
     pub(super) slot: u16,
     pub(super) rows: u32,
@@ -35,29 +38,29 @@ pub(super) struct OutboxMessage {
 enum DeliveryMode {
     /// Messages are queued.
     Queueing,
-    /// The session brings the subscription up to date by itself.
+    /// Messages are not queued: the session brings the subscription up to date from the view.
     Paused,
-    /// Messages were dropped.
+    /// Messages were dropped, and the session has not merged them yet.
     Dropped,
 }
 
-/// What an item costs beside its text, which it may be the last to hold.
+/// Bytes that a message takes beside its text.
 const MESSAGE_OVERHEAD_BYTES: usize = size_of::<OutboxMessage>();
-/// A queue that was long gives its room back.
+/// Messages that an empty queue keeps memory for.
 const RETAINED_CAPACITY: usize = 64;
 
 impl Outbox {
-    /// Its bytes are a share of those of all outboxes.
-    pub(super) fn new(limit: usize, bytes: QuotaShare) -> Outbox {
-        let queue = OutboxQueue { messages: VecDeque::new(), quota_share: bytes, modes: Vec::new() };
-        Outbox { queue: SharedMutex::new(queue), wake: Notify::new(), max_bytes: limit }
+    /// At most `max_bytes`, within a share of the bytes of all outboxes.
+    pub(super) fn new(max_bytes: usize, quota_share: QuotaShare) -> Outbox {
+        let queue = OutboxQueue { messages: VecDeque::new(), quota_share, modes: Vec::new() };
+        Outbox { queue: SharedMutex::new(queue), wake: Notify::new(), max_bytes }
     }
 
     fn lock_queue(&self) -> SharedLockGuard<MutexGuard<'_, OutboxQueue>> {
         self.queue.lock()
     }
 
-    /// Holds a slot's messages back until [`Outbox::open`].
+    /// Drops the messages of a slot, and queues no others until [`Outbox::resume_slot`].
     pub(super) fn pause_slot(&self, slot: u16) {
         let mut queue = self.lock_queue();
         let slots = queue.modes.len().max(usize::from(slot) + 1);
@@ -66,17 +69,17 @@ impl Outbox {
         queue.drop_messages(slot);
     }
 
-    /// From now on messages are queued.
+    /// Queues the messages of a slot from now on.
     pub(super) fn resume_slot(&self, slot: u16) {
-        if let Some(flow) = self.lock_queue().modes.get_mut(usize::from(slot)) {
-            *flow = DeliveryMode::Queueing;
+        if let Some(mode) = self.lock_queue().modes.get_mut(usize::from(slot)) {
+            *mode = DeliveryMode::Queueing;
         }
     }
 
-    /// Queues a message; returns how many rows are left to be merged.
+    /// Queues a message; returns how many rows were dropped, to be merged later.
     pub(super) fn push_message(&self, slot: u16, as_of: u64, rows: u32, text: &Utf8Bytes) -> u64 {
         let mut queue = self.lock_queue();
-        let merged = match queue.modes.get(usize::from(slot)) {
+        let dropped = match queue.modes.get(usize::from(slot)) {
             None | Some(DeliveryMode::Paused) => return 0,
             Some(DeliveryMode::Dropped) => return u64::from(rows),
             Some(DeliveryMode::Queueing) => {
@@ -92,17 +95,17 @@ impl Outbox {
         };
         drop(queue);
         self.wake.notify_one();
-        merged
+        dropped
     }
 
-    /// Takes messages of about `bytes` in all, at least one; false where there is none.
-    pub(super) fn take_messages(&self, bytes: usize, taken: &mut Vec<OutboxMessage>) -> bool {
+    /// Moves messages of about `bytes` in all, at least one, to `messages`; false if there is none.
+    pub(super) fn take_messages(&self, bytes: usize, messages: &mut Vec<OutboxMessage>) -> bool {
         let mut queue = self.lock_queue();
         let mut left = bytes;
-        while let Some(item) = queue.messages.pop_front() {
-            queue.quota_share.shrink(item.text.len() + MESSAGE_OVERHEAD_BYTES);
-            left = left.saturating_sub(item.text.len());
-            taken.push(item);
+        while let Some(message) = queue.messages.pop_front() {
+            queue.quota_share.shrink(message.text.len() + MESSAGE_OVERHEAD_BYTES);
+            left = left.saturating_sub(message.text.len());
+            messages.push(message);
             if left == 0 {
                 break;
             }
@@ -110,20 +113,21 @@ impl Outbox {
         if queue.messages.is_empty() && queue.messages.capacity() > RETAINED_CAPACITY {
             queue.messages = VecDeque::new();
         }
-        !taken.is_empty()
+        !messages.is_empty()
     }
 
     /// A slot whose messages were dropped.
     pub(super) fn slot_with_dropped_messages(&self) -> Option<u16> {
-        self.lock_queue().modes.iter().position(|flow| *flow == DeliveryMode::Dropped).map(|slot| slot as u16)
+        self.lock_queue().modes.iter().position(|mode| *mode == DeliveryMode::Dropped).map(|slot| slot as u16)
     }
 
+    /// Whether no message waits and none was dropped.
     pub(super) fn is_drained(&self) -> bool {
         let queue = self.lock_queue();
         queue.messages.is_empty() && !queue.modes.contains(&DeliveryMode::Dropped)
     }
 
-    /// Returns when there is something to do.
+    /// Waits until a message is queued or dropped.
     pub(super) async fn wait_for_work(&self) {
         while self.is_drained() {
             self.wake.notified().await;
@@ -132,22 +136,23 @@ impl Outbox {
 }
 
 impl OutboxQueue {
-    /// Whether a message may wait: the first one in any case, further ones within the client's limit and its share.
-    fn try_accept(&mut self, bytes: usize, limit: usize) -> bool {
-        let within = self.quota_share.bytes() + bytes <= limit && self.quota_share.try_grow(bytes);
-        within || self.messages.is_empty()
+    /// Whether a message may wait: the first one in any case, further ones within the client's
+    /// limit and its share.
+    fn try_accept(&mut self, bytes: usize, max_bytes: usize) -> bool {
+        let fits = self.quota_share.bytes() + bytes <= max_bytes && self.quota_share.try_grow(bytes);
+        fits || self.messages.is_empty()
     }
 
     fn drop_messages(&mut self, slot: u16) -> u64 {
         let mut rows = 0;
-        let bytes = &mut self.quota_share;
-        self.messages.retain(|item| {
-            let kept = item.slot != slot;
-            if !kept {
-                bytes.shrink(item.text.len() + MESSAGE_OVERHEAD_BYTES);
-                rows += u64::from(item.rows);
+        let share = &mut self.quota_share;
+        self.messages.retain(|message| {
+            let stays = message.slot != slot;
+            if !stays {
+                share.shrink(message.text.len() + MESSAGE_OVERHEAD_BYTES);
+                rows += u64::from(message.rows);
             }
-            kept
+            stays
         });
         rows
     }
@@ -165,16 +170,19 @@ mod tests {
         outbox.pause_slot(0);
         outbox.pause_slot(1);
         assert_eq!(outbox.push_message(0, 1, 1, &text), 0);
-        assert!(outbox.is_drained(), "what is held is not queued");
+        assert!(outbox.is_drained(), "messages of a paused slot are not queued");
         outbox.resume_slot(0);
         outbox.resume_slot(1);
-        let merged: Vec<_> =
+        let dropped: Vec<_> =
             (1..=5).map(|epoch| outbox.push_message(u16::from(epoch == 1), epoch, 2, &text)).collect();
-        assert_eq!(merged, [0, 0, 0, 6, 2]);
+        assert_eq!(dropped, [0, 0, 0, 6, 2]);
         assert_eq!(outbox.slot_with_dropped_messages(), Some(0));
-        let mut taken = Vec::new();
-        assert!(outbox.take_messages(1000, &mut taken));
-        assert_eq!(taken.iter().map(|item| (item.slot, item.as_of)).collect::<Vec<_>>(), [(1, 1)]);
+        let mut messages = Vec::new();
+        assert!(outbox.take_messages(1000, &mut messages));
+        assert_eq!(
+            messages.iter().map(|message| (message.slot, message.as_of)).collect::<Vec<_>>(),
+            [(1, 1)]
+        );
         assert!(!outbox.is_drained());
         outbox.resume_slot(0);
         assert!(outbox.is_drained());

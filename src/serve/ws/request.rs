@@ -1,4 +1,4 @@
-//! What clients say.
+//! Requests of subscribers.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::selection::{CitySelection, Selection, SubscriptionKind};
 use crate::model::OutputUnits;
 use crate::model::reading::check_city_key;
-use crate::serve::ServeLimits;
+use crate::serve::plan::ServeLimits;
 use crate::serve::units;
 use crate::serve::view::GeoBounds;
 use crate::serve::wire::ServerMessage;
@@ -19,7 +19,7 @@ pub(super) enum ClientRequest {
     Ping,
 }
 
-/// An `error` message.
+/// Why a request is refused: an `error` message.
 #[derive(Debug, PartialEq)]
 pub(super) struct RequestError {
     pub(super) id: Option<String>,
@@ -39,7 +39,7 @@ impl RequestError {
 
 const MAX_ID_CHARS: usize = 64;
 
-/// A subscription that names no units gets those of `default`.
+/// Parses a message. A subscription that names no units gets those of `default`.
 pub(super) fn parse_request(
     text: &str,
     limits: &ServeLimits,
@@ -53,9 +53,10 @@ pub(super) fn parse_request(
         Some("unsubscribe") => Ok(ClientRequest::Unsubscribe { id: parse_id(&message)? }),
         Some("subscribe") => {
             let id = parse_id(&message)?;
-            let problem = |(code, detail)| RequestError { id: Some(id.clone()), code, detail };
-            let selection = parse_selection(&message, limits, default).map_err(problem)?;
-            // What is not a string is no token either: the subscription begins anew.
+            let error = |(code, detail)| RequestError { id: Some(id.clone()), code, detail };
+            let selection = parse_selection(&message, limits, default).map_err(error)?;
+            // A value that is not a string is not a valid token: the subscription begins with a
+            // snapshot.
             let token = |token: &Value| token.as_str().unwrap_or_default().to_string();
             let resume = non_null_field(&message, "resume").map(token);
             Ok(ClientRequest::Subscribe { id: id.as_str().into(), selection, resume })
@@ -64,7 +65,7 @@ pub(super) fn parse_request(
     }
 }
 
-/// `null` is as good as absent.
+/// A field; `null` counts as absent.
 fn non_null_field<'a>(message: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     message.get(name).filter(|value| !value.is_null())
 }
@@ -80,6 +81,7 @@ fn parse_id(message: &Map<String, Value>) -> Result<String, RequestError> {
     }
 }
 
+/// Code and detail of an error.
 type RequestFault = (&'static str, String);
 
 fn bad_message(detail: impl Into<String>) -> RequestFault {
@@ -91,22 +93,22 @@ fn parse_selection(
     limits: &ServeLimits,
     default: OutputUnits,
 ) -> Result<Selection, RequestFault> {
-    let rows = match non_null_field(message, "rows").map(Value::as_str) {
+    let kind = match non_null_field(message, "rows").map(Value::as_str) {
         None | Some(Some("latest")) => SubscriptionKind::Latest,
         Some(Some("window")) => SubscriptionKind::Window,
         _ => return Err(bad_message("rows must be \"latest\" or \"window\"")),
     };
     let cities = match (non_null_field(message, "cities"), non_null_field(message, "box")) {
         (Some(Value::String(all)), None) if all == "all" => CitySelection::All,
-        (Some(Value::Array(keys)), None) => CitySelection::Listed(parse_city_list(keys, rows, limits)?),
+        (Some(Value::Array(keys)), None) => CitySelection::Listed(parse_city_list(keys, kind, limits)?),
         (Some(_), None) => return Err(bad_message("cities must be \"all\" or a list of city keys")),
         (None, Some(bounds)) => CitySelection::Inside(parse_bounds(bounds)?),
         _ => return Err(bad_message("name either cities or box")),
     };
-    if rows == SubscriptionKind::Window && !matches!(cities, CitySelection::Listed(_)) {
+    if kind == SubscriptionKind::Window && !matches!(cities, CitySelection::Listed(_)) {
         return Err(bad_message("a window subscription takes a list of cities"));
     }
-    Ok(Selection::new(cities, rows, parse_units(message, default)?))
+    Ok(Selection::new(cities, kind, parse_units(message, default)?))
 }
 
 fn parse_units(message: &Map<String, Value>, default: OutputUnits) -> Result<OutputUnits, RequestFault> {
@@ -120,15 +122,15 @@ fn parse_units(message: &Map<String, Value>, default: OutputUnits) -> Result<Out
 
 fn parse_city_list(
     keys: &[Value],
-    rows: SubscriptionKind,
+    kind: SubscriptionKind,
     limits: &ServeLimits,
 ) -> Result<Box<[Arc<str>]>, RequestFault> {
-    let (kind, most) = match rows {
+    let (kind, max_cities) = match kind {
         SubscriptionKind::Latest => ("latest", limits.cities),
         SubscriptionKind::Window => ("window", limits.window_cities),
     };
-    if keys.len() > most {
-        let detail = format!("a {kind} subscription takes at most {most} cities, not {}", keys.len());
+    if keys.len() > max_cities {
+        let detail = format!("a {kind} subscription takes at most {max_cities} cities, not {}", keys.len());
         return Err(("too_many_cities", detail));
     }
     if keys.is_empty() {

@@ -1,4 +1,4 @@
-//! What a subscription is of, and the tokens that continue it.
+//! The cities and rows that a subscription selects, and the tokens that resume it.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -24,13 +24,14 @@ pub(super) enum CitySelection {
     Inside(GeoBounds),
 }
 
-/// The cities and rows of a subscription, and the units that they are written in; equal where subscriptions get the same bytes.
+/// The cities and rows of a subscription, and the units of its messages. Subscriptions of equal
+/// selection get the same bytes.
 #[derive(Debug, PartialEq)]
 pub(super) struct Selection {
     pub(super) cities: CitySelection,
     pub(super) kind: SubscriptionKind,
     pub(super) units: OutputUnits,
-    /// Of cities and rows: a token continues a subscription in any units.
+    /// A digest of cities and rows, without units: a token resumes a subscription in any units.
     digest: u64,
 }
 
@@ -44,12 +45,12 @@ impl Hash for Selection {
 }
 
 impl Selection {
-    pub(super) fn new(cities: CitySelection, rows: SubscriptionKind, units: OutputUnits) -> Selection {
+    pub(super) fn new(cities: CitySelection, kind: SubscriptionKind, units: OutputUnits) -> Selection {
         let mut digest = Xxh3::new();
-        digest.update(&[rows as u8]);
+        digest.update(&[kind as u8]);
         match &cities {
             CitySelection::All => digest.update(b"all"),
-            // No key holds a line break.
+            // No key contains a line break.
             CitySelection::Listed(keys) => keys.iter().for_each(|key| {
                 digest.update(b"\n");
                 digest.update(key.as_bytes());
@@ -61,7 +62,7 @@ impl Selection {
                 }
             }
         }
-        Selection { cities, kind: rows, units, digest: digest.digest() }
+        Selection { cities, kind, units, digest: digest.digest() }
     }
 
     pub(super) fn city_filter(&self) -> CityFilter<'_> {
@@ -84,16 +85,18 @@ impl Selection {
     }
 }
 
-/// How far ahead of this process another one can be: any further, and all of the cluster would have ended.
+/// How far the epoch of another process can be ahead of this one, in ms: a process that falls
+/// further behind ends the whole cluster.
 const MAX_AHEAD_MS: u64 = 60_000;
 
-/// Makes and reads tokens: generation, epoch and subscription, as base64url.
+/// Makes and reads resume tokens: digest of the generation, epoch, and digest of the selection, as
+/// base64url.
 #[derive(Clone, Copy)]
 pub(super) struct ResumeTokens {
     generation: u64,
 }
 
-/// Why a token does not continue a subscription.
+/// Why a token does not resume a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResetReason {
     Malformed,
@@ -131,7 +134,8 @@ impl ResumeTokens {
         out.extend_from_slice(&text);
     }
 
-    /// The epoch after which a subscription goes on: it may be somewhat after `as_of`, where another process has given the token.
+    /// The epoch after which the subscription continues. It may be a little after `as_of` if
+    /// another process has made the token.
     pub(super) fn resume_epoch(
         &self,
         token: &str,

@@ -1,4 +1,4 @@
-//! One client's session.
+//! The session of one subscriber.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -8,12 +8,12 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
-use super::SessionsShared;
 use super::name_limits::{names_bytes, session_names_bytes};
 use super::outbox::Outbox;
 use super::request::{self, ClientRequest, RequestError};
-use super::row_messages::SnapshotWriter;
 use super::selection::{ResetReason, Selection, SubscriptionKind};
+use super::session_writer::{MergedChanges, SessionWriter, SnapshotWriter};
+use super::shared::{OpenSessionGuard, SessionsShared};
 use super::socket::{CloseCause, STOPPING, TOO_SLOW, TimedSocket};
 use super::subscriptions::SessionSubscriptions;
 use crate::codec;
@@ -23,34 +23,36 @@ use crate::panics::panic_point;
 use crate::serve::view::{LatestChanges, MAX_PENDING_QUERIES, QueryError, QueryResponse};
 use crate::serve::wire::ServerMessage;
 
-/// What is written before the socket is flushed.
-/// A longer message is parsed in turn, as the pieces of long answers are made.
+/// A longer request is parsed when its turn comes, as pieces of long responses are encoded.
 const LONG_REQUEST_BYTES: usize = 4 * 1024;
+/// Bytes that are written before the socket is flushed.
 const BYTES_BEFORE_FLUSH: usize = 16 * 1024;
-/// Cities that a session's window subscriptions list: what can be asked for at once.
+/// Cities that all window subscriptions of a session may list: those that can be queried at one
+/// time.
 const MAX_SESSION_WATCHED_CITIES: usize = MAX_PENDING_QUERIES;
-/// Heartbeats without anything from the client.
+/// Heartbeats without a message from the client, until the session ends.
 const MAX_SILENT_HEARTBEATS: u32 = 3;
 
 pub(super) struct SubscriberSession<S> {
-    pub(super) shared: Arc<SessionsShared>,
+    shared: Arc<SessionsShared>,
     outbox: Arc<Outbox>,
-    pub(super) socket: TimedSocket<S>,
+    writer: SessionWriter<S>,
     subscriptions: SessionSubscriptions,
-    /// One at a time: the next snapshot is asked for once the client has taken the last.
+    /// One at a time: the next snapshot is queried once the client has read the last.
     pending_watch: Option<PendingWatch>,
-    /// Slots and numbers of the watches that wait for that.
+    /// Slots and numbers of the watches that wait for their turn.
     queued_watches: VecDeque<(u16, u64)>,
     /// Numbers the watches of the session.
     last_watch_id: u64,
     last_message_at: Instant,
-    /// When the client had taken a long snapshot: until then it was not listened to.
+    /// When the client had read its last window snapshot. While it reads one, its messages are not
+    /// read.
     snapshot_written_at: Instant,
-    /// Messages that the client may send at once.
+    /// Messages that the client may send without exceeding its rate.
     message_allowance: f64,
 }
 
-/// The epoch of a snapshot, and where its rows come from.
+/// The epoch of a snapshot, and the response with its rows.
 type SnapshotStart = Result<(u64, QueryResponse), QueryError>;
 type WatchStart = (u16, u64, SnapshotStart);
 type PendingWatch = Pin<Box<dyn Future<Output = WatchStart> + Send>>;
@@ -62,24 +64,6 @@ enum SessionEvent {
     HeartbeatDue,
 }
 
-/// Counts open sessions, also where a session is dropped.
-struct OpenSessionGuard(Arc<SessionsShared>);
-
-impl OpenSessionGuard {
-    fn new(shared: Arc<SessionsShared>) -> OpenSessionGuard {
-        shared.session_count.send_modify(|open| *open += 1);
-        shared.metrics.sessions.increment(1);
-        OpenSessionGuard(shared)
-    }
-}
-
-impl Drop for OpenSessionGuard {
-    fn drop(&mut self) {
-        self.0.session_count.send_modify(|open| *open -= 1);
-        self.0.metrics.sessions.decrement(1);
-    }
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
     pub(super) fn new(
         shared: Arc<SessionsShared>,
@@ -89,9 +73,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         SubscriberSession {
             subscriptions: SessionSubscriptions::new(shared.clone(), outbox.clone()),
             message_allowance: shared.limits.messages_per_second.into(),
+            writer: SessionWriter::new(shared.clone(), socket),
             shared,
             outbox,
-            socket,
             pending_watch: None,
             queued_watches: VecDeque::new(),
             last_watch_id: 0,
@@ -102,10 +86,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
 
     pub(super) async fn run_session(mut self) {
         let _counted = OpenSessionGuard::new(self.shared.clone());
-        let end = CloseCause::run_to_end(self.serve_client()).await;
-        tracing::debug!(?end, "a subscriber's session ends");
+        let cause = CloseCause::run_to_end(self.serve_client()).await;
+        tracing::debug!(?cause, "the session of a subscriber ends");
         drop(self.subscriptions);
-        self.socket.close_socket(end).await;
+        self.writer.socket.close_socket(cause).await;
     }
 
     async fn serve_client(&mut self) -> Result<(), CloseCause> {
@@ -113,24 +97,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
             self.shared.view.service_info(),
             &self.shared.limits,
             wall_clock_ms(),
-        )
-        .to_json();
-        self.send_text(hello).await?;
+        );
+        self.writer.send_message(hello).await?;
         let heartbeat = self.shared.limits.heartbeat;
         let beat = tokio::time::sleep(heartbeat);
         tokio::pin!(beat);
         loop {
             let event = tokio::select! {
                 biased;
-                read = self.socket.next_message() => SessionEvent::Received(read?),
-                watched = wait_for_watch(&mut self.pending_watch) => SessionEvent::WatchStarted(watched),
+                read = self.writer.socket.next_message() => SessionEvent::Received(read?),
+                start = wait_for_watch(&mut self.pending_watch) => SessionEvent::WatchStarted(start),
                 () = &mut beat => SessionEvent::HeartbeatDue,
                 () = self.outbox.wait_for_work() => SessionEvent::OutboxReady,
             };
             match event {
                 SessionEvent::Received(message) => self.on_message(message).await?,
-                SessionEvent::WatchStarted((slot, watch, begun)) => {
-                    self.on_watch_started(slot, watch, begun).await?;
+                SessionEvent::WatchStarted((slot, watch, start)) => {
+                    self.on_watch_started(slot, watch, start).await?;
                     self.start_next_watch().await?;
                 }
                 SessionEvent::OutboxReady => self.drain_outbox().await?,
@@ -149,30 +132,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
             return Err(CloseCause::Close(4408, "nothing came from the client for too long"));
         }
         let as_of = self.subscriptions.complete_epoch();
-        self.socket.feed_message(Message::Ping(Bytes::new())).await?;
-        self.send_message(ServerMessage::Heartbeat { as_of, now: wall_clock_ms() }).await
+        self.writer.socket.feed_message(Message::Ping(Bytes::new())).await?;
+        self.writer.send_message(ServerMessage::Heartbeat { as_of, now: wall_clock_ms() }).await
     }
 
-    /// Writes what waits in the outbox, and merges what was dropped there.
+    /// Writes the messages of the outbox, or the merged changes of a subscription whose messages
+    /// were dropped.
     async fn drain_outbox(&mut self) -> Result<(), CloseCause> {
-        let mut items = Vec::new();
-        if !self.outbox.take_messages(BYTES_BEFORE_FLUSH, &mut items) {
+        let mut messages = Vec::new();
+        if !self.outbox.take_messages(BYTES_BEFORE_FLUSH, &mut messages) {
             return match self.outbox.slot_with_dropped_messages() {
                 Some(slot) => self.catch_up(slot, ResetReason::ClientBehind).await,
                 None => Ok(()),
             };
         }
-        for item in items {
-            // What a snapshot or a merged message has included already is not sent again.
-            let Some(subscription) = self.subscriptions.subscription_mut(item.slot) else { continue };
-            if subscription.sent_epoch.is_none_or(|sent| item.as_of <= sent) {
+        for message in messages {
+            // A snapshot or merged changes may have included the message already.
+            let Some(subscription) = self.subscriptions.subscription_mut(message.slot) else { continue };
+            if subscription.sent_epoch.is_none_or(|sent| message.as_of <= sent) {
                 continue;
             }
-            subscription.sent_epoch = Some(item.as_of);
-            self.record_sent(item.text.len(), item.rows.into());
-            self.socket.feed_message(Message::Text(item.text)).await?;
+            subscription.sent_epoch = Some(message.as_of);
+            self.writer.record_sent(message.text.len(), message.rows.into());
+            self.writer.socket.feed_message(Message::Text(message.text)).await?;
         }
-        self.socket.flush_socket().await
+        self.writer.socket.flush_socket().await
     }
 
     async fn on_message(&mut self, message: Message) -> Result<(), CloseCause> {
@@ -197,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
                 drop(turn);
                 match parsed {
                     Ok(request) => self.handle_request(request).await,
-                    Err(problem) => self.send_error(problem).await,
+                    Err(error) => self.send_error(error).await,
                 }
             }
             Message::Binary(_) => Err(CloseCause::Close(1003, "messages are text")),
@@ -210,12 +194,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         match request {
             ClientRequest::Ping => {
                 let as_of = self.subscriptions.complete_epoch();
-                self.send_message(ServerMessage::Pong { as_of, now: wall_clock_ms() }).await
+                self.writer.send_message(ServerMessage::Pong { as_of, now: wall_clock_ms() }).await
             }
             ClientRequest::Unsubscribe { id } => match self.subscriptions.find_slot(&id) {
                 Some(slot) => {
                     self.subscriptions.close_subscription(slot);
-                    self.send_message(ServerMessage::Unsubscribed { id: &id }).await
+                    self.writer.send_message(ServerMessage::Unsubscribed { id: &id }).await
                 }
                 None => {
                     self.send_error(RequestError::for_subscription(
@@ -276,7 +260,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         match self.resume_from_token(slot, rows, &token, digest).await {
             Ok(()) => self.catch_up(slot, ResetReason::Expired).await,
             Err(reset) => {
-                self.send_message(ServerMessage::Reset { id: &id, reason: reset.as_str() }).await?;
+                self.writer.send_message(ServerMessage::Reset { id: &id, reason: reset.as_str() }).await?;
                 self.begin_snapshot(slot).await
             }
         }
@@ -324,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         self.start_next_watch().await
     }
 
-    /// Asks for the next snapshot, unless there is one on its way.
+    /// Queries the next snapshot, unless one is pending.
     async fn start_next_watch(&mut self) -> Result<(), CloseCause> {
         while self.pending_watch.is_none()
             && let Some((slot, watch)) = self.queued_watches.pop_front()
@@ -333,40 +317,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
                 self.subscriptions.subscription_mut(slot).filter(|sub| sub.watch_id == Some(watch));
             let Some(subscription) = subscription else { continue };
             match self.shared.view.watch_cities(subscription.selection.listed_cities()) {
-                Ok(mut waiting) => {
+                Ok(mut response) => {
                     subscription.holds_rings = true;
                     self.pending_watch = Some(Box::pin(async move {
-                        let epoch = waiting.wait_for_epoch().await;
-                        (slot, watch, epoch.map(|epoch| (epoch, waiting)))
+                        let epoch = response.wait_for_epoch().await;
+                        (slot, watch, epoch.map(|epoch| (epoch, response)))
                     }));
                 }
-                Err(busy) => self.close_with_error(slot, busy).await?,
+                Err(error) => self.close_with_error(slot, error).await?,
             }
         }
         Ok(())
     }
 
-    async fn close_with_error(&mut self, slot: u16, busy: QueryError) -> Result<(), CloseCause> {
+    async fn close_with_error(&mut self, slot: u16, error: QueryError) -> Result<(), CloseCause> {
         let Some(subscription) = self.subscriptions.subscription_mut(slot) else { return Ok(()) };
-        let problem = RequestError::for_subscription(&subscription.id, "busy", &busy.to_string());
+        let error = RequestError::for_subscription(&subscription.id, "busy", &error.to_string());
         self.subscriptions.close_subscription(slot);
-        self.send_error(problem).await
+        self.send_error(error).await
     }
 
     async fn on_watch_started(
         &mut self,
         slot: u16,
         watch: u64,
-        begun: SnapshotStart,
+        start: SnapshotStart,
     ) -> Result<(), CloseCause> {
         let Some(subscription) = self.subscriptions.subscription_mut(slot) else { return Ok(()) };
         if subscription.watch_id != Some(watch) {
             return Ok(());
         }
         subscription.watch_id = None;
-        let (as_of, mut waiting) = match begun {
-            Ok(begun) => begun,
-            Err(busy) => return self.close_with_error(slot, busy).await,
+        let (as_of, mut response) = match start {
+            Ok(start) => start,
+            Err(error) => return self.close_with_error(slot, error).await,
         };
         let (id, units) = (subscription.id.clone(), subscription.selection.units);
         subscription.sent_epoch = Some(as_of);
@@ -374,8 +358,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         let view = self.shared.view.clone();
         loop {
             let next = tokio::select! {
-                next = waiting.next_piece() => next,
-                () = TimedSocket::<S>::wait_for_stop(self.socket.stop_signal()) => return Err(STOPPING),
+                next = response.next_piece() => next,
+                () = TimedSocket::<S>::wait_for_stop(self.writer.socket.stop_signal()) => return Err(STOPPING),
             };
             match next {
                 Ok(None) => break,
@@ -385,60 +369,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
                         snapshot.add_row(|out| codec::push_row_json(out, &city, reading_at, &row, units));
                     }
                     drop(turn);
-                    self.write_full_parts(&mut snapshot).await?;
+                    self.writer.write_full_parts(&mut snapshot).await?;
                 }
                 Err(QueryError::SlowReader) => return Err(TOO_SLOW),
-                // What it has of the snapshot is not complete, and never will be.
-                Err(busy) => return self.close_with_error(slot, busy).await,
+                // The client has a part of the snapshot, and the rest will never follow.
+                Err(error) => return self.close_with_error(slot, error).await,
             }
         }
-        drop(waiting);
-        self.finish_snapshot(snapshot).await?;
+        drop(response);
+        self.writer.finish_snapshot(snapshot).await?;
         self.snapshot_written_at = Instant::now();
         self.catch_up(slot, ResetReason::ClientBehind).await
     }
 
-    /// Brings a subscription up to date from the view: with a snapshot, or with what has changed since it was last sent to.
-    /// From then on messages are queued; where what has changed is not kept any more, a reset gives `why`.
-    async fn catch_up(&mut self, slot: u16, why: ResetReason) -> Result<(), CloseCause> {
+    /// Brings a subscription up to date from the view: with a snapshot, or with the changes since
+    /// its last message. From then on messages are queued. If the changes have expired, it is reset
+    /// for `reason`.
+    async fn catch_up(&mut self, slot: u16, reason: ResetReason) -> Result<(), CloseCause> {
         let Some(subscription) = self.subscriptions.subscription_mut(slot) else { return Ok(()) };
         let (id, selection, sent) =
             (subscription.id.clone(), subscription.selection.clone(), subscription.sent_epoch);
-        // Before the view is read, so that what comes later is queued.
+        // Before the view is read, so that later changes are queued.
         self.outbox.resume_slot(slot);
         if selection.kind == SubscriptionKind::Window {
-            return self.catch_up_window(slot, &id, &selection, why).await;
+            return self.catch_up_window(slot, &id, &selection, reason).await;
         }
         let view = self.shared.view.clone();
-        let mut held = match view.acquire_latest_permit(&selection.city_filter()).await {
-            Ok(held) => held,
-            Err(busy) => return self.close_with_error(slot, busy).await,
+        let mut permit = match view.acquire_latest_permit(&selection.city_filter()).await {
+            Ok(permit) => permit,
+            Err(error) => return self.close_with_error(slot, error).await,
         };
         let turn = view.encoding_turns().wait_for_turn().await;
-        let found = view.latest_since(&selection.city_filter(), sent);
+        let since_sent = view.latest_since(&selection.city_filter(), sent);
         drop(turn);
-        let found = match found {
-            Ok(since) => Some((since, sent)),
+        let changes = match since_sent {
+            Ok(changes) => Some((changes, sent)),
             Err(_) => {
-                self.send_message(ServerMessage::Reset { id: &id, reason: why.as_str() }).await?;
+                self.writer.send_message(ServerMessage::Reset { id: &id, reason: reason.as_str() }).await?;
                 let _turn = view.encoding_turns().wait_for_turn().await;
                 view.latest_since(&selection.city_filter(), None).ok().map(|all| (all, None))
             }
         };
-        let Some((since, sent)) = found else { return Ok(()) };
-        held.shrink(since.bytes());
-        let LatestChanges { as_of, upserts, removals } = since;
+        let Some((changes, sent)) = changes else { return Ok(()) };
+        permit.shrink(changes.bytes());
+        let LatestChanges { as_of, upserts, removals } = changes;
         if let Some(subscription) = self.subscriptions.subscription_mut(slot) {
             subscription.sent_epoch = Some(as_of);
         }
         let write = |out: &mut Vec<u8>, (city, row): &(Arc<str>, _)| {
             codec::push_current_json(out, city, row, selection.units);
         };
-        match sent {
-            None => self.write_snapshot(&id, &selection, as_of, upserts.into_iter(), write).await,
-            Some(_) if upserts.is_empty() && removals.is_empty() && !is_after_resume(why) => Ok(()),
-            Some(_) => self.write_changes(&id, &selection, as_of, upserts, write, removals).await,
+        if sent.is_none() {
+            return self.writer.write_snapshot(&id, &selection, as_of, upserts.into_iter(), write).await;
         }
+        let changes = MergedChanges { as_of, upserts, removals };
+        if changes.is_empty() && !is_after_resume(reason) {
+            return Ok(());
+        }
+        self.writer.write_changes(&id, &selection, changes, write).await
     }
 
     async fn catch_up_window(
@@ -446,75 +434,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> SubscriberSession<S> {
         slot: u16,
         id: &Arc<str>,
         selection: &Selection,
-        why: ResetReason,
+        reason: ResetReason,
     ) -> Result<(), CloseCause> {
-        let mut held = match self.shared.view.acquire_window_permit(selection.listed_cities()).await {
-            Ok(held) => held,
-            Err(busy) => return self.close_with_error(slot, busy).await,
+        let mut permit = match self.shared.view.acquire_window_permit(selection.listed_cities()).await {
+            Ok(permit) => permit,
+            Err(error) => return self.close_with_error(slot, error).await,
         };
         let Some(subscription) = self.subscriptions.subscription_mut(slot) else { return Ok(()) };
         let Some(sent) = subscription.sent_epoch else { return Ok(()) };
-        let Ok(since) = self.shared.view.window_since(selection.listed_cities(), sent) else {
+        let Ok(changes) = self.shared.view.window_since(selection.listed_cities(), sent) else {
             subscription.sent_epoch = None;
-            drop(held);
-            self.send_message(ServerMessage::Reset { id, reason: why.as_str() }).await?;
+            drop(permit);
+            self.writer.send_message(ServerMessage::Reset { id, reason: reason.as_str() }).await?;
             return self.queue_watch(slot).await;
         };
-        subscription.sent_epoch = Some(since.as_of);
-        held.shrink(since.bytes());
+        let as_of = changes.as_of;
+        subscription.sent_epoch = Some(as_of);
+        permit.shrink(changes.bytes());
         let mut removals = Vec::new();
-        let mut upserts = Vec::with_capacity(since.rows.len());
-        for (city, reading_at, row) in since.rows {
+        let mut upserts = Vec::with_capacity(changes.rows.len());
+        for (city, reading_at, row) in changes.rows {
             match row {
                 Some(row) => upserts.push((city, reading_at, row)),
                 None => removals.push((city, reading_at)),
             }
         }
-        if upserts.is_empty() && removals.is_empty() && !is_after_resume(why) {
+        let changes = MergedChanges { as_of, upserts, removals };
+        if changes.is_empty() && !is_after_resume(reason) {
             return Ok(());
         }
         let write = |out: &mut Vec<u8>, row: &_| {
             let (city, reading_at, row): &(Arc<str>, _, _) = row;
             codec::push_row_json(out, city, *reading_at, row, selection.units);
         };
-        self.write_changes(id, selection, since.as_of, upserts, write, removals).await
+        self.writer.write_changes(id, selection, changes, write).await
     }
 
-    async fn send_error(&mut self, problem: RequestError) -> Result<(), CloseCause> {
-        self.send_message(problem.to_message()).await
-    }
-
-    /// Writes a message of the session itself.
-    async fn send_message(&mut self, said: ServerMessage<'_>) -> Result<(), CloseCause> {
-        self.send_text(said.to_json()).await
-    }
-
-    async fn send_text(&mut self, text: String) -> Result<(), CloseCause> {
-        self.record_sent(text.len(), 0);
-        self.socket.feed_message(Message::Text(text.into())).await?;
-        self.socket.flush_socket().await
-    }
-
-    pub(super) fn record_sent(&self, bytes: usize, rows: u64) {
-        let meters = &self.shared.metrics;
-        meters.messages.increment(1);
-        meters.rows.increment(rows);
-        meters.bytes.increment(bytes as u64);
+    async fn send_error(&mut self, error: RequestError) -> Result<(), CloseCause> {
+        self.writer.send_message(error.to_message()).await
     }
 }
 
-/// A client that resumes is answered in any case; others hear nothing where nothing has changed.
-fn is_after_resume(why: ResetReason) -> bool {
-    matches!(why, ResetReason::Expired)
+/// A client that resumes gets a message in any case; other clients get none if nothing has changed.
+fn is_after_resume(reason: ResetReason) -> bool {
+    matches!(reason, ResetReason::Expired)
 }
 
-/// Waits for the answers of the watch that is on its way; for ever, where there is none.
-async fn wait_for_watch(watching: &mut Option<PendingWatch>) -> WatchStart {
-    match watching {
-        Some(waiting) => {
-            let watched = waiting.await;
-            *watching = None;
-            watched
+/// Waits until the rows of the pending watch are counted; for ever, if none is pending.
+async fn wait_for_watch(pending_watch: &mut Option<PendingWatch>) -> WatchStart {
+    match pending_watch {
+        Some(pending) => {
+            let start = pending.await;
+            *pending_watch = None;
+            start
         }
         None => std::future::pending().await,
     }

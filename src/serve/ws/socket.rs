@@ -1,4 +1,4 @@
-//! Writing to a client within its time limit, and ending.
+//! The socket of a session: its settings, time limits for writing, and its end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::{CapacityError, Error};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
@@ -15,20 +16,31 @@ use tokio_tungstenite::tungstenite::{Bytes, Message};
 use super::metered::MeteredStream;
 use crate::panics::{self, CaughtPanic, PanicScope};
 use crate::serve::budget::MemoryBudget;
+use crate::serve::plan::ServeLimits;
 use crate::serve::read_rate::ReadRateMeter;
 
-/// Longer messages are written as fragments, so that a socket holds no more of them.
+/// Longer messages are written as fragments, so that a socket buffers no more than one.
 pub(super) const FRAGMENT_BYTES: usize = 32 * 1024;
-/// Until a client has answered a close, or has taken it.
+/// Time until a client has read a close frame and closed the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What is still read from a client that has violated the protocol, so that the close frame reaches it.
+/// Bytes still read from a client that has violated the protocol, so that the close frame reaches
+/// it.
 const MAX_CLOSE_DRAIN_BYTES: u64 = 1 << 20;
+
+/// The socket settings of every WebSocket: small buffers, since there are many connections.
+pub fn websocket_config(limits: &ServeLimits) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(4096)
+        .write_buffer_size(4096)
+        .max_message_size(Some(limits.message_bytes))
+        .max_frame_size(Some(limits.message_bytes))
+}
 
 pub(super) struct TimedSocket<S> {
     pub(super) stream: WebSocketStream<MeteredStream<S>>,
     send_time: Duration,
     stop_signal: watch::Receiver<bool>,
-    /// Inside a message of fragments.
+    /// Whether the last fragment of a message is still to be written.
     in_fragmented_message: bool,
     read_rate: ReadRateMeter,
     memory_budget: Option<Arc<MemoryBudget>>,
@@ -37,10 +49,12 @@ pub(super) struct TimedSocket<S> {
 /// Why a session ends.
 #[derive(Debug)]
 pub(super) enum CloseCause {
-    /// The client has closed, or is gone.
+    /// The client has closed the connection or lost it.
     Disconnected,
-    /// The client has violated the protocol: what it sends cannot be read any more.
+    /// The client has violated the protocol, so that its bytes can no longer be read: code and
+    /// reason of the close frame.
     ProtocolViolation(u16, &'static str),
+    /// Code and reason of the close frame.
     Close(u16, &'static str),
 }
 
@@ -54,7 +68,7 @@ impl CloseCause {
     /// Runs the loop of a session to its end, a panic included.
     pub(super) async fn run_to_end(session: impl Future<Output = Result<(), CloseCause>>) -> CloseCause {
         match panics::catch_future_panic(PanicScope::Session, session).await {
-            Ok(Err(end)) => end,
+            Ok(Err(cause)) => cause,
             Ok(Ok(())) => STOPPING,
             Err(CaughtPanic) => SESSION_BUG,
         }
@@ -90,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
         }
     }
 
-    /// What is written is held in a budget that others may wait for.
+    /// Messages that are written take memory of a budget that others may wait for.
     pub(super) fn with_budget(self, budget: Arc<MemoryBudget>) -> TimedSocket<S> {
         TimedSocket { memory_budget: Some(budget), ..self }
     }
@@ -120,7 +134,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
         }
     }
 
-    /// Hands a message to the socket, which may hold it until [`Socket::flush`].
+    /// Writes a message to the socket, which may buffer it until [`TimedSocket::flush_socket`].
     pub(super) async fn feed_message(&mut self, message: Message) -> Result<(), CloseCause> {
         let Message::Text(text) = &message else { return self.feed_unfragmented(message).await };
         if text.len() <= FRAGMENT_BYTES {
@@ -135,10 +149,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
     }
 
     /// Writes a part of a text message.
-    pub(super) async fn write_fragment(&mut self, part: Bytes, last: bool) -> Result<(), CloseCause> {
+    pub(super) async fn write_fragment(&mut self, part: Bytes, is_last: bool) -> Result<(), CloseCause> {
         let code = if self.in_fragmented_message { Data::Continue } else { Data::Text };
-        self.in_fragmented_message = !last;
-        self.feed_unfragmented(Message::Frame(Frame::message(part, OpCode::Data(code), last))).await?;
+        self.in_fragmented_message = !is_last;
+        self.feed_unfragmented(Message::Frame(Frame::message(part, OpCode::Data(code), is_last))).await?;
         self.flush_socket().await
     }
 
@@ -163,16 +177,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TimedSocket<S> {
         limits.write_in_time(writing, 0, &mut self.stop_signal).await
     }
 
-    /// Tells the client why, and waits a little until it has heard.
-    pub(super) async fn close_socket(mut self, end: CloseCause) {
+    /// Sends the client a close frame, and waits a little until it has closed the connection.
+    pub(super) async fn close_socket(mut self, cause: CloseCause) {
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, async {
-            if let CloseCause::Close(code, reason) | CloseCause::ProtocolViolation(code, reason) = &end {
+            if let CloseCause::Close(code, reason) | CloseCause::ProtocolViolation(code, reason) = &cause {
                 let reason = (*reason).into();
                 let frame = CloseFrame { code: CloseCode::from(*code), reason };
                 self.stream.close(Some(frame)).await.ok()?;
             }
-            if let CloseCause::ProtocolViolation(..) = end {
-                // Nothing more is said, so that a client that waits for the end of the connection need not wait for ours.
+            if let CloseCause::ProtocolViolation(..) = cause {
+                // Shut down writing, so that a client that waits for the end of the connection sees
+                // it.
                 self.stream.get_mut().shutdown().await.ok()?;
                 let rest = &mut self.stream.get_mut().take(MAX_CLOSE_DRAIN_BYTES);
                 tokio::io::copy(rest, &mut tokio::io::sink()).await.ok()?;
@@ -189,7 +204,7 @@ async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// How long a client may take to take what is written.
+/// The limits of one write.
 struct TimedWrite<'a> {
     send_time: Duration,
     read_rate: &'a mut ReadRateMeter,
@@ -205,7 +220,7 @@ impl TimedWrite<'_> {
     ) -> Result<(), CloseCause> {
         tokio::pin!(writing);
         let began = Instant::now();
-        let mut looked = began;
+        let mut checked_at = began;
         loop {
             let written = tokio::select! {
                 biased;
@@ -214,13 +229,13 @@ impl TimedWrite<'_> {
                 () = tokio::time::sleep(self.read_rate.next_check_after()) => None,
             };
             let now = Instant::now();
-            let waited = now - std::mem::replace(&mut looked, now);
-            let taken = if written.is_some() { bytes } else { 0 };
-            let short = self.memory_budget.as_ref().is_some_and(|budget| budget.has_waiters());
-            let too_slow = self.read_rate.record_is_too_slow(waited, taken, short);
+            let waited = now - std::mem::replace(&mut checked_at, now);
+            let read_bytes = if written.is_some() { bytes } else { 0 };
+            let is_contended = self.memory_budget.as_ref().is_some_and(|budget| budget.has_waiters());
+            let is_too_slow = self.read_rate.record_is_too_slow(waited, read_bytes, is_contended);
             match written {
                 Some(Err(_)) => return Err(CloseCause::Disconnected),
-                _ if too_slow || now - began >= self.send_time => return Err(TOO_SLOW),
+                _ if is_too_slow || now - began >= self.send_time => return Err(TOO_SLOW),
                 Some(Ok(())) => return Ok(()),
                 None => {}
             }

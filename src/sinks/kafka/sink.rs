@@ -1,7 +1,6 @@
 //! An outlet from claim to end.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, PoisonError};
@@ -18,8 +17,8 @@ use super::progress::{
 use super::shard::{ShardBatch, ShardWriter, SharedPositions};
 use super::{Delivery, KafkaOutputPlan, KafkaSinkError};
 use crate::kafka::topic_identity::TopicIdentities;
-use crate::model::Shard;
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
+use crate::model::{Shard, random_u64};
 
 /// What an outlet's results were made with, by what people call it.
 pub type Identity = BTreeMap<String, String>;
@@ -65,7 +64,7 @@ impl SuccessorClaim {
 impl Claim {
     fn next(last: Option<&Claim>) -> Claim {
         let generation = last.map_or(1, |claim| claim.generation + 1);
-        Claim { generation, nonce: format!("{:016x}", RandomState::new().hash_one(generation)) }
+        Claim { generation, nonce: format!("{:016x}", random_u64()) }
     }
 }
 

@@ -8,15 +8,14 @@
 //! ([`Journal::keep_id`](super::Journal::keep_id)).
 
 use std::fs::{self, File};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::{JournalError, id_to_hex};
 use crate::fault;
+use crate::model::random_u64;
 
 pub const FILE_NAME: &str = "id";
 
@@ -42,15 +41,7 @@ pub struct ParentJournal {
 impl JournalId {
     /// A new one, of a journal that is begun or of a copy.
     pub fn random(parent: Option<ParentJournal>) -> JournalId {
-        // The keys of the hashers are random.
-        let half = |number: u8| {
-            let mut hasher = RandomState::new().build_hasher();
-            hasher.write_u8(number);
-            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            hasher.write_u128(since.as_nanos());
-            hasher.finish()
-        };
-        JournalId { id: u128::from(half(0)) << 64 | u128::from(half(1)), parent }
+        JournalId { id: u128::from(random_u64()) << 64 | u128::from(random_u64()), parent }
     }
 
     /// The id that a text shows, as in [`JournalId::text`].

@@ -1,4 +1,5 @@
-//! Certificates for processes of a cluster, signed by a CA of the test. The unit tests of `src/cluster/tls` have this file, too.
+//! Certificates for processes of a cluster, signed by a CA of the test. The unit tests of
+//! `src/cluster/tls` have this file, too.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Those who call the port of a cluster and are not of it.
+//! Connections to the port of a cluster from outside the cluster.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use super::*;
+use crate::support::{ServiceBuilder, ServiceProcess, swelter_command, wait_for};
 
-/// Calls a port as fast as it can until it is dropped, from several threads that each say something else.
+/// Connects to a port as fast as it can until it is dropped, from several threads that each send
+/// other bytes.
 pub(super) struct ConnectionFlood {
     ended: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
@@ -57,13 +59,13 @@ impl Drop for ConnectionFlood {
     }
 }
 
-fn proc_status_field(pid: u32, field: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+fn proc_status_field(pid: Pid, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
     line.trim_start_matches(':').split_whitespace().next().unwrap().parse().unwrap()
 }
 
-fn refused_call_lines(program: &ClusterProgram) -> Vec<String> {
+fn refused_call_lines(program: &ServiceProcess) -> Vec<String> {
     let log = program.log();
     log.lines()
         .filter(|line| line.contains("to the cluster") && line.contains("refused"))
@@ -80,18 +82,18 @@ fn cluster_starts_and_serves_during_connection_flood() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let mut first = ClusterProgram::start(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    let mut first = start_cluster(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
     wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
-    let resident = proc_status_field(first.child.id(), "VmRSS");
+    let resident = proc_status_field(first.pid(), "VmRSS");
     let floods = [ConnectionFlood::of(ports[0]), ConnectionFlood::of(ports[1])];
     floods[0].wait_for_calls(500);
-    let mut second = ClusterProgram::start(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
-    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    let mut second = start_cluster(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
+    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 2);
     floods[0].wait_for_calls(500);
-    let threads = [&first, &second].map(|program| proc_status_field(program.child.id(), "Threads"));
-    let grown = proc_status_field(first.child.id(), "VmRSS").saturating_sub(resident) / 1024;
+    let threads = [&first, &second].map(|program| proc_status_field(program.pid(), "Threads"));
+    let grown = proc_status_field(first.pid(), "VmRSS").saturating_sub(resident) / 1024;
     drop(floods);
     assert!(threads.iter().all(|threads| *threads < 200), "{threads:?} threads");
     assert!(grown < 200, "{grown} MiB more");
@@ -101,7 +103,7 @@ fn cluster_starts_and_serves_during_connection_flood() {
         assert!(lines.len() <= 2, "{lines:#?}");
     }
     assert_eq!(refused_call_lines(&first)[0].matches("refused:").count(), 1);
-    send_signal("-TERM", second.child.id());
+    second.send_terminate();
     assert_eq!(
         (first.wait_for_exit().code(), second.wait_for_exit().code()),
         (Some(0), Some(0)),
@@ -115,20 +117,20 @@ fn weak_secret_is_refused_across_hosts() {
     let folder = tempfile::tempdir().unwrap();
     let hosts = folder.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1:1\n192.0.2.1:1\n").unwrap();
-    let made = Command::new(env!("CARGO_BIN_EXE_swelter")).args(["cluster", "secret"]).output().unwrap();
+    let made = swelter_command().args(["cluster", "secret"]).output().unwrap();
     assert!(made.status.success());
     let made = String::from_utf8(made.stdout).unwrap();
     assert_eq!(made.lines().count(), 1, "{made}");
     let arguments = ["--processes", "2", "--process", "0", "--hosts", hosts.to_str().unwrap()];
     for secret in [None, Some("s3cr3t"), Some("correct horse battery staple")] {
-        let mut weak = ClusterProgram::start(folder.path(), "", &arguments, secret);
+        let mut weak = start_cluster(folder.path(), "", &arguments, secret);
         assert_eq!(weak.wait_for_exit().code(), Some(2));
         let log = weak.log();
         assert!(log.contains("run `swelter cluster secret`"), "{log}");
         assert!(secret.is_none_or(|secret| !log.contains(secret)), "{log}");
     }
     let config = "[cluster]\nconnect_time = \"1s\"\n";
-    let mut strong = ClusterProgram::start(&folder.path().join("data"), config, &arguments, Some(&made));
+    let mut strong = start_cluster(&folder.path().join("data"), config, &arguments, Some(&made));
     assert_eq!(strong.wait_for_exit().code(), Some(1));
     let log = strong.log();
     assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
@@ -144,16 +146,16 @@ fn handshake_panic_ends_only_its_connection() {
     let of = |process: &'static str| {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
-    let point = [("SWELTER_PANIC_POINT", "handshake:1")];
-    let mut first = ClusterProgram::start_with(data.path(), CONFIG, &of("0"), &point);
+    let first = ServiceBuilder::new(CONFIG).data(data.path()).args(&of("0"));
+    let mut first = first.env("SWELTER_PANIC_POINT", "handshake:1").spawn();
     let mut stranger = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
     assert_eq!(std::io::Read::read(&mut stranger, &mut [0]).unwrap_or(0), 0, "it is closed");
-    let mut second = ClusterProgram::start(data.path(), CONFIG, &of("1"), None);
-    let addresses = [first.addresses(1), second.addresses(1)].concat();
+    let mut second = start_cluster(data.path(), CONFIG, &of("1"), None);
+    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 2);
     assert!(first.log().contains("asks for it at handshake"), "{}", first.log());
-    send_signal("-TERM", second.child.id());
+    second.send_terminate();
     assert_eq!(
         (first.wait_for_exit().code(), second.wait_for_exit().code()),
         (Some(0), Some(0)),

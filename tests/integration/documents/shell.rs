@@ -11,11 +11,12 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
 use super::markdown::repository;
+use crate::support::remove_swelter_variables;
 
 /// For all the commands of a page.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The first of so many ports in a row that nobody has.
+/// The first of so many free ports in a row.
 pub fn free_ports(count: u16) -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).ok();
     loop {
@@ -40,11 +41,7 @@ impl Shell {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_swelter"));
         let path = format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
         let mut command = Command::new("bash");
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
-                command.env_remove(name);
-            }
-        }
+        remove_swelter_variables(&mut command);
         let file = |name: &str| {
             fs::File::options().append(true).create(true).open(folder.path().join(name)).unwrap()
         };

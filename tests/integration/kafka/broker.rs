@@ -1,21 +1,22 @@
-//! Brokers: the one that the tests share, and ones of a test's own, which can be killed and paused.
+//! The broker that tests share, and private brokers, which a test can kill and pause.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rustix::process::Pid;
 use tempfile::TempDir;
 
-use crate::service_process::wait_for;
+use crate::support::prepared::prepared_variable;
+use crate::support::{pause_process, wait_for};
 
-/// How to reach a broker, and as whom.
+/// The address of a broker, and the user.
 #[derive(Clone, Debug)]
 pub struct BrokerAccess {
     /// `127.0.0.1:port`.
     pub address: String,
-    /// The user, whose password is the name; nobody where everybody may do everything.
+    /// The user, whose password is the name; `None` on a broker without access control.
     pub user: Option<&'static str>,
 }
 
@@ -41,13 +42,14 @@ impl BrokerAccess {
     }
 }
 
-/// The broker of all tests; without one a test ends early and says so.
-pub fn shared_broker() -> Option<BrokerAccess> {
-    let address = super::prepared_variable("SWELTER_KAFKA")?;
-    Some(BrokerAccess { address: address.into_string().unwrap(), user: None })
+/// The broker that all tests share. A test that calls this has `#[ignore = "needs Kafka:
+/// scripts/test"]`.
+pub fn shared_broker() -> BrokerAccess {
+    BrokerAccess { address: prepared_variable("SWELTER_KAFKA").into_string().unwrap(), user: None }
 }
 
-/// A broker of a test's own. It ends with the test.
+/// A broker for one test, which may kill and pause it. It ends with the test, which has `#[ignore =
+/// "needs Kafka: scripts/test"]`.
 pub struct PrivateBroker {
     folder: TempDir,
     child: Option<Child>,
@@ -55,37 +57,30 @@ pub struct PrivateBroker {
 }
 
 impl PrivateBroker {
-    pub fn start() -> Option<PrivateBroker> {
+    pub fn start() -> PrivateBroker {
         PrivateBroker::start_with(&[], None)
     }
 
-    /// Whether one can be started; says so where it cannot.
-    pub fn can_start_broker() -> bool {
-        super::prepared_variable("SWELTER_KAFKA_LIB").is_some()
-    }
-
     /// One with access control; the access is that of `admin`.
-    pub fn start_secured() -> Option<PrivateBroker> {
+    pub fn start_secured() -> PrivateBroker {
         PrivateBroker::start_with(&["--secured"], Some("admin"))
     }
 
-    fn start_with(options: &[&str], user: Option<&'static str>) -> Option<PrivateBroker> {
-        if !PrivateBroker::can_start_broker() {
-            return None;
-        }
+    fn start_with(options: &[&str], user: Option<&'static str>) -> PrivateBroker {
+        prepared_variable("SWELTER_KAFKA_LIB");
         let folder = tempfile::tempdir().unwrap();
         let child = spawn_broker(folder.path(), options);
         let access = BrokerAccess { address: String::new(), user };
         let mut broker = PrivateBroker { folder, child: Some(child), access };
         broker.wait_until_ready();
         broker.access.address = broker.file("address").trim().to_string();
-        Some(broker)
+        broker
     }
 
     /// Starts it again, on the same port and data.
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs");
-        // Else what the last one has said would be taken for this one's.
+        // The log of the last start would be taken for this one's.
         std::fs::remove_file(self.path("log")).unwrap();
         self.child = Some(spawn_broker(self.folder.path(), &[]));
         self.wait_until_ready();
@@ -99,7 +94,7 @@ impl PrivateBroker {
 
     /// Stops it without ending it, for so long.
     pub fn pause(&self, time: Duration) {
-        pause_process(self.child.as_ref().unwrap(), time);
+        pause_process(Pid::from_child(self.child.as_ref().unwrap()), time);
     }
 
     fn wait_until_ready(&mut self) {
@@ -129,17 +124,9 @@ impl Drop for PrivateBroker {
             let _ = child.kill();
             let _ = child.wait();
         }
-        // Shown where the test fails.
+        // libtest shows it if the test fails.
         eprintln!("the broker:\n{}", std::fs::read_to_string(self.path("log")).unwrap_or_default());
     }
-}
-
-/// Stops a process for so long.
-pub fn pause_process(child: &Child, time: Duration) {
-    let signal = |signal: &str| Command::new("kill").args([signal, &child.id().to_string()]).status();
-    assert!(signal("-STOP").unwrap().success());
-    thread::sleep(time);
-    assert!(signal("-CONT").unwrap().success());
 }
 
 /// The script becomes the broker, so the child is the broker.

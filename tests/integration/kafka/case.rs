@@ -1,4 +1,4 @@
-//! A log in a topic, and the topics that come of it.
+//! A log in a topic, and the topics of its results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -8,12 +8,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::broker::BrokerAccess;
+use super::config::KafkaConfig;
 use super::random_log::{ExpectedDeadLetter, RandomLog, ValueHistory, final_values};
-use super::swelter_process::{KafkaConfig, SwelterProcess};
 use super::topic_reader::{ConsumedRecord, compact_records, read_committed, read_uncommitted};
 use super::topics::TestProducer;
-use crate::recovery::normalize_numbers;
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::{ServiceProcess, WAIT_TIMEOUT, normalize_numbers};
 
 /// Partitions of the input.
 pub const PARTITIONS: u32 = 3;
@@ -44,8 +43,8 @@ impl KafkaCase {
         }
     }
 
-    pub fn start_swelter(&self, workers: u64) -> SwelterProcess {
-        SwelterProcess::start(&self.setup, self.data.path(), workers)
+    pub fn start_swelter(&self, workers: u64) -> ServiceProcess {
+        self.setup.service(self.data.path(), workers).spawn()
     }
 
     /// Appends random records to the log; some may still be on their way.
@@ -62,7 +61,8 @@ impl KafkaCase {
         self.producer.flush();
     }
 
-    /// Waits until the topics hold what they should in the end, and checks how it came about: every change once.
+    /// Waits until the topics hold the expected results, and checks that every change was written
+    /// once.
     pub fn check_exactly_once(&self) {
         self.wait_for_results();
         self.check_rows();
@@ -87,7 +87,7 @@ impl KafkaCase {
         assert_eq!(found, expected);
     }
 
-    /// Each change of a row once, in order. Says how many there are.
+    /// Checks that each change of a row is there once, in order; returns the number of records.
     pub fn check_rows(&self) -> usize {
         let rows = read_committed(&self.setup.access, &self.setup.results);
         check_changes(&rows, &self.log.rows);
@@ -96,7 +96,8 @@ impl KafkaCase {
         rows.len()
     }
 
-    /// Each change of a current row once, in order. Says how many there are.
+    /// Checks that each change of a current row is there once, in order; returns the number of
+    /// records.
     pub fn check_current(&self) -> usize {
         let now = read_committed(&self.setup.access, &self.setup.current);
         check_changes(&now, &self.log.current);
@@ -104,14 +105,14 @@ impl KafkaCase {
         now.len()
     }
 
-    /// Each dead letter once, in order. Says how many there are.
+    /// Checks that each dead letter is there once, in order; returns their number.
     pub fn check_dead_letters(&self) -> usize {
         let letters = read_committed(&self.setup.access, &self.setup.dead_letter_topic());
         check_dead_letter_records(&letters, &self.setup.input, &self.log.letters);
         letters.len()
     }
 
-    /// Waits until the topics hold what they should in the end, however it came about.
+    /// Waits until the topics hold the expected results.
     pub fn wait_for_results(&self) {
         self.producer.flush();
         let deadline = Instant::now() + WAIT_TIMEOUT;
@@ -127,7 +128,8 @@ impl KafkaCase {
         let all = read_uncommitted(access, results);
         let place = |record: &ConsumedRecord| (record.partition, record.offset);
         let committed: BTreeSet<_> = read_committed(access, results).iter().map(place).collect();
-        // Behind the last of its partition, one may be of a transaction that goes on.
+        // A record behind the last committed one of its partition may belong to an open
+        // transaction.
         let is_over = |record: &ConsumedRecord| {
             committed
                 .range(place(record)..)
@@ -137,7 +139,7 @@ impl KafkaCase {
         all.iter().filter(|record| !committed.contains(&place(record)) && is_over(record)).count()
     }
 
-    /// What the topics hold otherwise than they should.
+    /// The first difference between the topics and the expected results.
     pub fn find_difference(&self) -> Option<String> {
         let KafkaConfig { access, results, current, .. } = &self.setup;
         for (topic, values) in [(results, &self.log.rows), (current, &self.log.current)] {
@@ -163,8 +165,8 @@ impl KafkaCase {
     }
 }
 
-/// Each value of a key is other than the one before, and they are, in their order, among those that the key had after each record of
-/// the log, up to the last one.
+/// Each value of a key is other than the one before, and they are, in their order, among those that
+/// the key had after each record of the log, up to the last one.
 fn check_changes(records: &[ConsumedRecord], values: &ValueHistory) {
     let mut found: BTreeMap<&str, Vec<Option<Value>>> = BTreeMap::new();
     let same = |record: &ConsumedRecord| {
@@ -185,7 +187,7 @@ fn check_changes(records: &[ConsumedRecord], values: &ValueHistory) {
         }
         assert_eq!(found.last(), expected.last(), "{key}");
     }
-    // Changes within an epoch come as one, but hardly all of a log that was taken in so many.
+    // Changes within an epoch are merged, but hardly all of a log with so many epochs.
     let epochs: BTreeSet<_> = records.iter().map(|record| &record.headers["as_of"]).collect();
     let changes: usize = values.values().map(Vec::len).sum();
     let must_show = epochs.len() > MIN_EPOCHS_WITH_REPEATED_KEYS && changes > 3 * values.len();

@@ -1,17 +1,18 @@
-//! Checkpoints, and topics that are not those that they were made beside.
+//! Checkpoints, and output topics that are newer than they are.
 
 use std::collections::BTreeSet;
 
 use super::broker::shared_broker;
 use super::case::KafkaCase;
 use super::topics::{COMPACT, TopicAdmin};
-use crate::checkpoints::published_manifests;
-use crate::service_process::wait_for;
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::wait_for;
 
-/// What a checkpoint includes is in the topics that there were; new ones get it all the same.
+/// Rows that a checkpoint includes are in the old topics; new topics receive them too.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn new_output_topics_receive_whole_log_despite_checkpoint() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 61, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
@@ -36,7 +37,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     case.check_rows();
     case.check_current();
 
-    // From then on they are taken up again.
+    // From then on checkpoints are restored again.
     let before = manifests();
     let swelter = case.start_swelter(1).wait_until_ready();
     case.produce_records(100);

@@ -1,4 +1,4 @@
-//! Topics that an earlier build has written, in another cluster: a start goes on with them.
+//! Topics of an earlier build in another cluster: this build continues with them.
 //! `tests/fixtures/868f70f/README.md` says what they hold, and how they were made.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +10,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::{Value, json};
 
 use super::broker::{BrokerAccess, PrivateBroker};
-use super::swelter_process::SwelterProcess;
 use super::topic_reader::{ConsumedRecord, compact_records, read_committed};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::earlier_build::{
     check_metrics, check_written, checkpoints, fixture, json_fixture, records_since_start, unpack,
 };
-use crate::rest_checks::get_json;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{ServiceBuilder, WAIT_TIMEOUT, get_json, wait_for};
 
 const READINGS: &str = "fixture-readings";
 const STATIONS: &str = "fixture-stations";
@@ -63,8 +61,8 @@ fn check_same(topic: &str, found: &[ConsumedRecord], expected: &[ConsumedRecord]
     assert_eq!(found.len(), expected.len(), "{topic}");
 }
 
-/// Writes the records of a partition at the offsets that they had. Offsets without a record are marks of transactions, so as many
-/// records before them are written in one each.
+/// Writes the records of a partition at the offsets that they had. Offsets without a record are
+/// marks of transactions, so as many records before them are written in one each.
 fn restore(
     (access, producers): (&BrokerAccess, &[TestProducer]),
     topic: &str,
@@ -106,7 +104,7 @@ fn restore(
     producers[0].flush();
 }
 
-/// Makes all topics of the fixture in a cluster of a test's own.
+/// Creates all topics of the fixture in a private cluster.
 fn restore_all(access: &BrokerAccess, expected: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) {
     let topics = TopicAdmin::of(access);
     let mut producers = vec![TestProducer::to(access)];
@@ -163,7 +161,7 @@ fn check_changes(topic: &str, before: &[ConsumedRecord], new: &[ConsumedRecord])
 
 fn config(access: &BrokerAccess, place: &str) -> String {
     let template = fs::read_to_string(fixture("topics.toml")).unwrap();
-    // Nobody listens there: what the registry has answered is in the progress topic.
+    // No registry listens there: its responses are in the progress topic.
     let registry = "http://127.0.0.1:9";
     template
         .replace("@BROKERS@", &access.address)
@@ -182,9 +180,67 @@ fn behind(checkpoint: &Value, all: &BTreeMap<String, Vec<ConsumedRecord>>) -> u6
     [("readings", READINGS), ("stations", STATIONS)].into_iter().map(count).sum()
 }
 
+fn records_of(values: &Value) -> Vec<ConsumedRecord> {
+    values.as_array().unwrap().iter().map(record_of).collect()
+}
+
+fn check_served_cities(address: &str, cities: &Value) {
+    for (city, expected) in cities.as_object().unwrap() {
+        let encoded: String = city.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let served = get_json(address, &format!("/v1/cities/{encoded}/history?limit=10000"));
+        assert_eq!(served["rows"], expected["rows"], "{city}");
+    }
+}
+
+/// Results continue as they did in the build that made `before`: nothing twice, and nothing left
+/// out.
+fn check_new_results(
+    access: &BrokerAccess,
+    topic: &str,
+    before: &[ConsumedRecord],
+    after: &[ConsumedRecord],
+) {
+    let wanted = state(before, after);
+    wait_for("the results", || (state(before, &added(access, topic, before)) == wanted).then_some(()));
+    let new = added(access, topic, before);
+    check_changes(topic, before, &new);
+    let keys = |records: &[ConsumedRecord]| -> BTreeSet<String> {
+        records.iter().map(|record| record.key().to_owned()).collect()
+    };
+    assert_eq!(keys(&new), keys(after), "{topic}");
+}
+
+fn check_new_dead_letters(
+    access: &BrokerAccess,
+    topic: &str,
+    before: &[ConsumedRecord],
+    after: &[ConsumedRecord],
+) {
+    let known = |record: &ConsumedRecord| {
+        (record.key.clone(), record.value.clone(), record.headers["swelter-position"].clone())
+    };
+    wait_for("the dead letters", || (added(access, topic, before).len() >= after.len()).then_some(()));
+    let new = added(access, topic, before);
+    assert_eq!(new.iter().map(known).collect::<Vec<_>>(), after.iter().map(known).collect::<Vec<_>>());
+    for (new, after) in new.iter().zip(after) {
+        assert!(new.headers.keys().eq(after.headers.keys()), "{:?}", new.headers);
+    }
+}
+
+/// An earlier build can read what this one writes of its progress.
+fn check_written_progress(access: &BrokerAccess, before: &[ConsumedRecord]) {
+    let written = read_committed(access, PROGRESS);
+    let (before, now) = (newest_values(before), newest_values(&written));
+    assert_eq!(before.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>());
+    for (key, value) in &before {
+        check_written(key, value, &now[key]);
+    }
+}
+
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn topics_of_an_earlier_build_are_gone_on_with() {
-    let Some(broker) = PrivateBroker::start() else { return };
+    let broker = PrivateBroker::start();
     let (access, all) = (&broker.access, records());
     let expected = json_fixture("topics.json");
     restore_all(access, &expected, &all);
@@ -197,7 +253,12 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     let data = folder.path().join("data");
     // In this cluster all topics have other ids.
     let start = |arguments: &[&str]| {
-        SwelterProcess::start_configured(&toml, &data, 1, None, arguments).wait_until_ready()
+        ServiceBuilder::new(toml.clone())
+            .data(&data)
+            .args(&["--workers", "1"])
+            .args(arguments)
+            .spawn()
+            .wait_until_ready()
     };
     let mut swelter = start(&["--adopt-logs"]);
     let address = swelter.wait_for_address();
@@ -206,51 +267,17 @@ fn topics_of_an_earlier_build_are_gone_on_with() {
     let generation = |text: &Value| text.as_str().unwrap().split_once('-').unwrap().0.to_owned();
     assert_eq!(generation(&status["generation"]), generation(&expected["generation"]));
     assert_eq!(records_since_start(&status), behind, "{status}");
-    for (city, expected) in expected["cities"].as_object().unwrap() {
-        let encoded: String = city.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let served = get_json(&address, &format!("/v1/cities/{encoded}/history?limit=10000"));
-        assert_eq!(served["rows"], expected["rows"], "{city}");
-    }
-    // Results go on as they did where they were made: nothing twice, and nothing left out.
+    check_served_cities(&address, &expected["cities"]);
     for topic in [RESULTS, CURRENT] {
-        let after: Vec<ConsumedRecord> =
-            expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
-        let wanted = state(&all[topic], &after);
-        wait_for("the results", || {
-            (state(&all[topic], &added(access, topic, &all[topic])) == wanted).then_some(())
-        });
-        let new = added(access, topic, &all[topic]);
-        check_changes(topic, &all[topic], &new);
-        let keys = |records: &[ConsumedRecord]| -> BTreeSet<String> {
-            records.iter().map(|record| record.key().to_owned()).collect()
-        };
-        assert_eq!(keys(&new), keys(&after), "{topic}");
+        check_new_results(access, topic, &all[topic], &records_of(&expected["new"][topic]));
     }
     for topic in LETTERS {
-        let after: Vec<ConsumedRecord> =
-            expected["new"][topic].as_array().unwrap().iter().map(record_of).collect();
-        let known = |record: &ConsumedRecord| {
-            (record.key.clone(), record.value.clone(), record.headers["swelter-position"].clone())
-        };
-        wait_for("the dead letters", || {
-            (added(access, topic, &all[topic]).len() >= after.len()).then_some(())
-        });
-        let new = added(access, topic, &all[topic]);
-        assert_eq!(new.iter().map(known).collect::<Vec<_>>(), after.iter().map(known).collect::<Vec<_>>());
-        for (new, after) in new.iter().zip(&after) {
-            assert!(new.headers.keys().eq(after.headers.keys()), "{:?}", new.headers);
-        }
+        check_new_dead_letters(access, topic, &all[topic], &records_of(&expected["new"][topic]));
     }
     check_metrics("kafka", &address);
-    // What it writes of its progress can be read as before.
-    let written = read_committed(access, PROGRESS);
-    let (before, now) = (newest_values(&all[PROGRESS]), newest_values(&written));
-    assert_eq!(before.keys().collect::<Vec<_>>(), now.keys().collect::<Vec<_>>());
-    for (key, value) in &before {
-        check_written(key, value, &now[key]);
-    }
+    check_written_progress(access, &all[PROGRESS]);
 
-    // It goes on with what comes now.
+    // It continues with new records.
     let reading =
         json!({"city": "d", "reading_at": "2025-08-01T10:02:00Z", "temperature": 99, "humidity": 40});
     let producer = TestProducer::to(access);

@@ -1,24 +1,22 @@
-//! Topics that are not the ones that were read or written: lost, made anew, copied. Nothing is skipped, and nothing comes twice.
+//! Topics that were lost, recreated or copied. Nothing is skipped, and nothing is written twice.
 
 use std::path::Path;
-use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::broker::{BrokerAccess, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::{KafkaConfig, SwelterProcess};
+use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
-use crate::checkpoints::published_manifests;
-use crate::recovery::MINUTE_MS;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::checkpoint_files::published_manifests;
+use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, swelter_command, wait_for};
 
-/// One that has run, and has ended after some results.
+/// A case whose service has written some results and stopped.
 fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
     let mut case = KafkaCase::new(access, seed, 500);
     case.produce_records(200);
@@ -28,7 +26,7 @@ fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
     case
 }
 
-/// Makes all topics that are missing, if it may.
+/// Creates all missing topics, if it may.
 fn enable_create_topics(setup: &mut KafkaConfig) {
     setup.source = format!("create_topics = true\npartitions = {PARTITIONS}\n");
     setup.sink += "create_topics = true\npartitions = 4\n";
@@ -36,8 +34,7 @@ fn enable_create_topics(setup: &mut KafkaConfig) {
 
 /// Starts the program, which must end, with a last line that has all these words.
 fn check_start_refused(case: &KafkaCase, arguments: &[&str], words: &[&str]) {
-    let said =
-        SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, arguments).wait_for_failure();
+    let said = case.setup.service(case.data.path(), 1).args(arguments).spawn().wait_for_failure();
     for word in words {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
@@ -85,7 +82,7 @@ fn recreate_topic_with_copy(setup: &KafkaConfig, topic: &str) {
     produce_records(setup, topic, &records);
 }
 
-/// All that is in the outputs, given up or not.
+/// All records of the outputs, committed or not.
 fn uncommitted_outputs(setup: &KafkaConfig) -> Vec<Vec<ConsumedRecord>> {
     let topics = [&setup.results, &setup.current, &setup.dead_letter_topic()];
     topics.map(|topic| read_uncommitted(&setup.access, topic)).into()
@@ -119,8 +116,9 @@ fn checkpoint_record_count(place: &Path) -> u64 {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn recreated_input_with_more_records_is_refused_at_start() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     for has_checkpoints in [false, true] {
         let mut case = KafkaCase::new(&access, 201, 500);
         let kept = tempfile::tempdir().unwrap();
@@ -151,9 +149,10 @@ fn recreated_input_with_more_records_is_refused_at_start() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn input_recreated_while_read_ends_process() {
-    let Some(access) = shared_broker() else { return };
-    // Where it is paused meanwhile, it finds the new one with records at its positions at once.
+    let access = shared_broker();
+    // If it is paused meanwhile, it finds the new topic with records at its positions at once.
     for (seed, is_paused) in [(202, false), (203, true)] {
         let mut case = KafkaCase::new(&access, seed, 500);
         case.produce_records(200);
@@ -167,17 +166,16 @@ fn input_recreated_while_read_ends_process() {
             .then_some(recorded)
         });
         let input = case.setup.input.clone();
-        thread::scope(|scope| {
-            if is_paused {
-                scope.spawn(|| swelter.pause(Duration::from_secs(6)));
-                // Nothing says that it is paused; that it is does not matter to what is asserted, only to what is tried.
-                thread::sleep(Duration::from_millis(300));
-            }
-            recreate_topic(&case.setup, &input);
-            produce_records(&case.setup, &input, &intruder_records(400));
-        });
+        if is_paused {
+            send_signal(swelter.pid(), Signal::STOP);
+        }
+        recreate_topic(&case.setup, &input);
+        produce_records(&case.setup, &input, &intruder_records(400));
+        if is_paused {
+            send_signal(swelter.pid(), Signal::CONT);
+        }
         let said = swelter.wait_for_failure();
-        // Whoever notices first: the one that reads, or the look every few seconds.
+        // Either the reader or the periodic check notices it first.
         for word in [&*input, "while it was read", "disaster-recovery"] {
             assert!(said.contains(word), "no {word:?} in: {said}");
         }
@@ -187,7 +185,7 @@ fn input_recreated_while_read_ends_process() {
     }
 }
 
-/// Not even in what was given up.
+/// Checks that no output has a record of an intruder, not even an aborted one.
 fn check_no_intruder_in_outputs(setup: &KafkaConfig) {
     let is_intruder = |record: &&ConsumedRecord| {
         let mut texts = [&record.key, &record.value].into_iter().flatten();
@@ -199,8 +197,9 @@ fn check_no_intruder_in_outputs(setup: &KafkaConfig) {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_or_recreated_outputs_are_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let second = |setup: &KafkaConfig| format!("{}.failed.2", setup.input);
     let each: [&dyn Fn(&KafkaConfig) -> String; 4] = [
         &|setup| setup.results.clone(),
@@ -230,8 +229,9 @@ fn lost_or_recreated_outputs_are_refused() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_input_is_not_created() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 220);
     enable_create_topics(&mut case.setup);
     let input = case.setup.input.clone();
@@ -241,8 +241,9 @@ fn lost_input_is_not_created() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn output_recreated_while_written_ends_process() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 221, 500);
     case.produce_records(200);
     let swelter = case.start_swelter(1).wait_until_ready();
@@ -257,8 +258,9 @@ fn output_recreated_while_written_ends_process() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_progress_topic_is_refused_and_not_created() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 222);
     enable_create_topics(&mut case.setup);
     let before = uncommitted_outputs(&case.setup);
@@ -272,8 +274,9 @@ fn lost_progress_topic_is_refused_and_not_created() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn lost_progress_topic_is_refused_if_only_dead_letters_exist() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     for has_sink in [true, false] {
         let mut case = KafkaCase::new(&access, 229, 1);
         case.setup.has_sink = has_sink;
@@ -297,8 +300,9 @@ fn lost_progress_topic_is_refused_if_only_dead_letters_exist() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn outputs_with_only_aborted_records_count_as_new() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 223, 500);
     let setup = case.setup.clone();
     let producer = TestProducer::transactional(&access, &setup.results);
@@ -314,8 +318,9 @@ fn outputs_with_only_aborted_records_count_as_new() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn copied_input_is_refused_until_adopted() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 224, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
@@ -331,13 +336,12 @@ fn copied_input_is_refused_until_adopted() {
     check_start_refused(&case, &[], &is_copy);
     check_start_refused(&case, &["--takeover"], &is_copy);
 
-    let adopted = SwelterProcess::start_with(&case.setup, case.data.path(), 1, None, &["--adopt-logs"])
-        .wait_until_ready();
+    let adopted = case.setup.service(case.data.path(), 1).args(&["--adopt-logs"]).spawn().wait_until_ready();
     case.produce_records(100);
     case.wait_for_results();
     assert!(adopted.log().contains("a checkpoint is taken up"), "{}", adopted.log());
     adopted.kill();
-    // What was adopted needs no further word.
+    // Adopted logs need no flag at the next start.
     let swelter = case.start_swelter(2).wait_until_ready();
     assert!(swelter.log().contains("a checkpoint is taken up"), "{}", swelter.log());
     case.produce_records(100);
@@ -346,8 +350,9 @@ fn copied_input_is_refused_until_adopted() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn input_without_previous_record_is_recognized_by_id() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 225, 600);
     let kept = tempfile::tempdir().unwrap();
     case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
@@ -374,11 +379,12 @@ fn input_without_previous_record_is_recognized_by_id() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn unrecorded_topics_are_recorded_at_next_start() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 226);
     let setup = case.setup.clone();
-    // As a version that knew nothing of ids has left it.
+    // As a version without topic ids has left it.
     produce_records(&setup, &setup.progress, &[NewRecord::new(0, "topics", "{}")]);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.produce_records(100);
@@ -397,7 +403,7 @@ fn retry_group(setup: &KafkaConfig) -> BaseConsumer {
     config.set("group.id", format!("{}.progress.retry.not_decodable", setup.input)).create().unwrap()
 }
 
-/// How far the letters were sent, with what the offsets say of their topic.
+/// The committed offsets of the retry, with their metadata.
 fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     let mut asked = TopicPartitionList::new();
     asked.add_partition(&setup.dead_letter_topic(), 1);
@@ -406,20 +412,21 @@ fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     kept
 }
 
-/// `swelter dead-letters retry`, and what it says.
+/// Runs `swelter dead-letters retry`; returns its output.
 fn run_retry(setup: &KafkaConfig) -> String {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("swelter.toml");
     std::fs::write(&config, setup.to_toml()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn retry_of_recreated_dead_letter_topic_skips_nothing() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let case = KafkaCase::new(&access, 227, 1);
     let setup = case.setup.clone();
     produce_records(
@@ -434,7 +441,8 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
     swelter.terminate();
     assert!(run_retry(&setup).contains("sent 2 dead letters"));
     assert!(run_retry(&setup).contains("sent 0 dead letters"));
-    // A broker forgets the offsets of a topic that is deleted, but what copies clusters brings them back.
+    // A broker forgets the offsets of a deleted topic, but a tool that copies clusters restores
+    // them.
     let kept = retry_offsets(&setup);
     recreate_topic_with_copy(&setup, &setup.dead_letter_topic());
     let group = retry_group(&setup);
@@ -443,21 +451,22 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
     assert!(run_retry(&setup).contains("sent 0 dead letters"));
 }
 
-/// The watch does not take a broker that is away for a topic that is gone.
+/// The periodic check does not take an unreachable broker for a deleted topic.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn unreachable_broker_does_not_count_as_deleted_topics() {
-    let Some(mut broker) = super::broker::PrivateBroker::start() else { return };
+    let mut broker = super::broker::PrivateBroker::start();
     let mut case = KafkaCase::new(&broker.access, 228, 600);
     case.produce_records(100);
-    let swelter = case.start_swelter(1).wait_until_ready();
+    let mut swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
     broker.kill();
-    // It stays away for longer than the watch takes from one look to the next.
-    thread::sleep(Duration::from_secs(7));
+    // The broker stays away for longer than from one check to the next.
+    check_during(Duration::from_secs(7), || assert!(swelter.has_ended().is_none(), "{}", swelter.log()));
     broker.restart();
     case.produce_records(100);
     case.check_exactly_once();
-    // Nothing may come of the next look either: as long as the watch needs for it.
-    thread::sleep(Duration::from_secs(6));
+    // The next check must not end it either.
+    check_during(Duration::from_secs(6), || assert!(swelter.has_ended().is_none(), "{}", swelter.log()));
     swelter.terminate();
 }

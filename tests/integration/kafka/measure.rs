@@ -15,7 +15,7 @@ use swelter::internals::sources::{RecordHandler, RecordPosition, Source};
 use super::broker::{BrokerAccess, shared_broker};
 use super::source::{create_source_topic, kafka_plan, kafka_source};
 use super::topics::{NewRecord, TestProducer};
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::WAIT_TIMEOUT;
 
 const RECORDS: usize = 1_000_000;
 
@@ -72,9 +72,9 @@ fn read_with_bare_client(access: &BrokerAccess, topic: &str) -> usize {
 }
 
 #[test]
-#[ignore = "measures, and takes long"]
+#[ignore = "measures: run it alone, in release"]
 fn measure_cost_per_record() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     let producer = TestProducer::to(&access);
     for number in 0..RECORDS {

@@ -1,4 +1,4 @@
-//! Random logs for a topic, and what must come of them.
+//! Random logs for a topic, and their expected results.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,10 @@ use serde_json::{Value, json};
 use swelter::internals::model::{EventTime, ReadingEvent};
 
 use super::topics::NewRecord;
-use crate::dataflow_runner::city_name;
-use crate::oracle::{LogEntry, Oracle};
-use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, current_json, record_json, row_json};
+use crate::support::{
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, city_name, current_json, random_entry, record_json,
+    row_json,
+};
 
 pub const CITIES: u32 = 12;
 /// Records between two steps of the log's clock.
@@ -55,7 +56,7 @@ impl RandomLog {
         let steps = (records / RECORDS_PER_CLOCK_STEP) as i64 + 1;
         let now = jiff::Timestamp::now().as_millisecond() - (2 * steps + 60) * MINUTE_MS;
         RandomLog {
-            random: Random(seed),
+            random: Random::new(seed),
             partitions,
             now: now - now.rem_euclid(MINUTE_MS),
             offsets: vec![0; partitions as usize],
@@ -82,7 +83,7 @@ impl RandomLog {
             self.now += self.random.below(3) as i64 * MINUTE_MS;
         }
         let city = self.random.below(CITIES.into()) as u32;
-        let entry = LogEntry { city, ..self.random.random_entry(self.now) };
+        let entry = LogEntry { city, ..random_entry(&mut self.random, self.now) };
         if self.random.below(12) == 0 { self.invalid_record(city) } else { self.valid_record(&entry) }
     }
 

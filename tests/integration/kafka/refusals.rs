@@ -1,10 +1,11 @@
-//! What the program refuses to start on, each with one clear line.
+//! Refused starts, each with one line that names the cause.
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
-use super::swelter_process::{KafkaConfig, SwelterProcess, is_ready};
+use super::config::KafkaConfig;
 use super::topics::{COMPACT, NewRecord, TestProducer, TopicAdmin};
 use crate::other_rules::{RULES_1_MAKER, RULES_HELP_PAGE, fixture_path};
+use crate::support::is_ready;
 
 /// Starts the program, which must end, with a line that has all these words.
 fn check_start_refused(case: &KafkaCase, words: &[&str]) {
@@ -14,7 +15,7 @@ fn check_start_refused(case: &KafkaCase, words: &[&str]) {
     }
 }
 
-/// One that has run, and has ended after some results.
+/// A case whose service has written some results and stopped.
 fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
     let mut case = KafkaCase::new(access, seed, 500);
     case.produce_records(200);
@@ -25,8 +26,9 @@ fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn missing_topic_is_named() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let names = KafkaCase::without_topics(&access, 10, 1).setup;
     let second = format!("{}.failed.2", names.input);
     for missing in
@@ -42,8 +44,9 @@ fn missing_topic_is_named() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn topics_are_created_with_required_settings() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::without_topics(&access, 11, 500);
     case.setup.source = format!("create_topics = true\npartitions = {PARTITIONS}\n");
     case.setup.sink += "create_topics = true\npartitions = 5\n";
@@ -71,24 +74,27 @@ fn topics_are_created_with_required_settings() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn missing_permission_is_reported() {
-    let Some(broker) = PrivateBroker::start_secured() else { return };
+    let broker = PrivateBroker::start_secured();
     let mut case = KafkaCase::new(&broker.access, 12, 1);
     case.setup.access.user = Some("poor");
     check_start_refused(&case, &["authori"]);
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn results_topics_with_other_partitions_are_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let case = case_after_run(&access, 13);
     TopicAdmin::of(&access).add_partitions(&case.setup.results, 6);
     check_start_refused(&case, &[&case.setup.results, "partitions"]);
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn formula_differing_from_progress_is_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 14);
     case.setup.rules = "formula = \"lu-romps\"\n".into();
     check_start_refused(
@@ -99,8 +105,9 @@ fn formula_differing_from_progress_is_refused() {
 
 /// As swelter 0.1.0 of rules version 1 has left it.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn progress_topic_of_rules_version_1_is_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let case = KafkaCase::new(&access, 31, 1);
     let producer = TestProducer::to(&access);
     let records = std::fs::read_to_string(fixture_path("progress.tsv")).unwrap();
@@ -123,17 +130,19 @@ fn progress_topic_of_rules_version_1_is_refused() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn changed_shard_count_is_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = case_after_run(&access, 15);
     case.setup.sink = case.setup.sink.replace("shards = 2", "shards = 3");
     check_start_refused(&case, &["shards"]);
 }
 
-/// What is wrong with a start is said before it claims anything: the one that runs goes on.
+/// A wrong configuration is refused before anything is claimed: the running process continues.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn invalid_configuration_does_not_fence_running_process() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::new(&access, 19, 500);
     case.produce_records(200);
     let mut running = case.start_swelter(1).wait_until_ready();
@@ -145,13 +154,12 @@ fn invalid_configuration_does_not_fence_running_process() {
         let mut wrong = setup.clone();
         change(&mut wrong);
         for arguments in [&[][..], &["--takeover"]] {
-            let said =
-                SwelterProcess::start_with(&wrong, other.path(), 1, None, arguments).wait_for_failure();
+            let said = wrong.service(other.path(), 1).args(arguments).spawn().wait_for_failure();
             assert!(words.iter().all(|word| said.contains(word)), "no {words:?} in: {said}");
         }
     };
     refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["not there any more"]);
-    // Its second outlet is of another cluster, as far as names say.
+    // Its second sink is in another cluster, judged by names.
     let second = format!("{}.progress", setup.input);
     TopicAdmin::of(&access).create(&second, 1, &[COMPACT]);
     refused(
@@ -165,8 +173,9 @@ fn invalid_configuration_does_not_fence_running_process() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn compacted_input_is_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let case = KafkaCase::without_topics(&access, 16, 1);
     case.setup.create_topics_except(&case.setup.input, 1);
     TopicAdmin::of(&access).create(&case.setup.input, 1, &[COMPACT]);
@@ -174,16 +183,18 @@ fn compacted_input_is_refused() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn input_deleted_past_resume_point_is_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let case = case_after_run(&access, 17);
     TopicAdmin::of(&access).delete_records_before(&case.setup.input, 1, 5);
     check_start_refused(&case, &[&case.setup.input, "its records before 5 are gone"]);
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn unsuitable_topic_settings_warn() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let mut case = KafkaCase::without_topics(&access, 18, 500);
     let setup = case.setup.clone();
     setup.create_topics_except(&setup.results, PARTITIONS as i32);

@@ -1,4 +1,5 @@
-//! Topics as a source: what is in them is what workers get, however they ask.
+//! Topics as a source: workers get exactly the records of the topic, whatever the limits of their
+//! polls.
 
 use std::thread;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use swelter::internals::sources::{NextPoll, Partition, RecordHandler, RecordPosi
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin, unique_name};
-use crate::service_process::wait_for;
+use crate::support::{Random, check_during, wait_for};
 
 pub fn kafka_plan(access: &BrokerAccess, topic: &str) -> KafkaSourcePlan {
     let properties = access.properties().into_iter().filter(|(name, _)| *name != "bootstrap.servers");
@@ -102,10 +103,11 @@ impl CollectingHandler {
     }
 }
 
-/// At a position that both topics have, with nobody else looking.
+/// The position exists in both topics, and no other check runs.
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn topic_recreated_while_read_yields_no_record() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     let source = kafka_source(&kafka_plan(&access, &topic));
     let mut partition = source.open_partition(0, 0, thread::current()).unwrap();
@@ -119,16 +121,14 @@ fn topic_recreated_while_read_yields_no_record() {
     let said = error.to_string();
     assert!(matches!(error, SourceError::Fatal(_)) && said.contains("was deleted and made anew"), "{said}");
     // Nor afterwards.
-    for _ in 0..100 {
-        let _ = partition.poll(10, u64::MAX, &mut worker);
-        thread::sleep(Duration::from_millis(1));
-    }
+    check_during(Duration::from_millis(100), || drop(partition.poll(10, u64::MAX, &mut worker)));
     assert_eq!(worker.got, []);
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn record_before_a_position_is_compared_by_key_and_value() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     write_readings(&access, &topic, 10);
     let opened = kafka_source(&kafka_plan(&access, &topic));
@@ -163,21 +163,11 @@ fn write_readings(access: &BrokerAccess, topic: &str, readings: u32) {
     producer.flush();
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        ((z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB) >> 32) % sides.max(1)
-    }
-}
-
 const READING_TIME: &str = "2025-06-01T12:00:00Z";
 
 /// A record of any kind, and what a worker must make of it.
-fn random_record(dice: &mut Random, partition: i32, number: usize) -> (NewRecord, ReadRecord) {
-    let city = format!("city {}", dice.below(20));
+fn random_record(random: &mut Random, partition: i32, number: usize) -> (NewRecord, ReadRecord) {
+    let city = format!("city {}", random.below(20));
     let reading = format!(
         r#"{{"city":"{city}","reading_at":"{READING_TIME}","temperature":{},"humidity":50}}"#,
         number % 100
@@ -198,7 +188,7 @@ fn random_record(dice: &mut Random, partition: i32, number: usize) -> (NewRecord
         value: record.value.clone(),
         attempt,
     };
-    match dice.below(12) {
+    match random.below(12) {
         0 => (record(&city, &withdrawal), ReadRecord::Withdrawal { city }),
         1 => (NewRecord { value: None, ..record(&key, "") }, ReadRecord::Withdrawal { city }),
         2 => {
@@ -235,19 +225,20 @@ fn random_record(dice: &mut Random, partition: i32, number: usize) -> (NewRecord
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn random_logs_read_as_produced_from_any_position() {
     const PARTITIONS: usize = 3;
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, PARTITIONS as i32);
-    let mut dice = Random(7);
+    let mut random = Random::new(7);
     let mut expected = vec![Vec::new(); PARTITIONS];
     let producer = TestProducer::transactional(&access, &topic);
     for transaction in 0..40 {
         let commit = transaction % 3 != 1;
         producer.begin();
-        for number in 0..dice.below(60) as usize {
-            let partition = dice.below(PARTITIONS as u64) as usize;
-            let (record, got) = random_record(&mut dice, partition as i32, number);
+        for number in 0..random.below(60) as usize {
+            let partition = random.below(PARTITIONS as u64) as usize;
+            let (record, got) = random_record(&mut random, partition as i32, number);
             producer.send_record(&topic, &record);
             if commit {
                 expected[partition].push(got);
@@ -258,14 +249,15 @@ fn random_logs_read_as_produced_from_any_position() {
     let source = kafka_source(&kafka_plan(&access, &topic));
     assert_eq!(source.partitions(), PARTITIONS as u32);
     for (number, expected) in expected.iter().enumerate() {
-        let whole = read_in_any_steps(&source, number as u32, 0, expected.len(), &mut dice);
+        let whole = read_in_any_steps(&source, number as u32, 0, expected.len(), &mut random);
         assert_eq!(whole.read_records(), *expected);
         assert!(whole.got.is_sorted_by(|(a, _), (b, _)| a < b));
         assert!(whole.arrived.iter().all(Option::is_some));
         for _ in 0..5 {
-            let from = dice.below(expected.len() as u64) as usize;
+            let from = random.below(expected.len() as u64) as usize;
             let position = whole.got[from].0;
-            let rest = read_in_any_steps(&source, number as u32, position, expected.len() - from, &mut dice);
+            let rest =
+                read_in_any_steps(&source, number as u32, position, expected.len() - from, &mut random);
             assert_eq!(rest.got, whole.got[from..]);
         }
     }
@@ -277,18 +269,18 @@ fn read_in_any_steps(
     number: u32,
     from: u64,
     records: usize,
-    dice: &mut Random,
+    random: &mut Random,
 ) -> CollectingHandler {
     let mut partition = source.open_partition(number, from, thread::current()).unwrap();
     let mut worker = CollectingHandler::default();
     let mut upto = from;
     wait_for("the end of a log", || {
-        let (limit, before) = (dice.below(40) as usize, worker.got.len());
+        let (limit, before) = (random.below(40) as usize, worker.got.len());
         let polled = partition.poll(limit, upto, &mut worker).unwrap();
         assert_eq!(worker.got.len() - before, polled.records);
         assert!(polled.records <= limit && (worker.got.is_empty() || worker.next_position() <= upto));
         if polled.records < limit {
-            upto += dice.below(30);
+            upto += random.below(30);
         }
         let is_at_end = partition.position() == Some(partition.end());
         (worker.got.len() >= records && is_at_end).then_some(())
@@ -306,8 +298,9 @@ fn reading(temperature: usize) -> NewRecord {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn log_ending_in_aborted_records_is_read_to_end() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     let producer = TestProducer::transactional(&access, &topic);
     producer.begin();
@@ -325,7 +318,7 @@ fn log_ending_in_aborted_records_is_read_to_end() {
         (partition.position() == Some(13)).then_some(())
     });
     assert_eq!((partition.end(), worker.got.len()), (13, 1));
-    // It goes on from there, and whoever waits is woken.
+    // It continues from there, and a waiting thread is woken.
     producer.begin();
     producer.send_record(&topic, &reading(2));
     producer.commit();
@@ -340,8 +333,9 @@ fn log_ending_in_aborted_records_is_read_to_end() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn position_outside_retained_log_is_refused() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     let producer = TestProducer::to(&access);
     (0..10).for_each(|number| producer.send_record(&topic, &reading(number)));
@@ -363,8 +357,9 @@ fn position_outside_retained_log_is_refused() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn partition_has_one_reader_at_a_time() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     let source = kafka_source(&kafka_plan(&access, &topic));
     let first = source.open_partition(0, 0, thread::current()).unwrap();
@@ -374,8 +369,9 @@ fn partition_has_one_reader_at_a_time() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn offset_reset_accepts_earliest_latest_or_time() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 2);
     let producer = TestProducer::to(&access);
     producer.send_record(&topic, &reading(1));
@@ -404,8 +400,9 @@ fn offset_reset_accepts_earliest_latest_or_time() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn new_partitions_are_found() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topic = create_source_topic(&access, 1);
     let source = kafka_source(&kafka_plan(&access, &topic));
     let mut worker = CollectingHandler::default();
@@ -423,8 +420,9 @@ fn new_partitions_are_found() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn topics_are_checked_and_created() {
-    let Some(access) = shared_broker() else { return };
+    let access = shared_broker();
     let topics = TopicAdmin::of(&access);
     let plan = kafka_plan(&access, &unique_name("source"));
     let open =
@@ -452,8 +450,9 @@ fn topics_are_checked_and_created() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn missing_read_permission_is_reported() {
-    let Some(broker) = PrivateBroker::start_secured() else { return };
+    let broker = PrivateBroker::start_secured();
     let topic = create_source_topic(&broker.access, 1);
     let refused = |access: &BrokerAccess| match KafkaSource::open(
         "readings",
@@ -470,8 +469,9 @@ fn missing_read_permission_is_reported() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn broker_kill_delays_reading_but_loses_nothing() {
-    let Some(mut broker) = PrivateBroker::start() else { return };
+    let mut broker = PrivateBroker::start();
     let topic = create_source_topic(&broker.access, 1);
     let producer = TestProducer::to(&broker.access);
     producer.send_record(&topic, &reading(1));
@@ -482,12 +482,10 @@ fn broker_kill_delays_reading_but_loses_nothing() {
     worker.poll_until(&mut *partition, 1);
     broker.kill();
     producer.send_record(&topic, &reading(2));
-    for _ in 0..100 {
-        match partition.poll(10, u64::MAX, &mut worker) {
-            Ok(_) | Err(SourceError::Transient(_)) => thread::sleep(Duration::from_millis(5)),
-            Err(error) => panic!("{error}"),
-        }
-    }
+    check_during(Duration::from_millis(500), || match partition.poll(10, u64::MAX, &mut worker) {
+        Ok(_) | Err(SourceError::Transient(_)) => {}
+        Err(error) => panic!("{error}"),
+    });
     broker.restart();
     producer.flush();
     wait_for("what came meanwhile", || match partition.poll(10, u64::MAX, &mut worker) {

@@ -1,4 +1,4 @@
-//! Topics as others read them: by kcat, which is neither ours nor in our process.
+//! Topics read by kcat, an independent consumer in another process.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::broker::BrokerAccess;
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::WAIT_TIMEOUT;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConsumedRecord {
@@ -30,12 +30,12 @@ impl ConsumedRecord {
     }
 }
 
-/// What has been committed to a topic so far, in order of partition and offset.
+/// The committed records of a topic, in order of partition and offset.
 pub fn read_committed(access: &BrokerAccess, topic: &str) -> Vec<ConsumedRecord> {
     read_topic(access, topic, "read_committed")
 }
 
-/// Also what belongs to transactions that are open or aborted.
+/// The same with records of open and aborted transactions.
 pub fn read_uncommitted(access: &BrokerAccess, topic: &str) -> Vec<ConsumedRecord> {
     read_topic(access, topic, "read_uncommitted")
 }
@@ -52,7 +52,8 @@ pub fn compact_records(records: &[ConsumedRecord]) -> BTreeMap<&str, Value> {
     state
 }
 
-/// The exact bytes by a format of lengths, the headers as JSON, which alone tells where a header ends.
+/// The exact bytes by a format of lengths, the headers as JSON, which alone tells where a header
+/// ends.
 fn read_topic(access: &BrokerAccess, topic: &str, isolation: &str) -> Vec<ConsumedRecord> {
     loop {
         let mut records =
@@ -79,7 +80,7 @@ fn run_kcat(access: &BrokerAccess, topic: &str, isolation: &str, format: &[&str]
     }
     let isolation = format!("isolation.level={isolation}");
     command.args(["-X", &isolation, "-C", "-q", "-e", "-o", "beginning", "-t", topic]).args(format);
-    // It gives up at the first sign that a broker is away, which one that was just paused or started may be.
+    // kcat fails as soon as a broker does not answer, as after a pause or a start.
     let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         let output = command.stdin(Stdio::null()).output().expect("kcat is missing");

@@ -1,4 +1,4 @@
-//! Topics: made, looked at and written to, by librdkafka.
+//! Topics: created, described and written by librdkafka.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,7 +18,7 @@ use swelter::internals::kafka::KafkaCluster;
 use swelter::internals::kafka::broker_reminder::BrokerReminder;
 
 use super::broker::BrokerAccess;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{WAIT_TIMEOUT, wait_for};
 
 /// A name that no other test has, in this run or another on the same broker.
 pub fn unique_name(name: &str) -> String {
@@ -43,7 +43,7 @@ impl TopicAdmin {
         for (key, value) in config {
             topic = topic.set(key, value);
         }
-        // A broker that was slow to answer may have made it all the same.
+        // A broker that answered too late may have created it.
         wait_for("that a topic is made", || {
             match block_on(self.0.create_topics([&topic], &admin_options())).unwrap().remove(0) {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => Some(()),
@@ -54,7 +54,7 @@ impl TopicAdmin {
         wait_for("that a topic is known", || (self.partitions(name) == partitions as usize).then_some(()));
     }
 
-    /// Deletes a topic, and waits until nobody knows of it.
+    /// Deletes a topic, and waits until the broker does not know it any more.
     pub fn delete(&self, name: &str) {
         block_on(self.0.delete_topics(&[name], &admin_options())).unwrap().remove(0).unwrap();
         wait_for("that a topic is gone", || (self.partitions(name) == 0).then_some(()));
@@ -119,7 +119,7 @@ impl NewRecord {
     }
 }
 
-/// Produces each record once and in order, whatever becomes of the broker meanwhile.
+/// Produces each record once and in order, over outages of the broker.
 pub struct TestProducer(ThreadedProducer<DeliveryErrors>, KafkaCluster);
 
 /// Why records could not be delivered.

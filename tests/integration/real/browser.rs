@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::cdp::CdpSession;
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::{WAIT_TIMEOUT, wait_for};
 
 /// A browser with one page, and a profile of its own. Both end with it.
 pub struct Browser {
@@ -31,7 +31,7 @@ impl Browser {
         command
             .args(["--headless=new", "--remote-debugging-port=0", "--disable-gpu", "--hide-scrollbars"])
             .args(["--no-first-run", "--disable-background-networking", "--disable-component-update"])
-            // What shared memory a container has is too small.
+            // The shared memory of a container is too small.
             .arg("--disable-dev-shm-usage")
             .arg(format!("--user-data-dir={}", profile.path().display()));
         if getuid().is_root() {
@@ -83,22 +83,22 @@ impl Browser {
         self.session.command("Emulation.setDeviceMetricsOverride", metrics);
     }
 
-    /// What the user has chosen for the whole system: "light" or "dark".
+    /// The colour scheme of the system: "light" or "dark".
     pub fn set_color_scheme(&mut self, scheme: &str) {
         let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.session.command("Emulation.setEmulatedMedia", features);
     }
 
-    /// A PNG of what is to be seen, or of the page from top to bottom.
+    /// A PNG of the visible part, or of the whole page.
     pub fn screenshot(&mut self, path: &Path, whole: bool) {
         let parameters = json!({"format": "png", "captureBeyondViewport": whole});
         let shot = self.session.command("Page.captureScreenshot", parameters);
         fs::write(path, BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap()).unwrap();
     }
 
-    /// All that the console got so far.
+    /// All console messages so far.
     pub fn console_messages(&mut self) -> &[String] {
-        // What came before the answer is in.
+        // Messages before this response have been read.
         self.evaluate("0");
         &self.session.console
     }

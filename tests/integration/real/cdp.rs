@@ -1,4 +1,5 @@
-//! The Chrome DevTools Protocol, as far as the tests need it: commands with their answers, and what the console says meanwhile.
+//! The Chrome DevTools Protocol, as far as the tests need it: commands with their responses, and
+//! console messages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 
-use super::http;
+use crate::support::http;
 
 /// For one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
@@ -18,7 +19,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct CdpSession {
     socket: WebSocket<TcpStream>,
     commands: u64,
-    /// What the console got, of the page or a worker.
+    /// Console messages of the page and its workers.
     pub console: Vec<String>,
     events: VecDeque<Value>,
 }
@@ -104,7 +105,7 @@ impl CdpSession {
         while let Some(event) = self.events.pop_front() {
             let parameters = &event["params"];
             match event["method"].as_str().unwrap_or_default() {
-                // A worker: what it says counts too.
+                // Console messages of a worker count too.
                 "Target.attachedToTarget" => {
                     let session = parameters["sessionId"].as_str().unwrap_or_default();
                     for method in ["Runtime.enable", "Log.enable"] {

@@ -1,5 +1,5 @@
-//! Clients that mean no good, against the built program. Whatever they do, it goes on serving, its memory stays small, and it ends
-//! when it is asked to.
+//! Hostile clients of the built program. The service keeps serving, its memory stays small, and it
+//! stops on request.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -9,27 +9,25 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::service::ServiceProcess;
-use super::{http, lock_machine, print_line};
-use crate::service_process::{WAIT_TIMEOUT, wait_for};
+use crate::support::prepared::{lock_machine, print_line};
+use crate::support::{ServiceBuilder, ServiceProcess, WAIT_TIMEOUT, http, wait_for};
 
 /// Small limits, so that they are reached soon.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"2s\"\nbody_time = \"2s\"\n\
      idle_time = \"4s\"\nbody_bytes = \"1 MiB\"\nbodies_bytes = \"8 MiB\"\nheartbeat = \"1s\"\nsend_time = \"2s\"\n";
 const MAX_CONNECTIONS: usize = 600;
-/// What the service may take beside what it took when it was ready: the connections that are let in, each with its buffers, the bodies
-/// that are being read, and what the allocator keeps.
+/// The memory that the service may use beyond that at readiness: accepted connections with their
+/// buffers, the bodies that are being read, and pages that the allocator retains.
 const MAX_MEMORY_BYTES: u64 = 64 << 20;
-/// From SIGTERM to the end, with clients that do not go away.
+/// From SIGTERM to the end while clients stay connected.
 const CONNECTION_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[test]
 fn hostile_clients_do_not_affect_others() {
     let _alone = lock_machine();
     allow_open_files();
-    let mut service = ServiceProcess::start_run(CONFIG);
-    service.wait_until_ready();
-    let at = service.address;
+    let mut service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
+    let at = service.address.parse().unwrap();
     let before = resident_bytes(&service);
     for (name, attack) in ATTACKS {
         attack(at);
@@ -46,15 +44,14 @@ fn hostile_clients_do_not_affect_others() {
 
     let held: Vec<_> = (0..MAX_CONNECTIONS / 2).map(|n| open_unfinished_client(at, n)).collect();
     let began = Instant::now();
-    let status = service.terminate();
-    assert_eq!(status.code(), Some(0));
+    service.terminate_in_place();
     assert!(began.elapsed() < CONNECTION_END_TIMEOUT, "{:?}", began.elapsed());
     drop(held);
     let log = service.log();
     assert!(!log.contains("panic"), "{log}");
 }
 
-/// More than the connections of the test, where a thousand is usual.
+/// Raises the limit of open files above the connections of the test.
 pub fn allow_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.map_or(8192, |most| most.min(8192));
@@ -95,7 +92,7 @@ fn memory_field_bytes(service: &ServiceProcess, name: &str) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// Waits until the other side has ended the connection, whatever it says before.
+/// Reads until the service closes the connection.
 fn wait_until_closed(mut stream: TcpStream) {
     let until = Instant::now() + WAIT_TIMEOUT;
     let mut taken = [0; 4096];
@@ -111,7 +108,7 @@ fn wait_until_closed(mut stream: TcpStream) {
     }
 }
 
-/// One byte at a time to all of them, until none takes more. Each must be ended by the service.
+/// Sends one byte at a time to all connections until the service has closed each.
 fn send_byte_by_byte(streams: Vec<TcpStream>, bytes: &[u8]) {
     let until = Instant::now() + WAIT_TIMEOUT;
     let mut open = streams;
@@ -143,7 +140,7 @@ fn slow_bodies(at: SocketAddr) {
     send_byte_by_byte(open_connections(at, 200, head), b" ");
 }
 
-/// Some that say nothing, and some that have closed their half.
+/// Connections that send nothing, and connections whose sending half is closed.
 fn silent_connections(at: SocketAddr) {
     let silent = open_connections(at, 200, "");
     let half_closed = open_connections(at, 100, "");
@@ -151,7 +148,7 @@ fn silent_connections(at: SocketAddr) {
     silent.into_iter().chain(half_closed).for_each(wait_until_closed);
 }
 
-/// Twice as many as are let in, at once, and thousands that leave at once.
+/// Twice as many connections as the limit at once, and thousands that close at once.
 fn many_connections(at: SocketAddr) {
     let held: Vec<_> = (0..2 * MAX_CONNECTIONS).filter_map(|_| TcpStream::connect(at).ok()).collect();
     drop(held);
@@ -160,7 +157,7 @@ fn many_connections(at: SocketAddr) {
     }
 }
 
-/// Sends bytes as they are. The service may answer, or not; an answer that it gives is not one of its own failures.
+/// Sends bytes as they are. A response, if there is one, must not be a server error.
 fn send_bytes(at: SocketAddr, bytes: &[u8]) -> Option<u16> {
     let status = http::send_raw(at, bytes).ok().map(|answer| answer.status);
     assert!(
@@ -171,7 +168,7 @@ fn send_bytes(at: SocketAddr, bytes: &[u8]) -> Option<u16> {
     status
 }
 
-/// Before host, origin and token are looked at: everybody can send them.
+/// Targets are checked before host, origin and token: every client can send them.
 fn bad_targets(at: SocketAddr) {
     for line in [
         "GET x HTTP/1.1",
@@ -274,7 +271,7 @@ fn bad_bodies(at: SocketAddr) {
     ] {
         send_bytes(at, request.as_bytes());
     }
-    // They go away in the middle.
+    // Clients that disconnect in the middle of a body.
     for _ in 0..200 {
         drop(open_connections(at, 1, &sized("1000000", "[{\"city\":\"x\"")));
     }
@@ -296,7 +293,7 @@ fn path_traversal(at: SocketAddr) {
     ] {
         let answer = http::get(at, path).unwrap();
         assert!((400..500).contains(&answer.status), "{path}: {}", answer.status);
-        assert!(!String::from_utf8_lossy(&answer.body).contains("root:"), "{path}");
+        assert!(!answer.body.contains("root:"), "{path}");
     }
 }
 
@@ -322,7 +319,7 @@ fn bad_encodings(at: SocketAddr) {
 const UPGRADE_HEADERS: &str = "HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n\
      sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// An upgraded connection, which has not been read from.
+/// An upgraded connection, of which nothing has been read.
 fn open_upgraded(at: SocketAddr, path: &str) -> TcpStream {
     open_connections(at, 1, &format!("GET {path} {UPGRADE_HEADERS}")).remove(0)
 }
@@ -356,11 +353,11 @@ fn bad_frames(at: SocketAddr) {
     for path in ["/v1/subscribe", "/v1/ingest"] {
         for bytes in thrown {
             let mut stream = open_upgraded(at, path);
-            // The service may end the connection before it has taken all.
+            // The service may close the connection before it has read everything.
             let _ = stream.write_all(bytes);
             wait_until_closed(stream);
         }
-        // Subscribers that never read, and some that are cut off in a frame.
+        // Subscribers that never read, some of them cut off in a frame.
         let deaf: Vec<_> = (0..100).map(|_| open_upgraded(at, path)).collect();
         for mut stream in deaf {
             let _ = stream.write_all(b"\x81\xfe\x10\x00\x00\x00");
@@ -368,7 +365,7 @@ fn bad_frames(at: SocketAddr) {
     }
 }
 
-/// A client that has begun something and does not end it.
+/// A client with an unfinished request or session.
 fn open_unfinished_client(at: SocketAddr, n: usize) -> TcpStream {
     match n % 4 {
         0 => open_upgraded(at, "/v1/subscribe"),

@@ -1,4 +1,4 @@
-//! Clients that read what they have asked for at a rate of their own. The bench of the service has this file, too.
+//! Clients that read responses at a given rate. The bench of the service includes this file too.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// What a client sends once it is connected, and how much it reads then.
+/// The request of a client, and the rate at which it reads the response.
 pub struct PacedReader {
     pub request: Vec<u8>,
     pub bytes_per_second: usize,
@@ -52,7 +52,7 @@ impl PacedReader {
         let Ok(mut stream) = TcpStream::connect(at) else { return pause_between_reads() };
         stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
-        // Who is turned away is closed while it still sends.
+        // A rejected client is closed while it still sends.
         let _ = stream.write_all(&self.request);
         let (began, mut read, mut piece) = (Instant::now(), 0, vec![0; 16 * 1024]);
         while !stop.load(Ordering::Relaxed) && began.elapsed() < session {
@@ -73,7 +73,8 @@ impl PacedReader {
     }
 }
 
-/// The pace is kept, and nobody connects without a break, which would leave the service no time.
+/// Keeps the pace, and keeps clients from reconnecting without a pause, which would leave the
+/// service no CPU time.
 fn pause_between_reads() {
     thread::sleep(Duration::from_millis(20));
 }

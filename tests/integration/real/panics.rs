@@ -1,4 +1,5 @@
-//! Panics at named points of the built program: what a client owns alone ends that client, everything else ends the process.
+//! Panics at named points of the built program: a panic in the state of one client ends that
+//! client, any other ends the process.
 
 use std::net::TcpStream;
 
@@ -6,19 +7,15 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use super::http;
-use super::service::ServiceProcess;
-use crate::service_process::wait_for;
+use crate::support::{ServiceBuilder, ServiceProcess, http, wait_for};
 
-/// A service that panics where a point is passed for the so-many-th time.
+/// A service that panics when it passes a point for the n-th time.
 fn start_panicking_at(point: &str) -> ServiceProcess {
-    let service = ServiceProcess::start_run_with("", &[("SWELTER_PANIC_POINT", point)]);
-    service.wait_until_ready();
-    service
+    ServiceBuilder::new("").env("SWELTER_PANIC_POINT", point).start().wait_until_ready()
 }
 
 fn open_session(service: &ServiceProcess, path: &str) -> WebSocket<TcpStream> {
-    let stream = http::connect(service.address).unwrap();
+    let stream = http::connect(&service.address).unwrap();
     client(format!("ws://{}{path}", service.address), stream).unwrap().0
 }
 
@@ -43,7 +40,7 @@ fn ping(socket: &mut WebSocket<TcpStream>) -> Result<Value, CloseCode> {
 }
 
 fn caught_panics(service: &ServiceProcess, scope: &str) -> u64 {
-    let text = String::from_utf8(service.get("/metrics").body).unwrap();
+    let text = service.get("/metrics").body;
     let name = format!("swelter_caught_panics_total{{where=\"{scope}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
 }
@@ -62,7 +59,7 @@ fn check_panic_logged_once(service: &ServiceProcess, scope: &str, place: &str) {
     assert!(line["place"].as_str().unwrap().contains(place), "{line}");
 }
 
-/// Ends as the panic of anything shared does.
+/// Checks that the service has ended as by a panic in shared state.
 fn check_ended_by_panic(mut service: ServiceProcess) {
     let status = service.wait_for_exit();
     assert_eq!(status.code(), Some(101), "{}", service.log());
@@ -87,13 +84,14 @@ fn request_panic_is_answered_500_and_others_continue() {
     assert_eq!(caught_panics(&service, "request"), 1);
     check_panic_logged_once(&service, "request", "routes.rs:");
     drop(subscriber);
-    assert_eq!(service.terminate().code(), Some(0));
+    service.send_terminate();
+    assert_eq!(service.wait_for_exit().code(), Some(0));
 }
 
 #[test]
 fn connection_panic_drops_it_and_others_continue() {
     let service = start_panicking_at("connection:200");
-    let failed = (0..300).filter(|_| http::get(service.address, "/healthz").is_err()).count();
+    let failed = (0..300).filter(|_| http::get(&service.address, "/healthz").is_err()).count();
     assert_eq!(failed, 1);
     assert_eq!(caught_panics(&service, "connection"), 1);
     check_panic_logged_once(&service, "connection", "server.rs:");
@@ -113,9 +111,9 @@ fn session_panic_closes_with_1011_and_others_continue() {
     assert_eq!(caught_panics(&service, "session"), 1);
     check_panic_logged_once(&service, "session", "session.rs:");
     drop((first, other));
-    // Nothing of it is left.
+    // The session leaves nothing behind.
     wait_for("no session is open", || {
-        let metrics = String::from_utf8(service.get("/metrics").body).unwrap();
+        let metrics = service.get("/metrics").body;
         metrics.lines().any(|line| line == "swelter_subscriber_sessions 0").then_some(())
     });
 }
@@ -143,20 +141,20 @@ fn session_panic_holding_view_lock_ends_process() {
 #[test]
 fn request_panic_holding_view_lock_ends_process() {
     let service = start_panicking_at("view:1");
-    assert!(http::get(service.address, "/v1/cities").is_err());
+    assert!(http::get(&service.address, "/v1/cities").is_err());
     check_ended_by_panic(service);
 }
 
 #[test]
 fn panic_in_journal_append_ends_process() {
     let service = start_panicking_at("append:1");
-    assert!(http::post(service.address, "/v1/readings", &reading()).is_err());
+    assert!(http::post(&service.address, "application/json", &reading().to_string()).is_err());
     check_ended_by_panic(service);
 }
 
 #[test]
 fn publisher_panic_ends_process() {
-    let service = ServiceProcess::start_run_with("", &[("SWELTER_PANIC_POINT", "publisher:100")]);
+    let service = ServiceBuilder::new("").env("SWELTER_PANIC_POINT", "publisher:100").start();
     check_ended_by_panic(service);
 }
 
@@ -173,7 +171,8 @@ fn decoder_panic_refuses_posted_record() {
     (other["city"], third["city"]) = ("y".into(), "z".into());
     // The journal's reader decodes it again.
     service.wait_until_applied(&service.post(&reading()));
-    let answer = http::post(service.address, "/v1/readings", &json!([other, third])).unwrap();
+    let answer =
+        http::post(&service.address, "application/json", &json!([other, third]).to_string()).unwrap();
     let answer: Value = answer.json();
     assert_eq!(answer["accepted"], 1, "{answer}");
     let refused = &answer["refused"][0];
@@ -197,5 +196,6 @@ fn decoder_panic_makes_log_record_a_dead_letter() {
     let letter = wait_for("a dead letter", || dead_letters(&service).pop());
     assert_eq!((&letter["reason"], &letter["raw"]), (&"not_decodable".into(), &reading().to_string().into()));
     assert!(letter["detail"].as_str().unwrap().contains("a bug of swelter"), "{letter}");
-    assert_eq!(service.terminate().code(), Some(0));
+    service.send_terminate();
+    assert_eq!(service.wait_for_exit().code(), Some(0));
 }

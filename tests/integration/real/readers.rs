@@ -1,4 +1,5 @@
-//! Readers that take much and slowly, beside one that means well: it misses nothing and waits for nobody, and memory stays small.
+//! Slow readers of large responses beside a well-behaved one, which misses nothing and waits for no
+//! other; memory stays small.
 
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -9,9 +10,8 @@ use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use super::hostile::{peak_resident_bytes, resident_bytes};
 use super::paced_readers::{PacedReader, PacedReaders, get_request, subscribe_request};
-use super::service::ServiceProcess;
-use super::{http, lock_machine, print_line};
-use crate::service_process::wait_for;
+use crate::support::prepared::{lock_machine, print_line};
+use crate::support::{ServiceBuilder, ServiceProcess, http, wait_for};
 
 const CITIES: usize = 20;
 /// A reading a second.
@@ -20,12 +20,13 @@ const WINDOW_READERS: usize = 80;
 const HISTORY_READERS: usize = 20;
 const LIST_READERS: usize = 10;
 const UNKNOWN_NAME_READERS: usize = 10;
-/// What the hostile readers may make the service hold: the rows of the windows alone would be 77 MB, the names 95 MB.
+/// The memory that hostile readers may make the service use: the rows of the windows alone would be
+/// 77 MB, the names 95 MB.
 const MAX_MEMORY_BYTES: u64 = 110 << 20;
-/// From a post to the message at the subscriber, whatever else the machine does.
+/// From a post to the message at the subscriber: a guard against a reader that waits for another.
 const MAX_LATENCY: Duration = Duration::from_secs(10);
 const POST_COUNT: usize = 20;
-/// What those read that read fast, bytes a second: the test itself must leave the service some time.
+/// The rate of fast readers, bytes a second: the test itself must leave the service some CPU time.
 const FAST_BYTES_PER_S: usize = 500_000;
 const SLOW_BYTES_PER_S: usize = 60_000;
 /// How long a reader stays.
@@ -34,12 +35,12 @@ const SESSION_LENGTH: Duration = Duration::from_secs(4);
 #[test]
 fn large_slow_readers_do_not_delay_others() {
     let _alone = lock_machine();
-    let mut service = ServiceProcess::start_run("");
-    service.wait_until_ready();
+    let mut service = ServiceBuilder::new("").start().wait_until_ready();
+    let at = service.address.parse().unwrap();
     post_history(&service);
-    let mut healthy = open_subscription(service.address, &json!(["healthy"]), "latest");
+    let mut healthy = open_subscription(at, &json!(["healthy"]), "latest");
     let before = resident_bytes(&service);
-    let crowd = PacedReaders::start(service.address, hostile_readers(), SESSION_LENGTH);
+    let crowd = PacedReaders::start(at, hostile_readers(), SESSION_LENGTH);
     wait_for("the crowd reads", || (crowd.bytes_read() > 4 << 20).then_some(()));
     let (mut delays, mut seen) = (Vec::new(), 0);
     for number in 0..POST_COUNT {
@@ -67,7 +68,7 @@ fn large_slow_readers_do_not_delay_others() {
     assert_eq!(seen, POST_COUNT);
     assert!(worst < MAX_LATENCY, "{worst:?}");
     assert!(most < before + MAX_MEMORY_BYTES, "{before} bytes before, {most} at most");
-    assert_eq!(service.terminate().code(), Some(0));
+    service.terminate_in_place();
     assert!(!service.log().contains("panic"));
 }
 
@@ -105,7 +106,7 @@ fn next_row(socket: &mut WebSocket<TcpStream>) -> Option<Value> {
     (message["type"] == "changes").then(|| message["upserts"][0].clone())
 }
 
-/// Clients that ask for much, and read it slowly or fast.
+/// Clients with large requests that read slowly or fast.
 fn hostile_readers() -> Vec<PacedReader> {
     let cities: Vec<String> = (0..CITIES).map(city_key).collect();
     let window = json!({"type": "subscribe", "id": "w", "cities": cities, "rows": "window"}).to_string();

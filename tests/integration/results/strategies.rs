@@ -1,10 +1,9 @@
-//! Random logs, with what decides their results and where their epochs end.
+//! Random logs, with their settings and the ends of their epochs.
 
 use proptest::prelude::*;
 use swelter::internals::model::{EventTime, Measurement, ReadingEvent};
 
-use crate::dataflow_runner::RunSettings;
-use crate::oracle::{LogEntry, PROPERTY_TEST_FORMULA};
+use crate::support::{LogEntry, PROPERTY_TEST_FORMULA, RunSettings};
 
 const SECOND_MS: i64 = 1_000;
 const MINUTE_MS: i64 = 60 * SECOND_MS;
@@ -46,7 +45,8 @@ fn any_event() -> impl Strategy<Value = ReadingEvent> {
     ]
 }
 
-/// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely to an end of time.
+/// Steps of time from one entry to the next: mostly forward, often back to what was before, rarely
+/// to an end of time.
 fn any_time_step() -> impl Strategy<Value = TimeStep> {
     prop_oneof![
         8 => Just(TimeStep::Forward(MINUTE_MS)),
@@ -120,8 +120,8 @@ pub fn any_case(
     })
 }
 
-/// A city or two as sensors have them: at a regular pace, a few readings corrected or withdrawn soon or later; windows of fewer readings than
-/// a block, or of several blocks.
+/// A city or two as sensors have them: at a regular pace, a few readings corrected or withdrawn
+/// soon or later; windows of fewer readings than a block, or of several blocks.
 pub fn sensor_cases() -> impl Strategy<Value = (Vec<LogEntry>, RunSettings, Vec<usize>)> {
     let back = prop_oneof![30 => Just(0), 1 => 1..5i64, 1 => 5..400i64];
     let entries = prop::collection::vec((0..2u32, back, any_event()), 200..700);
@@ -149,7 +149,8 @@ pub fn sensor_cases() -> impl Strategy<Value = (Vec<LogEntry>, RunSettings, Vec<
     })
 }
 
-/// Withdrawals of cities without a reading, more of them than are remembered; then anything at the same times.
+/// Withdrawals of cities without a reading, more of them than are remembered; then anything at the
+/// same times.
 pub fn withdrawal_cases() -> impl Strategy<Value = (Vec<LogEntry>, RunSettings, Vec<usize>)> {
     let revision = || prop::option::of(0..4i64);
     let early = (0..2u32, 0..500i64, Just(ReadingEvent::Withdrawal), revision());

@@ -1,52 +1,27 @@
-//! Backups that a case takes while records come.
+//! Backups that a case takes while records arrive.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
-use super::case::{TrialCase, check_dead_letters, rules};
-use super::feeder::PostedLog;
-use crate::oracle::Oracle;
-use crate::recovery::{RUN_SETTINGS, record_json};
-use crate::rest_checks::{ServiceStatus, check_current, check_history};
-use crate::service_process::{ServiceProcess, WAIT_TIMEOUT, wait_for};
-
-/// Until one is taken, whatever processes do meanwhile.
-const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
+use super::comparisons::check_dead_letters;
+use super::feeder::{PostedLog, TrialControl};
+use super::plan::RULES;
+use crate::support::{
+    Oracle, RUN_SETTINGS, ServiceProcess, ServiceStatus, WAIT_TIMEOUT, check_current, check_history,
+    record_json, swelter_command, wait_for,
+};
 
 /// A copy of a journal, and what must be in it.
 pub struct TakenBackup {
     place: PathBuf,
-    /// Posts that were in the log when it was begun, and the most that can have been there when it was done.
-    least: usize,
-    most: usize,
-}
-
-impl TrialCase<'_> {
-    pub(super) fn take_backup(&mut self) {
-        let place = self.folder().join(format!("backup-{}", self.backups.len()));
-        let deadline = Instant::now() + BACKUP_TIMEOUT;
-        loop {
-            self.wait_until_ready(None);
-            let least = self.shared.posted_batches();
-            let taken =
-                run_swelter("backup", &[("--to", &place), ("--data-dir", &self.folder().join("data"))]);
-            match taken {
-                Ok(()) => {
-                    let most = self.shared.posted_batches() + 1;
-                    self.log_event(&format!("a backup of {least} to {most} posts is taken"));
-                    return self.backups.push(TakenBackup { place, least, most });
-                }
-                Err(why) => self.log_event(&why),
-            }
-            assert!(Instant::now() < deadline, "no backup is taken");
-        }
-    }
+    /// Posts that were in the log when it was begun, and the most that can have been there when it
+    /// was done.
+    pub least: usize,
+    pub most: usize,
 }
 
 /// Runs a command of the built program.
 fn run_swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String> {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut program = swelter_command();
     program.arg(command);
     for (flag, path) in arguments {
         program.arg(flag).arg(path);
@@ -59,13 +34,20 @@ fn run_swelter(command: &str, arguments: &[(&str, &Path)]) -> Result<(), String>
 }
 
 impl TakenBackup {
-    /// Restores it, starts one process from it, and compares that with the recomputation of the posts it has. Says how many values
-    /// were compared.
+    /// Takes a backup of a data directory while records are posted.
+    pub fn take(place: PathBuf, data: &Path, shared: &TrialControl) -> Result<TakenBackup, String> {
+        let least = shared.posted_batches();
+        run_swelter("backup", &[("--to", &place), ("--data-dir", data)])?;
+        Ok(TakenBackup { place, least, most: shared.posted_batches() + 1 })
+    }
+
+    /// Restores the backup, starts one process from it, and compares that with the recomputation of
+    /// its posts. Returns how many values were compared.
     pub fn check(&self, posted: &PostedLog, cities: u32) -> usize {
         let data = self.place.with_extension("restored");
         let restored = run_swelter("restore", &[("--from", &self.place), ("--data-dir", &data)]);
         restored.unwrap_or_else(|error| panic!("{error}"));
-        let config = format!("[results]\n{}\n[ingest]\npartitions = 5\n", rules());
+        let config = format!("[results]\n{}\n[ingest]\npartitions = 5\n", RULES);
         let service = ServiceProcess::start(&data, &config).wait_until_ready();
         let records = wait_for("that all of a restored journal is applied", || {
             let status = ServiceStatus::fetch_status(&service.address, WAIT_TIMEOUT)?;

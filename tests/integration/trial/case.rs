@@ -1,4 +1,4 @@
-//! A case: what its plan says is done, and then all is compared.
+//! A case: it runs its plan and then compares everything with the recomputation.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,25 +9,22 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use super::WITH_CHECKPOINTS;
 use super::backups::TakenBackup;
 use super::checkpoints;
 use super::cluster::{LaunchPlan, TrialCluster};
-use super::comparisons::{Comparisons, panic_message};
+use super::comparisons::{Comparisons, check_dead_letters, panic_message};
 use super::feeder::{Feed, Feeder, PostedLog, TrialControl};
 use super::follower::Follower;
-use super::plan::{CasePlan, CaseSettings, LogMode, TrialTopology};
+use super::plan::{CasePlan, CaseSettings, LogMode, RULES, TrialTopology};
 use crate::cluster::authority::CertificateAuthority;
 use crate::kafka::broker::PrivateBroker;
 use crate::kafka::case::{KafkaCase as Topics, PARTITIONS};
 use crate::kafka::random_log;
-use crate::rest_checks::{ServiceStatus, check_current, check_history};
+use crate::support::{ServiceStatus, check_current, check_history};
 
 const FOLLOWER_COUNT: u64 = 2;
 
-/// What came of a case.
+/// The outcome of a case.
 #[derive(Default)]
 pub struct CaseOutcome {
     pub seed: u64,
@@ -37,16 +34,16 @@ pub struct CaseOutcome {
     pub topologies: Vec<TrialTopology>,
     /// Times that processes were started.
     pub starts: usize,
-    /// Times that they ended by themselves, and were started again by whoever is in the supervisor's place.
+    /// Times that they ended by themselves and were started again.
     pub own_ends: usize,
     pub records: u64,
     pub comparisons: Comparisons,
     pub resets: usize,
     pub resumed: usize,
-    /// Why it has not come to its end.
+    /// Why it was aborted.
     pub failure: Option<String>,
     pub time: Duration,
-    /// Kept where something is wrong.
+    /// Kept if something is wrong.
     pub folder: Option<PathBuf>,
 }
 
@@ -56,7 +53,7 @@ impl CaseOutcome {
     }
 }
 
-/// Runs what a plan says; the broker is the own one of whoever runs cases one after the other.
+/// Runs a plan; the broker is shared by the cases of a lane.
 pub fn run_plan(plan: &CasePlan, broker: &mut Option<PrivateBroker>) -> CaseOutcome {
     let began = Instant::now();
     let folder = tempfile::Builder::new().prefix(&format!("trial-{}-", plan.seed)).tempdir().unwrap();
@@ -93,7 +90,7 @@ pub struct TrialCase<'a> {
     pub(super) generation: Option<String>,
     /// What the clocks of processes are off, ms.
     pub(super) clocks: Vec<i64>,
-    /// Nothing has happened since all were ready.
+    /// No fault has been injected since all were ready.
     pub(super) settled: bool,
     began: Instant,
     diary: File,
@@ -111,7 +108,7 @@ impl<'a> TrialCase<'a> {
         let config = match &feed {
             Feed::Journal(_) => {
                 let tables = config_tables(plan, folder);
-                format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", rules())
+                format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", RULES)
             }
             Feed::Kafka(case) => case.setup.to_toml(),
         };
@@ -144,7 +141,8 @@ impl<'a> TrialCase<'a> {
         case
     }
 
-    /// Waits until all processes are ready, of another generation than `not`, and says where they are.
+    /// Waits until all processes are ready, of another generation than `not`, and says where they
+    /// are.
     pub(super) fn wait_until_ready(&mut self, not: Option<&str>) -> Vec<String> {
         let (addresses, generation) = self.cluster.wait_ready(not);
         self.shared.set_addresses(&addresses);
@@ -153,7 +151,7 @@ impl<'a> TrialCase<'a> {
         addresses
     }
 
-    /// Starts all processes anew, those that still live being killed.
+    /// Kills all processes that still run, and starts all.
     pub(super) fn restart_all(&mut self, topology: TrialTopology, dies: Option<(&'static str, u64)>) {
         let launch =
             LaunchPlan { death_point: dies, ..new_launch(self.plan, self.folder, topology, &self.clocks) };
@@ -162,7 +160,7 @@ impl<'a> TrialCase<'a> {
         self.log_event(&format!("started: {topology}"));
     }
 
-    /// Starts others that are to go on in the place of those that run.
+    /// Starts successors of the running processes.
     pub(super) fn start_successor(&mut self, topology: TrialTopology, how: &'static str) {
         let launch =
             LaunchPlan { successor_flag: Some(how), ..new_launch(self.plan, self.folder, topology, &[]) };
@@ -171,7 +169,7 @@ impl<'a> TrialCase<'a> {
         self.log_event(&format!("started beside them: {topology}"));
     }
 
-    /// Notes in the case's folder what happens, and when.
+    /// Writes events with their times to the case's folder.
     pub(super) fn log_event(&mut self, what: &str) {
         let line = format!("{:.1} s: {what}\n", self.began.elapsed().as_secs_f64());
         self.diary.write_all(line.as_bytes()).unwrap();
@@ -188,10 +186,8 @@ impl<'a> TrialCase<'a> {
         self.log_event("all records are sent");
         self.compare_served(&feed);
         self.log_event("compared");
-        if WITH_CHECKPOINTS {
-            self.compare_checkpoint(&feed);
-            self.log_event("a checkpoint of all is compared");
-        }
+        self.compare_checkpoint(&feed);
+        self.log_event("a checkpoint of all is compared");
         self.cluster.terminate();
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
@@ -220,7 +216,7 @@ impl<'a> TrialCase<'a> {
         self.check_complaints();
     }
 
-    /// Compares all that is served and has been written so far with the recomputation.
+    /// Compares everything that is served or written so far with the recomputation.
     fn compare_served(&mut self, feed: &Feed) {
         let CaseOutcome { comparisons, resets, resumed, .. } = &mut *self.outcome;
         let (addresses, as_of) = wait_until_applied(&mut self.cluster, feed.records());
@@ -257,7 +253,7 @@ impl<'a> TrialCase<'a> {
         });
     }
 
-    /// What was noticed on the way.
+    /// Complaints that were noted during the case.
     fn check_complaints(&mut self) {
         let CaseOutcome { comparisons, .. } = &mut *self.outcome;
         let complaints = std::mem::take(&mut self.cluster.complaints);
@@ -296,21 +292,16 @@ fn new_feed(plan: &CasePlan, folder: &Path, broker: &mut Option<PrivateBroker>) 
     (feed, city_count(plan.mode))
 }
 
-pub(super) fn rules() -> &'static str {
-    "window = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\""
-}
-
-/// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need a place.
+/// The tables of a configuration that both kinds of cases have. Without a journal checkpoints need
+/// a place.
 fn config_tables(plan: &CasePlan, folder: &Path) -> String {
     let mut tables =
         String::from("[cluster]\nconnect_time = \"10s\"\npeer_timeout = \"3s\"\nstandby_after = \"3s\"\n");
-    if WITH_CHECKPOINTS {
-        let place = match plan.mode {
-            LogMode::Journal => String::new(),
-            LogMode::Kafka => checkpoints::checkpoint_folder(folder).display().to_string(),
-        };
-        tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
-    }
+    let place = match plan.mode {
+        LogMode::Journal => String::new(),
+        LogMode::Kafka => checkpoints::checkpoint_folder(folder).display().to_string(),
+    };
+    tables += &format!("[checkpoints]\nurl = '{place}'\nevery = \"1s\"\nkeep = 2\n");
     if plan.settings.tls {
         tables += &tls_config(&folder.join("certificates"));
     }
@@ -344,7 +335,8 @@ fn new_launch(plan: &CasePlan, folder: &Path, topology: TrialTopology, clocks: &
     }
 }
 
-/// Waits until each process has all records in its results; says where they are, and as of when all have them.
+/// Waits until each process has all records in its results; says where they are, and as of when all
+/// have them.
 fn wait_until_applied(cluster: &mut TrialCluster, records: u64) -> (Vec<String>, u64) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -363,18 +355,6 @@ fn wait_until_applied(cluster: &mut TrialCluster, records: u64) -> (Vec<String>,
         assert!(Instant::now() < deadline, "{records} records are not applied: {statuses:?}");
         thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// The refused records of posts, each once.
-pub(super) fn check_dead_letters(file: &Path, too_late: &[String]) -> usize {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let mut raw: Vec<_> = letters.iter().map(|letter| letter["raw"].as_str().unwrap()).collect();
-    let mut expected: Vec<_> = too_late.iter().map(String::as_str).collect();
-    raw.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(raw, expected, "dead letters");
-    raw.len()
 }
 
 fn check_logs(folder: &Path) -> usize {

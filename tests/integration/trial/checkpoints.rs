@@ -1,16 +1,13 @@
-//! The folder of checkpoints, and what is done to it.
+//! The folder of checkpoints, and faults of it.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::plan::Damage;
-use crate::dataflow_runner::city_name;
-use crate::oracle::Oracle;
-use crate::service_process::wait_for;
+use crate::support::{Oracle, city_name, swelter_command, wait_for};
 
 /// Where the checkpoints of a case are.
 pub fn checkpoint_folder(case: &Path) -> PathBuf {
@@ -34,11 +31,11 @@ fn files_named_by(folder: &Path, manifest: &Path) -> BTreeSet<PathBuf> {
     files.filter_map(|file| Some(folder.join(file["path"].as_str()?))).collect()
 }
 
-/// Damages a file of the newest checkpoint that the one before does not need, unless there is none before: without any the log would
-/// not reach back far enough. Says whether it has.
+/// Damages a file of the newest checkpoint that the previous one does not need; returns whether it
+/// has. The only checkpoint is left alone: without it the log would not reach back far enough.
 pub fn damage_newest(case: &Path, damage: Damage, lot: u64) -> bool {
     let folder = checkpoint_folder(case);
-    // One that was damaged before is no longer whole, so it does not count.
+    // A checkpoint that was damaged before is not complete and does not count.
     let mark = case.join("damaged");
     let damaged = fs::read_to_string(&mark).unwrap_or_default();
     let is_whole = |(path, _): &(PathBuf, _)| !damaged.lines().any(|line| Path::new(line) == path);
@@ -62,7 +59,7 @@ pub fn damage_newest(case: &Path, damage: Damage, lot: u64) -> bool {
     true
 }
 
-/// Does something while the folder cannot be written to, by anybody: a file is in its place.
+/// Runs `act` while a file is in the place of the folder, so that no user can write to it.
 pub fn while_unwritable(case: &Path, during: impl FnOnce()) {
     let (folder, away) = (checkpoint_folder(case), case.join("checkpoints-away"));
     let moved = fs::rename(&folder, &away).is_ok();
@@ -76,9 +73,9 @@ pub fn while_unwritable(case: &Path, during: impl FnOnce()) {
     }
 }
 
-/// What `swelter checkpoints` says.
+/// The output of `swelter checkpoints`.
 fn run_checkpoints_command(case: &Path, arguments: &[&str]) -> Result<Value, String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swelter"));
+    let mut command = swelter_command();
     command.arg("checkpoints").args(arguments).args(["--json", "--url"]).arg(checkpoint_folder(case));
     let output = command.output().unwrap();
     if !output.status.success() {
@@ -87,14 +84,15 @@ fn run_checkpoints_command(case: &Path, arguments: &[&str]) -> Result<Value, Str
     Ok(serde_json::from_slice(&output.stdout).unwrap())
 }
 
-/// Records that a checkpoint includes; nothing where it is damaged, or given up meanwhile.
+/// Records that a checkpoint includes; `None` if it is damaged or was removed meanwhile.
 fn included_records(case: &Path, name: &str) -> Option<u64> {
     let facts = run_checkpoints_command(case, &["show", name]).ok()?;
     let positions = facts["positions"].as_object()?.values();
     positions.flat_map(|of| of.as_object().unwrap().values()).map(Value::as_u64).sum()
 }
 
-/// Waits for a checkpoint of the whole log, and compares it with what the recomputation has. Says how many values it has.
+/// Waits for a checkpoint of the whole log and compares it with the recomputation; returns the
+/// number of values.
 pub fn check_newest(case: &Path, records: u64, oracle: &Oracle, cities: u32) -> usize {
     let name = wait_for("a checkpoint of all", || {
         let newest = manifests_with_files(&checkpoint_folder(case)).pop()?.0;
@@ -109,7 +107,7 @@ pub fn check_newest(case: &Path, records: u64, oracle: &Oracle, cities: u32) -> 
     known.map(|city| check_city(&say(&["show", &name, "--city", &city_name(city)]), oracle, city)).sum()
 }
 
-/// Beyond what results may still need, a checkpoint may hold more, but nothing else than there was.
+/// A checkpoint may hold more than results still need, but only values that were in the log.
 fn check_city(kept: &Value, oracle: &Oracle, city: u32) -> usize {
     let expected = oracle.city_state(city);
     assert_eq!(kept["high"], expected.high, "the newest time of {}", kept["city"]);

@@ -12,10 +12,10 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use super::host::{child_processes, is_own_process, listening_sockets, send_signal, sockets_of};
 use super::plan::TrialTopology;
 use super::proxy::Proxy;
-use crate::rest_checks::ServiceStatus;
-use crate::service_process::wait_for;
+use crate::support::{ServiceStatus, remove_swelter_variables, wait_for};
 
-/// Until all are ready, whatever has happened to them: a start may have to wait for a broker, a lock or a transaction first.
+/// Until all are ready after any fault: a start may have to wait for a broker, a lock or a
+/// transaction first.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a process may outlive one of its peers.
 const MAX_OUTLIVE_PEER: Duration = Duration::from_secs(12);
@@ -24,20 +24,20 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(800);
 /// How often processes may end by themselves between two times that all are ready.
 const MAX_SELF_ENDS: usize = 15;
 
-/// What a start needs.
+/// How processes are started.
 #[derive(Clone)]
 pub struct LaunchPlan {
     /// Of the case.
     pub folder: PathBuf,
     pub config: PathBuf,
     pub topology: TrialTopology,
-    /// What makes processes die.
+    /// The variable that makes a process die, and its value.
     pub death_point: Option<(&'static str, u64)>,
     /// What the clock of each process is off, ms.
     pub clock_offsets_ms: Vec<i64>,
     /// The most files that each process may have open.
     pub open_files: Option<u64>,
-    /// `--takeover` or `--standby`: they are to go on in the place of those that run.
+    /// `--takeover` or `--standby`, for successors of the running processes.
     pub successor_flag: Option<&'static str>,
 }
 
@@ -51,17 +51,17 @@ pub struct TrialCluster {
     proxies: Vec<(usize, usize, Proxy)>,
     retiring: Option<RetiringCluster>,
     pub own_ends: usize,
-    /// What should not have happened.
+    /// Unexpected events.
     pub complaints: Vec<String>,
 }
 
-/// Those that others go on in the place of.
+/// Processes that have successors.
 struct RetiringCluster {
     topology: TrialTopology,
     members: Vec<ClusterMember>,
     /// Their connections go through these.
     _proxies: Vec<(usize, usize, Proxy)>,
-    /// Nothing else is in their way: they must end with the code that says so.
+    /// No fault disturbs the takeover: they must end with exit code 3.
     undisturbed: bool,
 }
 
@@ -86,14 +86,14 @@ impl TrialCluster {
         cluster
     }
 
-    /// Starts all anew, after they have ended.
+    /// Starts all processes again after they have ended.
     pub fn restart(&mut self, launch: LaunchPlan) {
         self.kill_all();
         self.launch = launch;
         self.spawn();
     }
 
-    /// Starts others beside those that run, which are to go on in their place.
+    /// Starts successors beside the running processes.
     pub fn start_successor(&mut self, launch: LaunchPlan, undisturbed: bool) {
         self.kill_retiring();
         let topology = self.launch.topology;
@@ -103,7 +103,7 @@ impl TrialCluster {
         self.spawn();
     }
 
-    /// Waits until those that were started last follow others, but not for long.
+    /// Waits until the processes that were started last follow others; false after `within`.
     pub fn wait_until_following(&mut self, within: Duration) -> bool {
         let (until, mut left) = (Instant::now() + within, MAX_SELF_ENDS);
         let follows = |member: &ClusterMember| {
@@ -119,7 +119,7 @@ impl TrialCluster {
         false
     }
 
-    /// Those that others have taken over from must have ended, and said why.
+    /// Checks that processes that were taken over have ended with exit code 3.
     fn check_retired(&mut self) {
         let Some(RetiringCluster { members, undisturbed, .. }) = &mut self.retiring else { return };
         let until = Instant::now() + MAX_OUTLIVE_PEER;
@@ -165,7 +165,8 @@ impl TrialCluster {
         }
     }
 
-    /// What each process is told of where all are: itself where it listens, the others behind proxies of its own.
+    /// Writes the hosts file of each process: its own port, and the others behind proxies of its
+    /// own.
     fn write_hosts_files(&mut self, processes: usize) -> Vec<PathBuf> {
         let listeners: Vec<_> = (0..processes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
@@ -195,18 +196,13 @@ impl TrialCluster {
             successor_flag: succeeds,
         } = &self.launch;
         let (out, log) = (folder.join(format!("{name}.out")), folder.join(format!("{name}.log")));
-        // It ends with whoever runs the trial. A full disk is an error to it, not its end.
+        // It ends with the trial. A full disk is an error, no signal.
         let mut command = Command::new("setpriv");
         let limit = open_files.map(|files| format!("ulimit -n {files}; ")).unwrap_or_default();
         let exec = format!("trap '' XFSZ; {limit}exec \"$0\" \"$@\"");
         command.args(["--pdeathsig", "KILL", "sh", "-c", &exec]);
         command.arg(env!("CARGO_BIN_EXE_swelter"));
-        // What the trial is told is not for the program.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|name| name.starts_with("SWELTER_")) {
-                command.env_remove(name);
-            }
-        }
+        remove_swelter_variables(&mut command);
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &topology.workers.to_string()]);
         command.arg("--config").arg(config).env("SWELTER_DATA_DIR", folder.join("data"));
         command.args(succeeds);
@@ -233,7 +229,7 @@ impl TrialCluster {
         let said = |member: &ClusterMember| fs::read_to_string(&member.out).unwrap_or_default();
         let text: String = self.members.iter().map(said).collect();
         let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-        // A supervisor says the same again when it has started them again.
+        // A supervisor prints the addresses again after a restart.
         whole
             .filter_map(|line| line.strip_prefix("listening on http://"))
             .take(processes)
@@ -277,8 +273,9 @@ impl TrialCluster {
         }
     }
 
-    /// Waits until every process serves, of one generation, other than `not`; gives their addresses and that generation. Processes
-    /// that end meanwhile are started again where nobody else does it.
+    /// Waits until every process serves, of one generation, other than `not`; gives their addresses
+    /// and that generation. Processes that end meanwhile are started again if they have no
+    /// supervisor.
     pub fn wait_ready(&mut self, not: Option<&str>) -> (Vec<String>, String) {
         let deadline = Instant::now() + READY_TIMEOUT;
         let mut left = MAX_SELF_ENDS;
@@ -304,7 +301,7 @@ impl TrialCluster {
         }
     }
 
-    /// Where one has ended, all must, and are started again.
+    /// If a process has ended, all must end, and are started again.
     fn restart_ended(&mut self, left: &mut usize) {
         if self.members.iter_mut().all(|member| member.child.try_wait().unwrap().is_none()) {
             return;
@@ -329,7 +326,7 @@ impl TrialCluster {
         self.members.iter_mut().all(|member| member.child.try_wait().unwrap().is_some())
     }
 
-    /// Waits until one has died that was to, but not for long.
+    /// Waits until a process has died as planned; false after `within`.
     pub fn wait_for_death(&mut self, within: Duration) -> bool {
         // A supervisor has not started all of them yet.
         let (until, mut before) = (Instant::now() + within, Vec::new());
@@ -370,7 +367,8 @@ impl TrialCluster {
         }
     }
 
-    /// Asks all to end, which they must do with 0 within seconds, unless one of them was killed just before.
+    /// Sends SIGTERM; all must end with 0 within seconds, unless one of them was killed just
+    /// before.
     pub fn terminate(&mut self) {
         self.members.iter().for_each(|member| send_signal(member.child.id(), Signal::TERM));
         let began = Instant::now();

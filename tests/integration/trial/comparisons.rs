@@ -1,18 +1,22 @@
-//! What was compared, and what was found otherwise than it should be.
+//! Comparisons and the differences that they found.
 
 use std::any::Any;
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use serde_json::Value;
 
 #[derive(Default)]
 pub struct Comparisons {
     pub made: usize,
-    /// Rows, records and the like that were looked at.
+    /// Compared rows and records.
     pub values: usize,
     pub differences: Vec<String>,
 }
 
 impl Comparisons {
-    /// Runs a check, which says how many values it has compared, and panics where one differs.
+    /// Runs a check, which returns the number of compared values and panics if one differs.
     pub fn run_check(&mut self, what: &str, check: impl FnOnce() -> usize) {
         self.made += 1;
         match catch_unwind(AssertUnwindSafe(check)) {
@@ -22,7 +26,7 @@ impl Comparisons {
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default()
@@ -39,4 +43,16 @@ fn difference_is_recorded_with_panic_message() {
     assert_eq!((comparisons.made, comparisons.values), (2, 3));
     let [difference] = &comparisons.differences[..] else { panic!() };
     assert!(difference.starts_with("sums: ") && difference.contains("a sum"), "{difference}");
+}
+
+/// Checks that the file has the refused records of posts, each once; returns their number.
+pub fn check_dead_letters(file: &Path, too_late: &[String]) -> usize {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let letters: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut raw: Vec<_> = letters.iter().map(|letter| letter["raw"].as_str().unwrap()).collect();
+    let mut expected: Vec<_> = too_late.iter().map(String::as_str).collect();
+    raw.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(raw, expected, "dead letters");
+    raw.len()
 }

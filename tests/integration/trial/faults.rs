@@ -1,21 +1,24 @@
-//! What is done to a case.
+//! Faults of a case.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::backups::TakenBackup;
 use super::case::TrialCase;
 use super::checkpoints;
 use super::host::{OpenFileBlock, StoppedProcess, send_signal};
 use super::plan::{Fault, FaultStep};
 use super::strangers::StrangerFlood;
-use crate::recovery::Random;
+use crate::support::Random;
 
-/// How long a process may take to die that is to die by itself.
+/// How long a process may take to die as planned.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
-/// And until a standby follows those that run.
+/// How long a standby may take until it follows.
 const FOLLOW_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a backup may take, over faults of the processes.
+const BACKUP_TIMEOUT: Duration = Duration::from_secs(90);
 
 impl TrialCase<'_> {
     pub(super) fn run_step(&mut self, step: &FaultStep) {
@@ -40,7 +43,8 @@ impl TrialCase<'_> {
         }
     }
 
-    /// Says what has happened: what needs luck may have become something else.
+    /// Injects a fault; returns what has happened, which may be another fault if the planned one
+    /// needs luck.
     fn inject_fault(&mut self, step: &FaultStep) -> Fault {
         let FaultStep { fault, lot, topology, .. } = *step;
         match fault {
@@ -57,10 +61,6 @@ impl TrialCase<'_> {
                 thread::sleep(time);
                 self.restart_all(topology, None);
             }
-            Fault::Pause(time) => {
-                let _stopped = StoppedProcess::new(self.cluster.pick_process(lot));
-                thread::sleep(time);
-            }
             Fault::DieBeforeCommit(after) => {
                 return self.restart_to_die(step, ("SWELTER_TEST_DIE_BEFORE_COMMIT", after));
             }
@@ -74,6 +74,46 @@ impl TrialCase<'_> {
                 if !damaged {
                     return Fault::KillAll;
                 }
+            }
+            Fault::ClockSkew => {
+                let mut random = Random::new(lot);
+                let apart = |_| random.below(600_000) as i64 - 300_000;
+                self.clocks = (0..topology.processes).map(apart).collect();
+                self.restart_all(topology, None);
+            }
+            Fault::Restart => {
+                self.cluster.terminate();
+                self.restart_all(topology, None);
+            }
+            Fault::Takeover => self.start_successor(topology, "--takeover"),
+            Fault::StandbyTakeover => {
+                self.start_successor(topology, "--standby");
+                if !self.cluster.wait_until_following(FOLLOW_TIMEOUT) {
+                    // The broker may be down, or there was no primary to follow.
+                    self.log_event("the standby is not there in time");
+                }
+                self.cluster.kill_retiring();
+            }
+            Fault::Strangers(time) => {
+                let strangers = StrangerFlood::start(lot);
+                strangers.flood(&self.cluster, time / 2);
+                send_signal(self.cluster.pick_process(lot), Signal::KILL);
+                strangers.flood(&self.cluster, time);
+                self.restart_all(topology, None);
+                strangers.flood(&self.cluster, time);
+            }
+            Fault::Backup => self.take_backup(),
+            _ => self.hold_fault(fault, lot),
+        }
+        fault
+    }
+
+    /// Injects a fault that lasts for a time, and ends it.
+    fn hold_fault(&mut self, fault: Fault, lot: u64) {
+        match fault {
+            Fault::Pause(time) => {
+                let _stopped = StoppedProcess::new(self.cluster.pick_process(lot));
+                thread::sleep(time);
             }
             Fault::DiskFull(time) => {
                 self.cluster.limit_file_size(Some(0));
@@ -100,47 +140,36 @@ impl TrialCase<'_> {
                 thread::sleep(time);
                 self.cluster.links_of_process(lot).for_each(|link| link.resume_connections());
             }
-            Fault::ClockSkew => {
-                let mut random = Random(lot);
-                let apart = |_| random.below(600_000) as i64 - 300_000;
-                self.clocks = (0..topology.processes).map(apart).collect();
-                self.restart_all(topology, None);
-            }
-            Fault::Restart => {
-                self.cluster.terminate();
-                self.restart_all(topology, None);
-            }
-            Fault::Takeover => self.start_successor(topology, "--takeover"),
-            Fault::StandbyTakeover => {
-                self.start_successor(topology, "--standby");
-                if !self.cluster.wait_until_following(FOLLOW_TIMEOUT) {
-                    // The broker may be away, or nobody has ever been there to follow.
-                    self.log_event("the standby is not there in time");
-                }
-                self.cluster.kill_retiring();
-            }
-            Fault::Strangers(time) => {
-                let strangers = StrangerFlood::start(lot);
-                strangers.flood(&self.cluster, time / 2);
-                send_signal(self.cluster.pick_process(lot), Signal::KILL);
-                strangers.flood(&self.cluster, time);
-                self.restart_all(topology, None);
-                strangers.flood(&self.cluster, time);
-            }
             Fault::NoOpenFiles(time) => {
                 let _limited = OpenFileBlock::of(self.cluster.pick_process(lot));
                 thread::sleep(time);
             }
-            Fault::Backup => self.take_backup(),
+            _ => unreachable!("{fault:?} does not last"),
         }
-        fault
     }
 
-    /// Starts all anew so that one dies by itself; then they are killed.
+    /// Restarts all so that one process dies as planned; then all are killed.
     fn restart_to_die(&mut self, step: &FaultStep, dies: (&'static str, u64)) -> Fault {
         self.restart_all(step.topology, Some(dies));
         let died = self.cluster.wait_for_death(DEATH_TIMEOUT);
         self.restart_all(step.topology, None);
         if died { step.fault } else { Fault::KillAll }
+    }
+
+    fn take_backup(&mut self) {
+        let place = self.folder().join(format!("backup-{}", self.backups.len()));
+        let deadline = Instant::now() + BACKUP_TIMEOUT;
+        loop {
+            self.wait_until_ready(None);
+            match TakenBackup::take(place.clone(), &self.folder().join("data"), &self.shared) {
+                Ok(backup) => {
+                    let TakenBackup { least, most, .. } = backup;
+                    self.log_event(&format!("a backup of {least} to {most} posts is taken"));
+                    return self.backups.push(backup);
+                }
+                Err(why) => self.log_event(&why),
+            }
+            assert!(Instant::now() < deadline, "no backup is taken");
+        }
     }
 }

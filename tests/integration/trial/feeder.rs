@@ -1,4 +1,4 @@
-//! Records that come all the time: posted to the journal, or produced to a topic.
+//! A steady flow of records: posted to the journal, or produced to a topic.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::dataflow_runner::city_name;
 use crate::kafka::case::KafkaCase as Topics;
-use crate::oracle::{LogEntry, Oracle};
-use crate::recovery::{MINUTE_MS, RUN_SETTINGS, Random, keep_accepted_entries, record_json};
-use crate::rest_checks::ServiceStatus;
-use crate::service_process::post;
+use crate::support::{
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, ServiceStatus, city_name, keep_accepted_entries, post,
+    random_entry, record_json,
+};
 
 /// Between two sendings, and how many records each has at most.
 const SEND_INTERVAL: Duration = Duration::from_millis(150);
@@ -22,7 +21,7 @@ const POST_TIMEOUT: Duration = Duration::from_secs(150);
 /// A post that got no answer may still come into the log of the same generation for this long.
 const UNANSWERED_POST_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Where the service is, for those who use it; and whether they should go on.
+/// The addresses of the service for its clients, and whether they should continue.
 #[derive(Default)]
 pub struct TrialControl {
     addresses: Mutex<Vec<String>>,
@@ -57,7 +56,7 @@ impl TrialControl {
     }
 }
 
-/// A log in the making, with all that must come of it.
+/// A log that grows, with its expected results.
 pub enum Feed {
     Journal(PostedLog),
     Kafka(Box<Topics>),
@@ -79,7 +78,7 @@ impl Feed {
         }
     }
 
-    /// Sends up to so many records, and says how many; none where it is to stop.
+    /// Sends up to so many records; returns how many, or `None` if it should stop.
     fn send_records(&mut self, most: u64, shared: &TrialControl) -> Option<u64> {
         match self {
             Feed::Journal(posted) => posted.post_batch(most, shared),
@@ -137,7 +136,7 @@ impl Drop for Feeder {
 /// A log of posts.
 pub struct PostedLog {
     random: Random,
-    /// Says who is asked, which depends on what has happened.
+    /// Chooses the process that gets a request.
     lots: Random,
     /// The time of the newest reading.
     now: i64,
@@ -153,8 +152,8 @@ impl PostedLog {
     pub fn new(seed: u64) -> PostedLog {
         let now = jiff::Timestamp::now().as_millisecond() - 6 * 60 * MINUTE_MS;
         PostedLog {
-            random: Random(seed),
-            lots: Random(seed),
+            random: Random::new(seed),
+            lots: Random::new(seed),
             now: now - now.rem_euclid(MINUTE_MS),
             oracle: Oracle::new(RUN_SETTINGS),
             records: 0,
@@ -185,7 +184,8 @@ impl PostedLog {
     /// Up to so many entries, the array that says them, and the places of bad records among them.
     fn next_batch(&mut self, most: u64) -> (Vec<LogEntry>, String, Vec<usize>) {
         self.now += u64::from(self.random.below(8) == 0) as i64 * MINUTE_MS;
-        let entries = (0..1 + self.random.below(most)).map(|_| self.random.random_entry(self.now)).collect();
+        let entries =
+            (0..1 + self.random.below(most)).map(|_| random_entry(&mut self.random, self.now)).collect();
         let entries = keep_accepted_entries(&self.oracle, entries, &mut self.random, self.now);
         let mut records: Vec<String> = entries.iter().map(record_json).collect();
         let mut refused = Vec::new();
@@ -198,7 +198,7 @@ impl PostedLog {
         (entries, format!("[{}]", records.join(",")), refused)
     }
 
-    /// Whether a post is in the log; none where nobody should go on.
+    /// Whether a post is in the log; `None` if it should stop.
     fn confirm_post(
         &mut self,
         entries: &[LogEntry],
@@ -220,7 +220,7 @@ impl PostedLog {
         Some(true)
     }
 
-    /// What became of a post without an answer: it is in the log as a whole or not at all.
+    /// Whether a post without a response is in the log: as a whole or not at all.
     fn is_in_log(&self, entries: u64, before: Instant, shared: &TrialControl) -> Option<bool> {
         let (deadline, failed) = (Instant::now() + POST_TIMEOUT, Instant::now());
         let of_first = || {

@@ -6,14 +6,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::feeder::TrialControl;
-use crate::recovery::Random;
-use crate::service_process::WAIT_TIMEOUT;
-use crate::subscriber::{ReceivedRows, Subscriber};
+use crate::support::{Random, ReceivedRows, Subscriber, WAIT_TIMEOUT};
 
-/// Of a connection, where nothing comes.
+/// The read timeout of a connection.
 const READ_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// A subscriber with a thread of its own, which reads all that comes.
+/// A subscriber with a thread of its own that reads all messages.
 pub struct Follower {
     thread: Option<JoinHandle<()>>,
     asks: Sender<u64>,
@@ -22,15 +20,15 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Its lots say where it goes, and which windows it has.
+    /// Random numbers choose its processes and windows.
     pub fn start(lots: u64, cities: u32, shared: &Arc<TrialControl>) -> Follower {
         let ((asks, asked), (answer, answers)) = (channel(), channel());
         let of_thread = Arc::clone(shared);
-        let follow = move || run_follower(Random(lots), cities, &of_thread, &asked, &answer);
+        let follow = move || run_follower(Random::new(lots), cities, &of_thread, &asked, &answer);
         Follower { thread: Some(thread::spawn(follow)), asks, answers, shared: Arc::clone(shared) }
     }
 
-    /// What it has as of an epoch, at least.
+    /// Its rows, once they include an epoch.
     pub fn rows_as_of(&mut self, as_of: u64) -> ReceivedRows {
         let _ = self.asks.send(as_of);
         match self.answers.recv_timeout(WAIT_TIMEOUT) {

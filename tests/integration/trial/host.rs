@@ -74,7 +74,7 @@ fn process_arguments(pid: u32) -> Option<Vec<String>> {
     Some(text.split('\0').map(String::from).collect())
 }
 
-/// Another may have got the number of one that has ended.
+/// Another process may have got the id of one that has ended.
 pub fn is_own_process(pid: u32) -> bool {
     process_arguments(pid).is_some_and(|arguments| arguments[0].ends_with("swelter"))
 }

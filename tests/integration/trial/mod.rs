@@ -1,5 +1,5 @@
-//! The trial: random logs, topologies and faults, each case drawn from a seed, and what has come of it compared with the
-//! recomputation. docs/trial.md says how to run it.
+//! The trial: random logs, topologies and faults, each case drawn from a seed, and its results
+//! compared with the recomputation. docs/trial.md says how to run it.
 
 mod backups;
 mod case;
@@ -15,7 +15,6 @@ pub mod proxy;
 mod report;
 mod strangers;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,16 +25,14 @@ use self::case::CaseOutcome;
 use self::plan::{CasePlan, Fault, LogMode};
 use self::report::TrialReport;
 use crate::kafka::broker::PrivateBroker;
-
-/// Whether there are checkpoints.
-const WITH_CHECKPOINTS: bool = true;
+use crate::support::prepared::print_line;
 
 /// Faults of a case.
 const DEFAULT_FAULTS: usize = 6;
 /// Cases at once.
 const DEFAULT_LANES: usize = 2;
 
-/// Runs cases, so many at once.
+/// Runs cases, `lanes` of them at once.
 fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
     let (next, outcomes) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let lane = || {
@@ -43,12 +40,12 @@ fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
         while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
             let plan = CasePlan::new(seed, faults);
             if plan.mode == LogMode::Kafka && broker.is_none() {
-                broker = PrivateBroker::start();
+                broker = Some(PrivateBroker::start());
             }
             let outcome = case::run_plan(&plan, &mut broker);
             print_line(&report::case_line(&outcome, faults));
             if !outcome.is_good() {
-                // It may be the broker that is left in disorder.
+                // The broker may be the cause.
                 broker = None;
             }
             outcomes.lock().unwrap().push(outcome);
@@ -60,12 +57,7 @@ fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
     outcomes
 }
 
-/// What tests print would be captured.
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// Cases of a few faults that are tried with all other tests, and how many faults each has.
+/// Short cases that run with all other tests, and the faults of each.
 const SHORT_TRIAL_SEEDS: &[u64] = &[5, 18, 35, 97];
 const SHORT_TRIAL_FAULTS: usize = 3;
 
@@ -116,18 +108,14 @@ fn short_trial_with_journal() {
 }
 
 #[test]
+#[ignore = "needs Kafka: scripts/test"]
 fn short_trial_with_kafka() {
-    if PrivateBroker::can_start_broker() {
-        check_outcomes(
-            &run_cases(&short_trial_seeds(LogMode::Kafka), SHORT_TRIAL_FAULTS, 1),
-            SHORT_TRIAL_FAULTS,
-        );
-    }
+    check_outcomes(&run_cases(&short_trial_seeds(LogMode::Kafka), SHORT_TRIAL_FAULTS, 1), SHORT_TRIAL_FAULTS);
 }
 
-/// What `scripts/trial` runs.
+/// The trial of `scripts/trial`.
 #[test]
-#[ignore = "takes long: scripts/trial runs it"]
+#[ignore = "takes long: scripts/trial"]
 fn trial() {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let range = variable("SWELTER_TRIAL_SEEDS").unwrap_or("1..20".into());
@@ -137,9 +125,6 @@ fn trial() {
     let lanes = variable("SWELTER_TRIAL_LANES").map_or(DEFAULT_LANES, |lanes| lanes.parse().unwrap());
     if variable("SWELTER_TRIAL_PLAN").is_some() {
         return seeds.iter().for_each(|seed| print_line(&CasePlan::new(*seed, faults).to_string()));
-    }
-    if seeds.iter().any(|seed| LogMode::of(*seed) == LogMode::Kafka) {
-        assert!(PrivateBroker::can_start_broker(), "scripts/trial prepares a broker");
     }
     let began = Instant::now();
     let outcomes = run_cases(&seeds, faults, lanes);

@@ -1,16 +1,18 @@
-//! What happens in a case: all of it is drawn from its seed.
+//! The plan of a case, drawn from its seed.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::recovery::Random;
+use crate::support::Random;
 
+/// Keys of `[results]` in the configuration of every case.
+pub const RULES: &str = "window = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"";
 /// The most processes and workers of each.
 const MAX_PROCESSES: u64 = 3;
 const MAX_WORKERS: u64 = 2;
-/// What a process may have open where that is little: less than strangers hold connections.
+/// A low limit of open files: lower than the number of strangers' connections.
 const LOW_OPEN_FILES: u64 = 768;
-/// Records that come for each fault.
+/// Records for each fault.
 const RECORDS_PER_FAULT: usize = 140;
 
 /// Where readings come from.
@@ -22,19 +24,20 @@ pub enum LogMode {
 
 impl LogMode {
     pub fn of(seed: u64) -> LogMode {
-        match Random(seed).below(2) {
+        match Random::new(seed).below(2) {
             0 => LogMode::Journal,
             _ => LogMode::Kafka,
         }
     }
 }
 
-/// How many processes there are, and who starts them again.
+/// The number of processes, and how they are restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TrialTopology {
     pub processes: u64,
     pub workers: u64,
-    /// Each is started by itself, as by an orchestrator, and reaches the others through proxies; otherwise by a supervisor.
+    /// Each is started by itself, as by an orchestrator, and reaches the others through proxies;
+    /// otherwise by a supervisor.
     pub separate: bool,
 }
 
@@ -56,7 +59,7 @@ impl fmt::Display for TrialTopology {
     }
 }
 
-/// What befalls a case.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     KillOne,
@@ -64,11 +67,11 @@ pub enum Fault {
     KillSupervisor,
     /// All are killed so long after they were started.
     KillStarting(Duration),
-    /// Of one process, with SIGSTOP.
+    /// One process is stopped with SIGSTOP.
     Pause(Duration),
-    /// With so many transactions before.
+    /// A process aborts before the commit that follows so many transactions.
     DieBeforeCommit(u64),
-    /// With so many checkpoints before.
+    /// A process aborts before the manifest that follows so many checkpoints.
     DieBeforeManifest(u64),
     /// While no process runs.
     Damage(Damage),
@@ -84,17 +87,18 @@ pub enum Fault {
     StallConnections(Duration),
     /// Clocks of processes differ from the next start on.
     ClockSkew,
-    /// SIGTERM, and another start: nothing that should be noticed.
+    /// SIGTERM and another start, which no client should notice.
     Restart,
-    /// Others are started beside those that run, and go on in their place.
+    /// Successors take over from the running processes.
     Takeover,
-    /// Those that run are killed while others stand by.
+    /// The running processes are killed while others stand by.
     StandbyTakeover,
-    /// Strangers say garbage to every port for so long before and behind a start; meanwhile a process is killed.
+    /// Strangers send garbage to every port for so long before and after a start; meanwhile a
+    /// process is killed.
     Strangers(Duration),
     /// One process can open no more files.
     NoOpenFiles(Duration),
-    /// A copy is taken while records come. It is restored and compared in the end.
+    /// A backup is taken while records arrive. It is restored and compared in the end.
     Backup,
 }
 
@@ -123,17 +127,13 @@ const FAULT_KINDS: &[FaultKind] = &[
         draw: |r| Fault::DieBeforeCommit(r.below(20)),
         possible: |m, _| m == LogMode::Kafka,
     },
-    FaultKind {
-        weight: 2,
-        draw: |r| Fault::DieBeforeManifest(r.below(3)),
-        possible: |_, _| super::WITH_CHECKPOINTS,
-    },
-    FaultKind { weight: 2, draw: damage, possible: |_, _| super::WITH_CHECKPOINTS },
+    FaultKind { weight: 2, draw: |r| Fault::DieBeforeManifest(r.below(3)), possible: |_, _| true },
+    FaultKind { weight: 2, draw: damage, possible: |_, _| true },
     FaultKind { weight: 1, draw: |r| Fault::DiskFull(millis(r, 200, 1_500)), possible: |_, _| true },
     FaultKind {
         weight: 1,
         draw: |r| Fault::CheckpointsUnwritable(millis(r, 800, 2_500)),
-        possible: |_, _| super::WITH_CHECKPOINTS,
+        possible: |_, _| true,
     },
     FaultKind {
         weight: 1,
@@ -184,7 +184,7 @@ fn damage(random: &mut Random) -> Fault {
 }
 
 impl Fault {
-    /// As reports call it.
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Fault::KillOne => "kill -9 of a process",
@@ -214,7 +214,7 @@ impl Fault {
         }
     }
 
-    /// Whether all processes are started anew behind it, which may be in another topology.
+    /// Whether all processes are restarted after it, perhaps in another topology.
     pub fn restarts(self) -> bool {
         use Fault::*;
         matches!(
@@ -234,18 +234,18 @@ impl Fault {
 }
 
 pub struct FaultStep {
-    /// How long all is left alone before.
+    /// The pause before the fault.
     pub wait: Duration,
     pub fault: Fault,
-    /// Says which process, file or clock.
+    /// Chooses the process, file or clock.
     pub lot: u64,
-    /// How it goes on.
+    /// The topology of the restart after it.
     pub topology: TrialTopology,
     /// Whether all must be ready before the next one.
     pub settle: bool,
 }
 
-/// What all starts of a case have in common.
+/// The settings of all starts of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaseSettings {
     /// Processes speak TLS to each other.
@@ -274,7 +274,7 @@ pub struct CasePlan {
     pub settings: CaseSettings,
     pub first: TrialTopology,
     pub steps: Vec<FaultStep>,
-    /// What the last comparison is made in.
+    /// The topology of the last comparison.
     pub last: TrialTopology,
     pub records: usize,
 }
@@ -282,7 +282,7 @@ pub struct CasePlan {
 impl CasePlan {
     pub fn new(seed: u64, faults: usize) -> CasePlan {
         let mode = LogMode::of(seed);
-        let mut random = Random(!seed);
+        let mut random = Random::new(!seed);
         let first = TrialTopology::random(&mut random);
         let mut topology = first;
         let step = |_| {

@@ -1,4 +1,4 @@
-//! A TCP proxy that can cut off what goes through it, or keep a copy.
+//! A TCP proxy that can cut or stall its connections, or record them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 const STATE_OPEN: u8 = 0;
-/// Connections stay, and nothing goes through.
+/// Connections stay open, and no bytes are forwarded.
 const STATE_STALLED: u8 = 1;
 /// Connections are closed as they come.
 const STATE_CUT: u8 = 2;
@@ -16,13 +16,13 @@ const STATE_ENDED: u8 = 3;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What has gone one way through a connection.
+/// The bytes of one direction of a connection.
 type CapturedBytes = Arc<Mutex<Vec<u8>>>;
 
 #[derive(Default)]
 struct ProxyState {
     state: AtomicU8,
-    /// Both ways of every connection, where a copy is kept.
+    /// Both directions of every connection, if they are recorded.
     records: Option<Mutex<Vec<CapturedBytes>>>,
     /// Both ends of every connection.
     streams: Mutex<Vec<TcpStream>>,
@@ -48,17 +48,17 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// To a port of this host, where nobody has to listen yet.
+    /// To a port of this host, which need not be open yet.
     pub fn to(target: u16) -> Proxy {
         Proxy::start(target, ProxyState::default())
     }
 
-    /// One that keeps all that goes through it.
+    /// A proxy that records all bytes.
     pub fn recording(target: u16) -> Proxy {
         Proxy::start(target, ProxyState { records: Some(Mutex::default()), ..ProxyState::default() })
     }
 
-    /// By connection and way.
+    /// By connection and direction.
     pub fn captured_bytes(&self) -> Vec<Vec<u8>> {
         let records = self.shared.records.as_ref().unwrap().lock().unwrap();
         records.iter().map(|record| record.lock().unwrap().clone()).collect()
@@ -100,7 +100,7 @@ impl Drop for Proxy {
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        // What was accepted meanwhile.
+        // A connection that was accepted meanwhile.
         self.shared.close_all();
     }
 }
@@ -114,7 +114,7 @@ fn accept(listener: &TcpListener, target: u16, shared: &Arc<ProxyState>) {
         if shared.state() == STATE_CUT {
             continue;
         }
-        // Where nobody listens the connection ends, as it would without a proxy.
+        // If the port is closed the connection ends, as it would without a proxy.
         if let Ok(to) = TcpStream::connect(("127.0.0.1", target)) {
             let _ = connect_streams(&from, &to, shared);
         }
@@ -151,7 +151,7 @@ fn copy_stream(mut from: TcpStream, mut to: TcpStream, shared: &ProxyState, reco
     loop {
         wait();
         match from.read(&mut buffer) {
-            // The other direction goes on.
+            // The other direction stays open.
             Ok(0) => return drop(to.shutdown(Shutdown::Write)),
             Ok(length) => {
                 if let Some(record) = record {
@@ -176,7 +176,7 @@ fn proxy_stalls_and_cuts_connections() {
     let proxy = Proxy::to(server.local_addr().unwrap().port());
     let connect = || {
         let stream = TcpStream::connect(("127.0.0.1", proxy.port)).unwrap();
-        stream.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(crate::support::WAIT_TIMEOUT)).unwrap();
         stream
     };
     let mut client = connect();
@@ -196,7 +196,7 @@ fn proxy_stalls_and_cuts_connections() {
     served.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     assert!(served.read(&mut byte).is_err(), "nothing goes through");
     proxy.resume_connections();
-    served.set_read_timeout(Some(crate::service_process::WAIT_TIMEOUT)).unwrap();
+    served.set_read_timeout(Some(crate::support::WAIT_TIMEOUT)).unwrap();
     served.read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"c");
 

@@ -1,4 +1,4 @@
-//! What a trial has found, in Markdown.
+//! The report of a trial, in Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +19,7 @@ pub struct TrialReport<'a> {
     pub time: Duration,
 }
 
-/// A case in a line, with how to run it again where something is wrong.
+/// A case in one line, with the command that repeats it if something is wrong.
 pub fn case_line(outcome: &CaseOutcome, faults: usize) -> String {
     let CaseOutcome { seed, mode, settings, comparisons, records, starts, time, failure, folder, .. } =
         outcome;
@@ -52,7 +52,7 @@ fn mode_name(mode: LogMode) -> &'static str {
     }
 }
 
-/// The first line of what a program says, or nothing.
+/// The first line of a program's output, or nothing.
 fn first_output_line(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();

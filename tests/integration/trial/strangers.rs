@@ -1,4 +1,4 @@
-//! Strangers who call every port of a case, say garbage and stay.
+//! Connections from outside to every port of a case, which send garbage and stay open.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -9,16 +9,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::cluster::TrialCluster;
-use crate::recovery::Random;
+use crate::support::Random;
 
-/// Connections that they hold at once.
+/// Connections held at once.
 const HELD_CONNECTIONS: usize = 300;
-/// Between two calls.
+/// Between two connections.
 const CALL_INTERVAL: Duration = Duration::from_millis(1);
-/// How often ports are looked for.
+/// Between two searches for ports.
 const PORT_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What is said beside random bytes.
+/// Openings that are sent beside random bytes.
 const GARBAGE_PREFIXES: &[&[u8]] = &[
     b"",
     b"GET x HTTP/1.1\r\n\r\n",
@@ -29,7 +29,7 @@ const GARBAGE_PREFIXES: &[&[u8]] = &[
     b"swelter cluster",
 ];
 
-/// They call until this is dropped.
+/// They connect until this is dropped.
 pub struct StrangerFlood {
     ports: Arc<Mutex<Vec<u16>>>,
     ended: Arc<AtomicBool>,
@@ -41,7 +41,7 @@ impl StrangerFlood {
         let (ports, ended) = (Arc::<Mutex<Vec<u16>>>::default(), Arc::<AtomicBool>::default());
         let (of_thread, has_ended) = (Arc::clone(&ports), Arc::clone(&ended));
         let call = move || {
-            let (mut random, mut held) = (Random(lot), VecDeque::new());
+            let (mut random, mut held) = (Random::new(lot), VecDeque::new());
             while !has_ended.load(Ordering::Relaxed) {
                 thread::sleep(CALL_INTERVAL);
                 let port = {
@@ -57,7 +57,7 @@ impl StrangerFlood {
         StrangerFlood { ports, ended, thread: Some(thread::spawn(call)) }
     }
 
-    /// Has them call the ports that processes listen at, for so long.
+    /// Connects to the ports of all processes for so long.
     pub fn flood(&self, cluster: &TrialCluster, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {

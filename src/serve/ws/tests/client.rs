@@ -1,4 +1,5 @@
-//! A client that keeps its maps as `docs/protocol.md` says, and holds every message against the oracle.
+//! A client that updates its maps as `docs/protocol.md` says, and compares them with the oracle at
+//! every message.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,7 @@ pub(super) fn key(window: bool, row: &Value) -> String {
     if window { format!("{city} {}", row["reading_at"].as_str().unwrap()) } else { city.into() }
 }
 
-/// The next JSON message; nothing at the end.
+/// The next JSON message; `None` at the end of the connection.
 pub(super) async fn next_json(stream: &mut Stream) -> Option<Value> {
     loop {
         let read = tokio::time::timeout(Duration::from_secs(20), stream.next());
@@ -36,13 +37,13 @@ pub(super) async fn send_json(stream: &mut Stream, message: &Value) {
 
 /// A subscription as its client sees it.
 pub(super) struct ModelSubscription {
-    ask: Value,
+    request: Value,
     window: bool,
     map: BTreeMap<String, Value>,
     token: Option<String>,
     as_of: u64,
-    /// Between a subscribe or reset and the end of the snapshot.
-    fresh: bool,
+    /// From a subscribe or reset to the end of the snapshot.
+    awaits_snapshot: bool,
 }
 
 pub(super) struct ModelClient {
@@ -57,7 +58,7 @@ pub(super) struct ModelClient {
     pub(super) resets: Vec<String>,
 }
 
-/// A box that holds some of the cities.
+/// A box with some of the cities.
 const BOX: [f64; 4] = [60.0, -60.0, -20.0, 60.0];
 
 fn inside(city: &str) -> bool {
@@ -88,41 +89,47 @@ impl ModelClient {
         let cities = &self.world.cities;
         let listed: Vec<_> =
             (0..count).map(|_| &*cities[self.rng.below(cities.len() as u64) as usize]).collect();
-        let (ask, window) = match self.rng.below(5) {
+        let (mut request, window) = match self.rng.below(5) {
             0 => (json!({"cities": "all"}), false),
             1 => (json!({"box": BOX, "rows": "latest"}), false),
             2 => (json!({"cities": listed}), false),
             _ => (json!({"cities": listed, "rows": "window"}), true),
         };
-        let mut ask = ask;
         let units = [None, Some("fahrenheit"), Some("celsius")][self.rng.below(3) as usize];
         let wind_units = [None, Some("km/h")][self.rng.below(2) as usize];
-        ask["units"] = units.into();
-        ask["wind_units"] = wind_units.into();
+        request["units"] = units.into();
+        request["wind_units"] = wind_units.into();
         self.next_id += 1;
         // Equal ids in several sessions share messages.
         let id = self.next_id.to_string();
-        let sub = ModelSubscription { ask, window, map: BTreeMap::new(), token: None, as_of: 0, fresh: true };
+        let sub = ModelSubscription {
+            request,
+            window,
+            map: BTreeMap::new(),
+            token: None,
+            as_of: 0,
+            awaits_snapshot: true,
+        };
         self.subs.insert(id.clone(), sub);
-        self.ask(&id).await;
+        self.send_subscribe(&id).await;
     }
 
-    async fn ask(&mut self, id: &str) {
+    async fn send_subscribe(&mut self, id: &str) {
         let sub = self.subs.get_mut(id).unwrap();
-        let mut ask = sub.ask.clone();
-        ask["type"] = "subscribe".into();
-        ask["id"] = id.into();
+        let mut request = sub.request.clone();
+        request["type"] = "subscribe".into();
+        request["id"] = id.into();
         match &sub.token {
-            Some(token) if !sub.fresh => {
-                ask["resume"] = token.as_str().into();
+            Some(token) if !sub.awaits_snapshot => {
+                request["resume"] = token.as_str().into();
                 self.resumed += 1;
             }
             _ => {
                 sub.map.clear();
-                sub.fresh = true;
+                sub.awaits_snapshot = true;
             }
         }
-        send_json(&mut self.stream, &ask).await;
+        send_json(&mut self.stream, &request).await;
     }
 
     pub(super) async fn unsubscribe(&mut self) {
@@ -136,12 +143,12 @@ impl ModelClient {
         self.ended.insert(id);
     }
 
-    /// Leaves without a word, comes back and resumes.
+    /// Drops the connection, connects again and resumes.
     pub(super) async fn reconnect(&mut self) {
         self.stream = connect(self.address).await;
         self.ended.clear();
         for id in self.subs.keys().cloned().collect::<Vec<_>>() {
-            self.ask(&id).await;
+            self.send_subscribe(&id).await;
         }
     }
 
@@ -166,7 +173,7 @@ impl ModelClient {
                 "reset" => {
                     self.resets.push(message["reason"].as_str().unwrap().into());
                     sub.map.clear();
-                    (sub.fresh, sub.token) = (true, None);
+                    (sub.awaits_snapshot, sub.token) = (true, None);
                 }
                 _ => {
                     assert_eq!(message["code"], "busy", "{message}");
@@ -179,7 +186,7 @@ impl ModelClient {
         (kind, as_of)
     }
 
-    /// Reads until all is there as of `epoch`, and compares.
+    /// Reads until all subscriptions are complete as of `epoch`, and compares.
     pub(super) async fn catch_up_and_compare(&mut self, epoch: u64) {
         loop {
             send_json(&mut self.stream, &json!({"type": "ping"})).await;
@@ -191,7 +198,7 @@ impl ModelClient {
                     _ => {}
                 }
             };
-            if as_of >= epoch && self.subs.values().all(|sub| !sub.fresh) {
+            if as_of >= epoch && self.subs.values().all(|sub| !sub.awaits_snapshot) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -203,8 +210,8 @@ impl ModelClient {
 }
 
 impl ModelSubscription {
-    fn takes(&self, city: &str) -> bool {
-        match &self.ask["cities"] {
+    fn selects(&self, city: &str) -> bool {
+        match &self.request["cities"] {
             Value::Null => inside(city),
             Value::Array(cities) => cities.iter().any(|listed| listed == city),
             _ => true,
@@ -212,13 +219,13 @@ impl ModelSubscription {
     }
 
     fn check(&self, world: &ModelDataflow, as_of: u64) {
-        let expected = world.map(self.window, |city| self.takes(city), self.units(), as_of);
-        assert_eq!(self.map, expected, "{} as of {as_of}", self.ask);
+        let expected = world.map(self.window, |city| self.selects(city), self.units(), as_of);
+        assert_eq!(self.map, expected, "{} as of {as_of}", self.request);
     }
 
-    /// Those that it asks for, or else those of the service.
+    /// The requested units, otherwise those of the service.
     fn units(&self) -> OutputUnits {
-        let name = |key: &str| self.ask[key].as_str();
+        let name = |key: &str| self.request[key].as_str();
         OutputUnits {
             temperature: name("units").and_then(TemperatureUnit::from_name).unwrap_or_default(),
             wind: name("wind_units").and_then(WindUnit::from_name).unwrap_or_default(),
@@ -235,13 +242,13 @@ impl ModelSubscription {
 
     fn snapshot(&mut self, message: &Value, world: &ModelDataflow) {
         self.check_units(message);
-        assert!(self.fresh, "an unexpected snapshot");
+        assert!(self.awaits_snapshot, "an unexpected snapshot");
         for row in message["rows"].as_array().unwrap() {
             assert!(self.map.insert(key(self.window, row), row.clone()).is_none(), "a key twice");
         }
         self.as_of = message["as_of"].as_u64().unwrap();
         if message["complete"] == true {
-            self.fresh = false;
+            self.awaits_snapshot = false;
             self.token = Some(message["token"].as_str().unwrap().into());
             self.check(world, self.as_of);
         }
@@ -250,7 +257,7 @@ impl ModelSubscription {
     fn changes(&mut self, message: &Value, world: &ModelDataflow) {
         self.check_units(message);
         let as_of = message["as_of"].as_u64().unwrap();
-        assert!(!self.fresh, "changes before the snapshot");
+        assert!(!self.awaits_snapshot, "changes before the snapshot");
         assert!(as_of >= self.as_of, "as_of fell from {} to {as_of}", self.as_of);
         let mut keys = BTreeSet::new();
         for row in message["upserts"].as_array().unwrap() {
@@ -261,7 +268,7 @@ impl ModelSubscription {
         for row in message["removals"].as_array().unwrap() {
             let key = key(self.window, row);
             assert!(keys.insert(key.clone()), "a key twice");
-            assert!(self.map.remove(&key).is_some() || self.window, "a removal of what was not sent");
+            assert!(self.map.remove(&key).is_some() || self.window, "a removal of a row that was not sent");
         }
         self.as_of = as_of;
         self.token = Some(message["token"].as_str().unwrap().into());

@@ -13,7 +13,7 @@ use crate::model::clock::wall_clock_ms;
 use crate::serve::view::{CityFilter, QueryError};
 use crate::serve::ws::selection::{CitySelection, ResumeTokens, Selection, SubscriptionKind};
 
-/// Reads without answering to pings, up to the code of the close frame.
+/// Reads up to the close frame without answering pings; returns the code.
 async fn close_code(mut stream: Stream) -> Option<u16> {
     let raw = stream.get_mut();
     loop {
@@ -35,7 +35,7 @@ async fn send_and_receive(stream: &mut Stream, message: &Value) -> Value {
     next_answer(stream).await
 }
 
-/// What is said next about snapshots and requests.
+/// The next message that answers a request.
 async fn next_answer(stream: &mut Stream) -> Value {
     loop {
         let answer = next_json(stream).await.unwrap();
@@ -124,7 +124,8 @@ fn protocol_violations_close_session_with_code() {
             stream.send(message).await.unwrap();
             assert_eq!(close_code(stream).await, Some(code));
         }
-        // Masked with zeros: text that is not UTF-8, a reserved code, and a frame that is not masked.
+        // Masked with zeros: text that is not UTF-8, a reserved code, and a frame that is not
+        // masked.
         let frames: [(&[u8], u16); 3] = [
             (&[0x81, 0x81, 0, 0, 0, 0, 0xff], 1007),
             (&[0x83, 0x80, 0, 0, 0, 0], 1002),
@@ -162,7 +163,7 @@ fn heartbeats_are_sent_and_silent_client_is_closed() {
             assert!(now.abs_diff(wall_clock_ms()) < 60_000, "{message}");
         }
         assert_eq!(service.sessions.session_count(), 1);
-        // From here on nothing answers to pings.
+        // From here on pings are not answered.
         assert_eq!(close_code(stream).await, Some(4408));
     });
 }
@@ -268,7 +269,7 @@ fn window_snapshots_of_a_session_are_sequential() {
         for (id, city) in [("a", "x"), ("b", "京都"), ("c", "nowhere"), ("d", "x")] {
             send_json(&mut stream, &window(id, &[city])).await;
         }
-        // One that nobody waits for any more is not asked for.
+        // The snapshot of a subscription that has ended is not queried.
         let ended = send_and_receive(&mut stream, &json!({"type": "unsubscribe", "id": "c"})).await;
         assert_eq!(ended["type"], "unsubscribed");
         for id in ["a", "b", "d"] {
@@ -288,21 +289,22 @@ fn large_snapshots_leave_budget_for_small_ones() {
         service.step().await;
         wait_until(|| service.view.as_of() == service.world.now()).await;
         let many = vec![Arc::from("x"); 4_000_000];
-        let held = service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.unwrap();
+        let permit = service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.unwrap();
         assert_eq!(
             service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.err(),
             Some(QueryError::TooManySnapshots)
         );
         let mut stream = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": "all"});
-        // What is small has room of its own, and rows of a window are granted one after the other.
+        // Small snapshots have a budget of their own, and rows of a window are granted one after
+        // the other.
         assert_eq!(send_and_receive(&mut stream, &subscribe).await["type"], "snapshot");
         service.world.whole.store(true, Ordering::Relaxed);
         send_json(&mut stream, &window("b", &["x"])).await;
         wait_until(|| service.world.pending_query_count() > 0).await;
         service.step().await;
         assert_eq!(next_answer(&mut stream).await["type"], "snapshot");
-        drop(held);
+        drop(permit);
         assert!(service.view.acquire_latest_permit(&CityFilter::Listed(&many)).await.is_ok());
     });
 }
@@ -325,7 +327,7 @@ fn watched_cities_per_session_are_limited() {
 #[test]
 fn unknown_city_names_are_bounded_per_session_and_in_total() {
     run(async {
-        // Nobody answers to pings here.
+        // Pings are not answered here.
         let heartbeat = Duration::from_secs(60);
         let limits = ServeLimits {
             message_bytes: 1 << 20,
@@ -363,14 +365,18 @@ fn unknown_city_names_are_bounded_per_session_and_in_total() {
         wait_until(|| service.sessions.session_count() == 1).await;
         let mut stream = connect(service.address).await;
         let subscribe = json!({"type": "subscribe", "id": "a", "cities": names(0)});
-        assert_eq!(send_and_receive(&mut stream, &subscribe).await["type"], "snapshot", "all was given back");
+        assert_eq!(
+            send_and_receive(&mut stream, &subscribe).await["type"],
+            "snapshot",
+            "all names are released"
+        );
     });
 }
 
 #[test]
 fn unfinished_messages_are_bounded_in_total() {
     run(async {
-        // Nobody answers to pings here.
+        // Pings are not answered here.
         let heartbeat = Duration::from_secs(60);
         let limits = ServeLimits { message_bytes: 4 << 20, heartbeat, ..limits() };
         let service = SessionTestServer::start(1, limits).await;

@@ -6,19 +6,23 @@ mod world;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
 
 use self::client::ModelClient;
 use self::world::{ModelDataflow, Rng};
+use super::metered::MeteredStream;
 use super::*;
 use crate::codec::ReadOptions;
 use crate::directory::Directory;
 use crate::serve::publisher::{self, Publisher};
+use crate::serve::view::View;
 use crate::serve::{ServeLimits, ServiceInfo};
 
 fn limits() -> ServeLimits {
@@ -61,7 +65,7 @@ fn service_info() -> ServiceInfo {
     }
 }
 
-/// A server of sessions, its publisher, and the world behind it.
+/// A server of sessions, its publisher, and a model of the dataflow.
 struct SessionTestServer {
     world: Arc<ModelDataflow>,
     view: Arc<View>,
@@ -118,10 +122,10 @@ async fn connect(address: SocketAddr) -> client::Stream {
     tokio_tungstenite::client_async("ws://localhost/", stream).await.unwrap().0
 }
 
-/// Waits for a condition, but not for ever.
-async fn wait_until(mut holds: impl FnMut() -> bool) {
+/// Waits for a condition, at most 20 s.
+async fn wait_until(mut is_true: impl FnMut() -> bool) {
     let wait = async {
-        while !holds() {
+        while !is_true() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -179,7 +183,7 @@ async fn run_random_clients(seed: u64, limits: ServeLimits) -> (usize, Vec<Strin
     }
     service.world.full.store(false, Ordering::Relaxed);
     done.send_replace(service.world.now());
-    // Watches that have just begun are answered by a further update, which changes what is to be seen.
+    // Answer watches that have just begun with a further update that changes no rows.
     let last = service.world.now();
     let answering = async {
         loop {
@@ -187,19 +191,19 @@ async fn run_random_clients(seed: u64, limits: ServeLimits) -> (usize, Vec<Strin
             service.publisher.publish_update(service.world.answer(last)).ok();
         }
     };
-    let mut found = (0, Vec::new());
+    let mut resumed_and_resets = (0, Vec::new());
     tokio::select! {
         () = answering => {}
         () = async {
             for client in clients {
                 let client = client.await.unwrap();
-                found.0 += client.resumed;
-                found.1.extend(client.resets);
+                resumed_and_resets.0 += client.resumed;
+                resumed_and_resets.1.extend(client.resets);
             }
         } => {}
     }
     wait_until(|| service.sessions.session_count() == 0 && service.sessions.subscription_count() == 0).await;
-    found
+    resumed_and_resets
 }
 
 fn run<F: Future>(future: F) -> F::Output {
@@ -211,7 +215,7 @@ fn run<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// Real sockets: few cases, however many others run.
+/// Few cases, since they use real sockets.
 #[test]
 fn client_state_equals_recomputation_at_every_message() {
     let backlogs = prop_oneof![Just(2_000usize), Just(1 << 20)];

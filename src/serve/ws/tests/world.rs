@@ -1,8 +1,8 @@
-//! Random updates, and what they say at each epoch.
+//! Random updates, and the rows that they make at each epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde_json::Value;
 
@@ -34,23 +34,23 @@ pub(super) struct ModelDataflow {
     pub(super) cities: Vec<Arc<str>>,
     log: Mutex<ModelHistory>,
     queries: Mutex<Vec<Query>>,
-    /// Refuses questions.
+    /// Whether the queue of queries is full.
     pub(super) full: AtomicBool,
-    /// Makes all rows that are granted at once.
+    /// Whether all granted rows are made at once.
     pub(super) whole: AtomicBool,
     pub(super) as_of: AtomicU64,
 }
 
 struct ModelHistory {
     rng: Rng,
-    /// Answers that are not complete, by query.
+    /// Responses that are not complete, by query.
     open: BTreeMap<u64, ModelResponse>,
     watched: BTreeSet<Arc<str>>,
     currents: Vec<(u64, Arc<str>, Option<CurrentRow>)>,
     rows: Vec<WatchedRow>,
 }
 
-/// An answer that is made a row at a time, as far as rows are granted.
+/// A response whose rows are made one at a time, as far as they are granted.
 struct ModelResponse {
     epoch: u64,
     city: Arc<str>,
@@ -59,7 +59,7 @@ struct ModelResponse {
     granted: usize,
 }
 
-/// How many more rows than there are a piece may say.
+/// How far a piece overestimates the remaining rows.
 const BOUND: u64 = 3;
 
 impl ModelResponse {
@@ -124,25 +124,27 @@ impl ModelDataflow {
         for epoch in before + 1..=as_of {
             rows.extend(log.change_rows(epoch, &self.cities));
         }
-        let mut told: Vec<_> = rows.iter().filter(|row| log.watched.contains(&row.city)).cloned().collect();
+        let mut watched_rows: Vec<_> =
+            rows.iter().filter(|row| log.watched.contains(&row.city)).cloned().collect();
         log.rows.extend(rows.iter().cloned());
         let mut answers = Vec::new();
-        for Query { id, city, kind: question, .. } in queries {
-            if question == QueryKind::Unwatch {
+        for Query { id, city, kind, .. } in queries {
+            if kind == QueryKind::Unwatch {
                 log.watched.remove(&city);
-                told.retain(|row| row.city != city || row.epoch <= answered);
+                watched_rows.retain(|row| row.city != city || row.epoch <= answered);
                 continue;
             }
-            if question == QueryKind::Watch && log.watched.insert(city.clone()) {
-                told.retain(|row| row.city != city);
-                told.extend(rows.iter().filter(|row| row.city == city && row.epoch > answered).cloned());
+            if kind == QueryKind::Watch && log.watched.insert(city.clone()) {
+                watched_rows.retain(|row| row.city != city);
+                watched_rows
+                    .extend(rows.iter().filter(|row| row.city == city && row.epoch > answered).cloned());
             }
-            answers.extend(log.accept_query(id, answered, city, question));
+            answers.extend(log.accept_query(id, answered, city, kind));
         }
         let whole = self.whole.load(Ordering::Relaxed);
         let most = if whole { usize::MAX } else { log.rng.below(4) as usize };
         answers.extend(log.make_pieces(most));
-        told.sort_by_key(|row| row.epoch);
+        watched_rows.sort_by_key(|row| row.epoch);
         let current = log.change_currents(as_of, &self.cities).into_iter();
         let current = current.map(|(city, row)| CurrentRowUpdate { epoch: as_of, city, row }).collect();
         self.as_of.store(as_of, Ordering::Release);
@@ -150,26 +152,26 @@ impl ModelDataflow {
             upper: as_of + 1,
             is_ready: true,
             current_rows: current,
-            watched_rows: told,
+            watched_rows,
             answers,
             ..ViewUpdate::default()
         }
     }
 
-    /// An update that changes nothing but answers.
+    /// An update that has only answers.
     pub(super) fn answer(&self, epoch: u64) -> ViewUpdate {
         let log = &mut *self.log.lock().unwrap();
         let mut answers = Vec::new();
-        for Query { id, city, kind: question, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
-            if question != QueryKind::Unwatch {
-                answers.extend(log.accept_query(id, epoch, city, question));
+        for Query { id, city, kind, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
+            if kind != QueryKind::Unwatch {
+                answers.extend(log.accept_query(id, epoch, city, kind));
             }
         }
         answers.extend(log.make_pieces(usize::MAX));
         ViewUpdate { upper: epoch + 1, is_ready: true, answers, ..ViewUpdate::default() }
     }
 
-    /// Questions that wait.
+    /// Queries that wait for an answer.
     pub(super) fn pending_query_count(&self) -> usize {
         let queries = self.queries.lock().unwrap();
         queries
@@ -182,17 +184,17 @@ impl ModelDataflow {
         self.as_of.load(Ordering::Acquire)
     }
 
-    /// The map of a client at an epoch.
+    /// The rows that a client must have at an epoch.
     pub(super) fn map(
         &self,
         window: bool,
-        takes: impl Fn(&str) -> bool,
+        is_selected: impl Fn(&str) -> bool,
         units: OutputUnits,
         as_of: u64,
     ) -> BTreeMap<String, Value> {
         let log = self.log.lock().unwrap();
         let mut map = BTreeMap::new();
-        for city in self.cities.iter().filter(|city| takes(city)) {
+        for city in self.cities.iter().filter(|city| is_selected(city)) {
             let mut add = |write: &dyn Fn(&mut Vec<u8>)| {
                 let mut text = Vec::new();
                 write(&mut text);
@@ -212,15 +214,9 @@ impl ModelDataflow {
 }
 
 impl ModelHistory {
-    /// Takes a query; says how much there is.
-    fn accept_query(
-        &mut self,
-        id: u64,
-        epoch: u64,
-        city: Arc<str>,
-        question: QueryKind,
-    ) -> Option<AnswerPiece> {
-        match question {
+    /// Accepts a query; returns its first piece, which counts the rows.
+    fn accept_query(&mut self, id: u64, epoch: u64, city: Arc<str>, kind: QueryKind) -> Option<AnswerPiece> {
+        match kind {
             QueryKind::GrantRows { rows } => {
                 self.open.get_mut(&id)?.granted += rows as usize;
                 None
@@ -241,7 +237,7 @@ impl ModelHistory {
         }
     }
 
-    /// Makes granted rows, each a piece of its own, in any order.
+    /// Makes granted rows, each a piece of its own, in any order, at most `most` of a query.
     fn make_pieces(&mut self, most: usize) -> Vec<AnswerPiece> {
         let mut answers = Vec::new();
         for (&id, open) in &mut self.open {

@@ -1,17 +1,18 @@
 //! A process that is killed while it appends loses nothing that it has acknowledged.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use super::*;
+use crate::child_tests::child_test;
 
 const DIR: &str = "SWELTER_TEST_JOURNAL";
 
 /// The process that is killed: appends for ever and prints what was acknowledged.
 #[test]
-#[ignore = "run by kill_loses_no_acknowledged_record"]
+#[ignore = "child process of `kill_loses_no_acknowledged_record`"]
 fn child_process_appends_until_killed() {
-    let Some(dir) = std::env::var_os(DIR) else { return };
+    let dir = std::env::var_os(DIR).unwrap();
     let journal = Journal::open(Path::new(&dir), plan(2)).unwrap();
     let start = read_all(&journal).unwrap().iter().map(Vec::len).sum::<usize>() as i64;
     let (sender, acknowledgements) = mpsc::sync_channel(200);
@@ -40,13 +41,7 @@ fn kill_loses_no_acknowledged_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<(u32, u64), i64> = BTreeMap::new();
     for round in 0..12usize {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "sources::journal::tests::kill::child_process_appends_until_killed",
-                "--exact",
-                "--ignored",
-                "--nocapture",
-            ])
+        let mut child = child_test("sources::journal::tests::kill::child_process_appends_until_killed")
             .env(DIR, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

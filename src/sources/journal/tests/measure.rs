@@ -68,7 +68,7 @@ fn replay(journal: &Journal) -> u64 {
 }
 
 #[test]
-#[ignore = "takes long, and is to be run alone"]
+#[ignore = "measures: run it alone, in release"]
 fn measure_append_and_replay() {
     for (what, threads, batch) in [
         ("one by one, 1 appender", 1, 1),

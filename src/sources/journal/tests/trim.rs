@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use super::*;
+use crate::child_tests::child_test;
 
 const DIR: &str = "SWELTER_TEST_TRIMMED_JOURNAL";
 
@@ -144,9 +145,9 @@ fn damaged_begins_file_is_refused() {
 /// The process that is killed: appends and trims for ever, and prints what was acknowledged and how
 /// far it trimmed.
 #[test]
-#[ignore = "run by kill_during_trim_keeps_records_behind_position"]
+#[ignore = "child process of `kill_during_trim_keeps_records_behind_position`"]
 fn child_process_appends_and_trims_until_killed() {
-    let Some(dir) = std::env::var_os(DIR) else { return };
+    let dir = std::env::var_os(DIR).unwrap();
     let journal = Journal::open(Path::new(&dir), plan(2)).unwrap();
     for number in journal.log_end(0) as i64.. {
         fill(&journal, number, 1);
@@ -167,18 +168,13 @@ fn child_process_appends_and_trims_until_killed() {
 fn kill_during_trim_keeps_records_behind_position() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..10usize {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "sources::journal::tests::trim::child_process_appends_and_trims_until_killed",
-                "--exact",
-                "--ignored",
-                "--nocapture",
-            ])
-            .env(DIR, dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child =
+            child_test("sources::journal::tests::trim::child_process_appends_and_trims_until_killed")
+                .env(DIR, dir.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (mut ends, mut trimmed, mut count) = ([0; 2], [0; 2], 0);
         let stop = 3 + round * 71 % 400;

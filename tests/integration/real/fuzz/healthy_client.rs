@@ -1,4 +1,5 @@
-//! A client that means well, while others do not: it posts readings, and must be sent each of their rows.
+//! A well-behaved client beside hostile ones: it posts readings, and must receive each of their
+//! rows.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -12,8 +13,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::error::Error;
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use super::super::http;
-use crate::service_process::WAIT_TIMEOUT;
+use crate::support::{WAIT_TIMEOUT, http};
 
 /// Its cities are its own.
 const CITIES: [&str; 3] = ["healthy-1", "healthy-2", "healthy-3"];
@@ -50,7 +50,7 @@ impl HealthyClient {
         self.token.clone()
     }
 
-    /// Says how many rows it has been sent: one for each reading.
+    /// Returns the number of rows that it has received: one for each reading.
     pub fn finish(self) -> usize {
         self.stop.store(true, Ordering::Release);
         let (posted, rows) = (self.poster.join().unwrap(), self.subscriber.join().unwrap());
@@ -98,10 +98,10 @@ fn post_until(at: SocketAddr, stop: &AtomicBool) -> usize {
         let reading = json!({
             "city": CITIES[posted % CITIES.len()], "reading_at": reading_at(posted), "temperature": 90, "humidity": 50
         });
-        let answer = http::post(at, "/v1/readings", &reading).unwrap();
+        let answer = http::post(at, "application/json", &reading.to_string()).unwrap();
         match answer.status {
             200 => posted += 1,
-            // Others have filled the queue, or all connections are taken: it comes again.
+            // The queue is full or all connections are in use: try again.
             429 | 503 => {}
             status => panic!("a reading is answered {status}"),
         }
@@ -110,7 +110,7 @@ fn post_until(at: SocketAddr, stop: &AtomicBool) -> usize {
     posted
 }
 
-/// The keys of all rows that are sent, until nothing more comes after the last reading.
+/// The keys of all received rows, until the row of the last reading.
 fn received_row_keys(socket: &mut WebSocket<TcpStream>, posted: &AtomicBool) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     let mut ended: Option<(u64, Instant)> = None;

@@ -1,6 +1,6 @@
-//! JSON that is nearly what the service takes, and the frames that it comes in.
+//! JSON that is nearly valid, and its frames.
 
-use super::random::Random;
+use crate::support::Random;
 
 const VALID_READING: &str =
     r#"{"city":"@","reading_at":"2025-11-24T16:0#:00Z","temperature":8#.5,"humidity":5#,"wind_speed":3}"#;
@@ -24,11 +24,11 @@ const ODD_READINGS: [&str; 16] = [
     r#"{"city":"@","reading_at":"2025-11-24T16:00:00Z","dew_point":300,"temperature":80}"#,
 ];
 
-/// Cities are few, so that what they take stays small.
+/// Few cities, so that their memory stays small.
 fn random_reading(random: &mut Random) -> Vec<u8> {
     let template = random.pick_mostly(&[VALID_READING], 25, &ODD_READINGS);
-    let city = format!("fuzz-{}", random.below(30));
-    let digit = random.below(10).to_string();
+    let city = format!("fuzz-{}", random.index(30));
+    let digit = random.index(10).to_string();
     let mut text = template.replace('@', &city).replace('#', &digit).into_bytes();
     if random.percent(8) {
         random.mutate(&mut text);
@@ -38,7 +38,7 @@ fn random_reading(random: &mut Random) -> Vec<u8> {
 
 /// A body or message of some readings.
 pub fn random_readings(random: &mut Random, lines: bool) -> Vec<u8> {
-    let count = if random.percent(2) { random.below(400) } else { random.within(1..5) };
+    let count = if random.percent(2) { random.index(400) } else { random.within(1..5) };
     let records: Vec<Vec<u8>> = (0..count).map(|_| random_reading(random)).collect();
     if lines {
         return records.join(&b'\n');
@@ -68,25 +68,25 @@ const ROWS_VALUES: [&str; 6] =
 
 /// Which cities a subscriber names.
 fn random_selection(random: &mut Random) -> String {
-    match random.below(10) {
+    match random.index(10) {
         0 => {
-            let mut side = |span: usize| random.below(span * 20) as f64 / 10.0 - span as f64;
+            let mut side = |span: usize| random.index(span * 20) as f64 / 10.0 - span as f64;
             let (west, south, east, north) = (side(190), side(95), side(190), side(95));
             format!(r#""box":[{west},{south},{east},{north}]"#)
         }
         1 => {
-            let count = random.below(120);
-            let keys: Vec<_> = (0..count).map(|_| format!("\"fuzz-{}\"", random.below(200))).collect();
+            let count = random.index(120);
+            let keys: Vec<_> = (0..count).map(|_| format!("\"fuzz-{}\"", random.index(200))).collect();
             format!(r#""cities":[{}]"#, keys.join(","))
         }
         _ => random.pick_mostly(&CITY_SELECTIONS[..2], 30, &CITY_SELECTIONS).to_string(),
     }
 }
 
-/// What a subscriber says. `token` is one that the service has given.
+/// A message of a subscriber. `token` is from the service.
 fn random_subscriber_message(random: &mut Random, token: &str) -> Vec<u8> {
     let id = random.pick_mostly(&SUBSCRIPTION_IDS[..2], 10, &SUBSCRIPTION_IDS);
-    let mut text = match random.below(12) {
+    let mut text = match random.index(12) {
         0 | 1 => r#"{"type":"ping"}"#.to_string(),
         2 | 3 => format!(r#"{{"type":"unsubscribe","id":{id}}}"#),
         4 => random
@@ -111,14 +111,14 @@ fn random_subscriber_message(random: &mut Random, token: &str) -> Vec<u8> {
         random.mutate(&mut text);
     }
     if random.percent(1) {
-        text = b"[".repeat(random.below(3_000));
+        text = b"[".repeat(random.index(3_000));
     }
     text
 }
 
 /// Appends one message, in one frame or in several, or a control frame.
 pub fn push_message(random: &mut Random, ingest: bool, token: &str, out: &mut Vec<u8>) {
-    match random.below(24) {
+    match random.index(24) {
         0 => push_control(random, out),
         1 => {
             let payload = random.random_bytes(200);
@@ -140,7 +140,7 @@ fn push_text(random: &mut Random, text: &[u8], out: &mut Vec<u8>) {
     if random.percent(85) {
         return push_frame(random, 0x81, text, out);
     }
-    let at = random.below(text.len() + 1);
+    let at = random.index(text.len() + 1);
     push_frame(random, 0x01, &text[..at], out);
     if random.percent(20) {
         push_frame(random, 0x89, b"between", out);
@@ -155,9 +155,9 @@ fn push_control(random: &mut Random, out: &mut Vec<u8>) {
     let opcode = *random.pick(&[&[0x89_u8], &[0x8a], &[0x88], &[0x09], &[0x8b]]).first().unwrap_or(&0x89);
     if opcode == 0x88 {
         let codes: [u16; 9] = [1000, 1001, 1005, 1006, 1011, 1015, 0, 4999, 65535];
-        let code = codes[random.below(codes.len())];
+        let code = codes[random.index(codes.len())];
         payload.splice(0..payload.len().min(2), code.to_be_bytes());
-        payload.truncate(random.below(4) * 40);
+        payload.truncate(random.index(4) * 40);
     }
     push_frame(random, opcode, &payload, out);
 }
@@ -167,13 +167,13 @@ pub fn push_frame(random: &mut Random, first: u8, payload: &[u8], out: &mut Vec<
     out.push(first);
     let masked = !random.percent(1);
     let bit = if masked { 0x80 } else { 0 };
-    let length = match random.below(400) {
+    let length = match random.index(400) {
         0 => random.next(),
         1 => payload.len() as u64 + 1,
         2 => 0,
         _ => payload.len() as u64,
     };
-    match (length, random.below(100)) {
+    match (length, random.index(100)) {
         (0..126, 1..) => out.push(bit | length as u8),
         (0..65_536, 1..) => {
             out.push(bit | 126);

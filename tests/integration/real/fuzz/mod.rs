@@ -1,10 +1,11 @@
-//! Seeded hostile bytes over many sockets, against the built program: requests and WebSocket messages that are nearly right.
+//! Seeded hostile bytes over many sockets, against the built program: requests and WebSocket
+//! messages that are nearly right.
 //!
 //! `scripts/fuzz socket` sends more of them.
 
 mod healthy_client;
 mod messages;
-mod random;
+mod mutations;
 mod requests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,29 +16,28 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::healthy_client::HealthyClient;
-use self::random::Random;
 use super::hostile::{allow_open_files, peak_resident_bytes, resident_bytes};
-use super::service::ServiceProcess;
-use super::{http, lock_machine, print_line};
-use crate::service_process::wait_for;
+use crate::support::prepared::{lock_machine, print_line};
+use crate::support::{Random, ServiceBuilder, ServiceProcess, http, wait_for};
 
-/// Limits so small that the odd ones are reached, and times so short that nobody waits long for a client that says no more.
+/// Limits that are reached soon, and short timeouts for clients that stop sending.
 const CONFIG: &str = "[serve]\necho = true\n[serve.limits]\nconnections = 600\nheader_time = \"500ms\"\nbody_time = \"500ms\"\n\
      idle_time = \"1s\"\nbody_bytes = \"64 KiB\"\nbodies_bytes = \"8 MiB\"\nmessage_bytes = \"64 KiB\"\nheartbeat = \"1s\"\nring_bytes = \"16 MiB\"\n";
-/// What `scripts/test` sends, and the seed that it begins with.
+/// Requests and first seed of `scripts/test`.
 const DEFAULT_REQUESTS: u64 = 100_000;
 const DEFAULT_SEED: u64 = 1;
 const DEFAULT_THREADS: u64 = 4;
-/// Requests of one connection, at most: one that is malformed is the last that is looked at.
+/// Requests of one connection, at most: the service reads none after a malformed one.
 const REQUEST_BURST: usize = 6;
 /// Messages of one connection, at most.
 const MESSAGE_BURST: usize = 60;
-/// Connections that a thread leaves open with something half said.
+/// Connections that a thread leaves open with a request half sent.
 const HELD_CONNECTIONS: usize = 40;
-/// Beside what the service took when it was ready: its connections and what they send, the newest of the log (16 MiB), what of it is
-/// in tables that are not on disk yet, the rings, and what the allocator keeps.
+/// Memory beyond that at readiness: connections and their requests, the tail of the log (16 MiB),
+/// the part of the log that is not on disk yet, the rings, and pages that the allocator retains.
 const MAX_MEMORY_BYTES: u64 = 128 << 20;
-/// For each city: some names are mutated, and the readings of each new one are kept, as they must be.
+/// For each city: some names are mutated, and the readings of each new one are kept, as they must
+/// be.
 const MAX_CITY_BYTES: u64 = 8 << 10;
 
 /// A number from the environment, as `scripts/fuzz` sets it.
@@ -46,7 +46,7 @@ fn env_number(name: &str, otherwise: u64) -> u64 {
     value.map_or(otherwise, |value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }
 
-/// What the service has answered.
+/// Counts of the responses of the service.
 #[derive(Default)]
 struct ResponseCounts {
     /// Connections by the status of their first answer, 0 where there was none.
@@ -62,9 +62,8 @@ fn fuzzed_requests_end_nothing_and_affect_no_other_client() {
     let (requests, seed) =
         (env_number("TEST_FUZZ_REQUESTS", DEFAULT_REQUESTS), env_number("TEST_FUZZ_SEED", DEFAULT_SEED));
     print_line(&format!("fuzz: {requests} requests and messages, seed {seed}"));
-    let mut service = ServiceProcess::start_run(CONFIG);
-    service.wait_until_ready();
-    let (at, before) = (service.address, resident_bytes(&service));
+    let mut service = ServiceBuilder::new(CONFIG).start().wait_until_ready();
+    let (at, before) = (service.address.parse().unwrap(), resident_bytes(&service));
     let healthy = HealthyClient::start(at);
     let token = healthy.resume_token();
     let began = Instant::now();
@@ -102,7 +101,7 @@ fn fuzzed_requests_end_nothing_and_affect_no_other_client() {
     check_service_intact(&mut service);
 }
 
-/// What was sent has come past the first checks: it was answered in all these ways.
+/// Requests have passed the first checks: all these statuses were returned.
 fn check_status_variety(statuses: &BTreeMap<u16, usize>) {
     for status in [101, 200, 204, 400, 403, 404, 405, 413, 415, 422, 426] {
         assert!(statuses.contains_key(&status), "nothing was answered {status}: {statuses:?}");
@@ -111,11 +110,11 @@ fn check_status_variety(statuses: &BTreeMap<u16, usize>) {
     assert_eq!(failed.count(), 0, "{statuses:?}");
 }
 
-/// The service lives, has caught nothing, and holds nothing of those that are gone.
+/// The service runs, has caught no panic, and holds nothing of closed connections.
 fn check_service_intact(service: &mut ServiceProcess) {
     assert_eq!(service.get("/healthz").status, 200);
     let metric = |name: &str| -> Vec<u64> {
-        let text = String::from_utf8(service.get("/metrics").body).unwrap();
+        let text = service.get("/metrics").body;
         let lines = text.lines().filter(|line| line.starts_with(name));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect()
     };
@@ -124,7 +123,7 @@ fn check_service_intact(service: &mut ServiceProcess) {
     wait_for("their connections are gone", || (metric("swelter_connections ") == [1]).then_some(()));
     wait_for("their sessions are gone", || (metric("swelter_subscriber_sessions ") == [0]).then_some(()));
     wait_for("their subscriptions are gone", || (metric("swelter_subscriptions ") == [0]).then_some(()));
-    assert_eq!(service.terminate().code(), Some(0), "{}", service.log());
+    service.terminate_in_place();
     assert!(!service.log().contains("panicked"), "{}", service.log());
 }
 
@@ -167,7 +166,7 @@ impl Attacker<'_> {
     fn send_until(mut self, answered: &AtomicUsize, requests: u64) -> ResponseCounts {
         while (answered.load(Ordering::Relaxed) as u64) < requests {
             let mut bytes = Vec::new();
-            match self.random.below(20) {
+            match self.random.index(20) {
                 0..16 => self.push_requests(&mut bytes),
                 16 => bytes = self.random.random_bytes(2_000),
                 _ => self.push_session(&mut bytes),
@@ -190,7 +189,7 @@ impl Attacker<'_> {
         let path =
             self.random.pick_mostly(&["/v1/subscribe", "/v1/subscribe", "/v1/ingest"], 10, &["/echo", "/"]);
         requests::push_handshake(&mut self.random, path, bytes);
-        for _ in 0..self.random.below(MESSAGE_BURST) {
+        for _ in 0..self.random.index(MESSAGE_BURST) {
             messages::push_message(&mut self.random, path == "/v1/ingest", self.token, bytes);
         }
         if self.random.percent(3) {
@@ -199,14 +198,15 @@ impl Attacker<'_> {
         messages::push_frame(&mut self.random, 0x88, &1000_u16.to_be_bytes(), bytes);
     }
 
-    /// Sends bytes, whole or in pieces, and takes what is answered; or goes away in the middle, or says no more.
+    /// Sends bytes, whole or in pieces, and reads the response; or disconnects, or leaves the
+    /// connection open.
     fn send_bytes(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
         let mut stream = http::connect(self.at).unwrap();
         let sent = match self.random.percent(20) {
             true => bytes.chunks(self.random.within(1..2_000)).try_for_each(|piece| stream.write_all(piece)),
             false => stream.write_all(bytes),
         };
-        match self.random.below(100) {
+        match self.random.index(100) {
             0..5 => return None,
             5..8 => {
                 self.held.push_back(stream);
@@ -224,7 +224,8 @@ impl Attacker<'_> {
     }
 }
 
-/// All that comes. The service must end the connection: the client has said that it sends no more.
+/// Reads to the end. The service must close the connection, because the client has closed its
+/// sending half.
 fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let (mut all, mut piece) = (Vec::new(), [0; 16 * 1024]);
     let until = Instant::now() + Duration::from_secs(30);

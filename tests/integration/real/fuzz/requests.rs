@@ -1,10 +1,10 @@
-//! Requests that are nearly right: most have one or two oddities, so that they come past the first check.
+//! Requests that are nearly valid: most have one or two errors, so that they pass the first check.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use super::messages;
-use super::random::Random;
+use crate::support::Random;
 
 const VALID_PATHS: [&str; 18] = [
     "/",
@@ -156,7 +156,7 @@ pub fn push_request(random: &mut Random, out: &mut Vec<u8>) {
     request.extend_from_slice(format!(" {version}\r\n").as_bytes());
     let host = random.pick_mostly(&["host: localhost\r\n", "Host: 127.0.0.1:8080\r\n"], 8, &ODD_HOSTS);
     request.extend_from_slice(host.as_bytes());
-    for _ in 0..random.below(4) {
+    for _ in 0..random.index(4) {
         request.extend_from_slice(random.pick(&ODD_HEADERS).as_bytes());
         request.extend_from_slice(b"\r\n");
     }
@@ -218,8 +218,8 @@ fn push_range(random: &mut Random, out: &mut Vec<u8>) {
         (random.pick(&TIME_VALUES), random.pick(&TIME_VALUES), random.pick(&["0", "1", "2", "1000"]));
     out.extend_from_slice(format!("?from={from}&to={to}&limit={limit}").as_bytes());
     if random.percent(40) {
-        let near = 1_764_000_000_000_i64 + random.below(1_000_000) as i64;
-        let millis = if random.percent(50) { near } else { (random.next() as i64) >> random.below(60) };
+        let near = 1_764_000_000_000_i64 + random.index(1_000_000) as i64;
+        let millis = if random.percent(50) { near } else { (random.next() as i64) >> random.index(60) };
         let cursor = [&[1_u8][..], &millis.to_be_bytes()].concat();
         out.extend_from_slice(format!("&cursor={}", BASE64_URL_SAFE_NO_PAD.encode(cursor)).as_bytes());
     }
@@ -236,10 +236,10 @@ fn push_body(random: &mut Random, out: &mut Vec<u8>) {
             &["text/csv", "", "application/json; charset=utf-16"],
         ),
     };
-    let body = match random.below(20) {
+    let body = match random.index(20) {
         0 => random.random_bytes(300),
-        1 => b"[".repeat(random.below(5_000)),
-        2 => b" ".repeat(random.below(150_000)),
+        1 => b"[".repeat(random.index(5_000)),
+        2 => b" ".repeat(random.index(150_000)),
         _ => messages::random_readings(random, lines),
     };
     out.extend_from_slice(format!("content-type: {kind}\r\n").as_bytes());
@@ -275,7 +275,7 @@ fn push_chunks(random: &mut Random, body: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(size.as_bytes());
         if random.percent(3) {
             let most = if random.percent(5) { 30_000 } else { 50 };
-            let long = random.below(most);
+            let long = random.index(most);
             out.extend_from_slice(format!(";x={}", "y".repeat(long)).as_bytes());
         }
         out.extend_from_slice(b"\r\n");

@@ -1,0 +1,12 @@
+//! The APIs, one a file: each has its routes and a function that returns its warp filter.
+
+pub(super) mod cities;
+pub(super) mod city;
+mod city_json;
+pub(super) mod documents;
+pub(super) mod echo;
+pub(super) mod health;
+pub(super) mod ingest;
+pub(super) mod page;
+pub(super) mod status;
+pub(super) mod subscribe;
