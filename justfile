@@ -4,15 +4,17 @@ test *args:
 
 lint:
     scripts/lint
-    cargo clippy --locked --all-targets -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+    cargo clippy --locked -- -D warnings
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 fmt:
     cargo fmt
 
 # What the parts cost, on one core
 bench *args:
-    taskset -c 1 cargo bench --locked {{args}}
+    cargo build --release --locked
+    taskset -c 1 cargo bench --locked -p swelter-benches {{args}}
 
 # Beside polars, pandas and DuckDB
 compare *args:

@@ -6,12 +6,12 @@ use std::io::{self, Cursor, Write};
 use std::sync::{Arc, Mutex};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use swelter::codec::{
+use swelter::internals::codec::{
     AvroDecoder, Compression, DecodeSettings, FileDecoder, Format, JsonRecordDecoder, READING_SCHEMA,
     ReadingsWriter, RecordFields, ResultRowsWriter, push_json_record, push_row_json, reading_to_avro,
     row_to_avro,
 };
-use swelter::model::{
+use swelter::internals::model::{
     Category, CityRows, EventTime, HeatIndex, Measurement, OutputUnits, ReadingEvent, ResultRow, Row,
 };
 

@@ -4,8 +4,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use swelter::dataflow::heat_index::Formula;
-use swelter::model::Measurement;
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::model::Measurement;
 
 const READINGS: usize = 4096;
 

@@ -17,15 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use swelter::admission::{Admission, AdmissionRules};
-use swelter::checkpoint::{
+use swelter::internals::admission::{Admission, AdmissionRules};
+use swelter::internals::checkpoint::{
     CheckpointHeader, CheckpointLocation, Checkpoints, Manifest, PartWriter, WorkerPart,
 };
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::{self, Graph, GraphPlan};
-use swelter::model::{
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::Retention;
+use swelter::internals::dataflow::rolling::snapshot::InitialState;
+use swelter::internals::dataflow::{self, Graph, GraphPlan};
+use swelter::internals::model::{
     Arrival, CheckpointBarrier, CityIntroduction, EventTime, Measurement, Millis, PartitionName,
     PartitionTable, ReadingEvent, STATE_SHARDS, Topology, Upsert,
 };

@@ -4,11 +4,10 @@
 
 use std::error::Error;
 
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::{GraphPlan, build_graph};
-use swelter::model::{Arrival, CityIntroduction, CityKey, Measurement, ReadingEvent};
+use swelter::{
+    Arrival, CityIntroduction, CityKey, Formula, Graph, GraphPlan, Measurement, ReadingEvent, Retention,
+    timely,
+};
 
 /// Time, °F, % relative humidity. The third reading is late, the fourth corrects the first.
 const READINGS: [(&str, f64, f64); 4] = [
@@ -23,7 +22,7 @@ pub fn changed_rows() -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
     let retention = Retention { window: "24h".parse()?, lateness: "48h".parse()?, history: "48h".parse()? };
     timely::execute_directly(move |worker| {
         let plan = GraphPlan::new(Formula::Nws, retention);
-        let mut graph = build_graph(worker, &plan, InitialState::default(), None);
+        let mut graph = Graph::build(worker, &plan);
         let city = CityKey { source: 0, number: 0, hash: CityKey::hash("new-york") };
         let mut introductions = vec![CityIntroduction { key: city, name: "new-york".into() }];
         for (epoch, (at, temperature, humidity)) in (0..).zip(READINGS) {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use foldhash::fast;
 
-use crate::model::{CityIntroduction, CityKey, EventTime, Millis, ReadingEvent, Reason, Refusal, Upsert};
+use crate::model::{
+    Arrival, CityIntroduction, CityKey, EventTime, Millis, ReadingEvent, Reason, Refusal, Upsert,
+};
 
 /// The rules that depend on more than the reading itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,7 @@ impl AdmissionRules {
 /// dataflow knows them.
 ///
 /// ```
-/// use swelter::admission::{Admission, AdmissionRules};
-/// use swelter::model::{EventTime, Measurement, Millis, ReadingEvent, Reason, Upsert};
+/// use swelter::{Admission, AdmissionRules, EventTime, Measurement, Millis, ReadingEvent, Reason, Upsert};
 ///
 /// let mut admission = Admission::new(0, AdmissionRules::new(Millis::DAY));
 /// let reading = |time: &str| Upsert {
@@ -76,6 +77,7 @@ struct CityAdmission {
 /// The city of an admitted arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdmittedArrival {
+    /// The number of the city in the dataflow.
     pub city: CityKey,
     /// The first arrival of the city in this run: the dataflow must learn its name.
     pub is_new: bool,
@@ -88,6 +90,13 @@ impl AdmittedArrival {
     /// The message that introduces the city to the dataflow.
     pub fn introduction(&self, name: &str) -> CityIntroduction {
         CityIntroduction { key: self.city, name: name.into() }
+    }
+
+    /// The admitted upsert as an arrival. `position` comes back in its
+    /// [`ArrivalOutcome`](crate::model::ArrivalOutcome).
+    pub fn arrival(&self, upsert: &Upsert<'_>, position: u64) -> Arrival {
+        let Upsert { reading_at, event, revision, .. } = *upsert;
+        Arrival { city: self.city, reading_at, event, revision, position }
     }
 }
 

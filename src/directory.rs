@@ -8,6 +8,6 @@ mod places_file;
 mod search;
 
 pub use self::city::{CityInfo, Coordinates, DirectoryCity};
-pub use self::city_directory::{Directory, DirectoryError};
-pub use self::places_file::{PlacesFile, PlacesFileError};
+pub use self::city_directory::Directory;
+pub use self::places_file::PlacesFile;
 pub use self::search::CitySearch;

@@ -8,8 +8,7 @@ mod retry_backoff;
 mod threads;
 
 pub use self::errno::{
-    FaultClass, REMEDY_OPEN_FILES, classify_fault, find_errno, is_transient, limit_remedy, remedy_for,
-    remedy_suffix,
+    FaultClass, classify_fault, find_errno, is_transient, limit_remedy, remedy_for, remedy_suffix,
 };
 pub use self::files::{
     NotRegularFile, check_regular_file, open_regular_file, read_small_file, read_small_text,

@@ -7,7 +7,6 @@
 //! changed.
 
 pub mod locks;
-mod panic_points;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub use self::panic_points::panic_point;
+pub use crate::test_hooks::panic_point;
 
 /// What a caught panic ends. Each of these belongs to one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Sensors for benches, and what a process holds.
 
-use swelter::model::Measurement;
+use swelter::internals::model::Measurement;
 
 /// A well-mixed function of the arguments (splitmix64's).
 pub fn mix(a: u64, b: u64) -> u64 {

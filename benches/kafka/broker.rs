@@ -29,7 +29,7 @@ impl Broker {
             return Broker { address, own: None };
         }
         let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kafka");
         let child = Command::new(script).arg("run").arg(folder.path()).stdin(Stdio::null()).spawn().unwrap();
         let (log, file) = (folder.path().join("log"), folder.path().join("address"));
         let mut broker = Broker { address: String::new(), own: Some((child, folder)) };

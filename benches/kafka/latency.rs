@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Offset;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::Message;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::BenchOptions;
 use crate::backlog::swelter_config;

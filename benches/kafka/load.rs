@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::broker::Broker;
 

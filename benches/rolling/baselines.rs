@@ -1,10 +1,10 @@
 //! What the operator is compared with: the same store without a dataflow, and a ring of values.
 
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
-use swelter::dataflow::rolling::chunk::PackedHeat;
-use swelter::dataflow::rolling::store::ReadingStore;
-use swelter::model::{Arrival, CityId, ReadingEvent, Row, RowChange};
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::Retention;
+use swelter::internals::dataflow::rolling::chunk::PackedHeat;
+use swelter::internals::dataflow::rolling::store::ReadingStore;
+use swelter::internals::model::{Arrival, CityId, ReadingEvent, Row, RowChange};
 
 use crate::cities::{Cities, MINUTE, WINDOW_MINUTES, retention};
 use crate::timing::{REPETITIONS, median, thread_cpu_time, time_epochs};

@@ -1,8 +1,8 @@
 //! Cities and their readings, made up from hashes.
 
-use swelter::admission::{Admission, AdmissionRules};
-use swelter::dataflow::rolling::Retention;
-use swelter::model::{
+use swelter::internals::admission::{Admission, AdmissionRules};
+use swelter::internals::dataflow::rolling::Retention;
+use swelter::internals::model::{
     Arrival, CityIntroduction, EventTime, Measurement, Millis, ReadingEvent, Revision, Upsert,
 };
 

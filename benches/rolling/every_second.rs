@@ -1,10 +1,10 @@
 //! Windows of a reading a second.
 
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::{self, GraphPlan};
-use swelter::model::{Arrival, Millis, Topology};
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::Retention;
+use swelter::internals::dataflow::rolling::snapshot::InitialState;
+use swelter::internals::dataflow::{self, GraphPlan};
+use swelter::internals::model::{Arrival, Millis, Topology};
 use timely::worker::Worker;
 
 use crate::baselines::{MinuteFeed, bare_loop};

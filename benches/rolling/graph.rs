@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::{self, Closed, Graph, GraphPlan};
-use swelter::model::{Arrival, CityIntroduction, RowChange};
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::snapshot::InitialState;
+use swelter::internals::dataflow::{self, Closed, Graph, GraphPlan};
+use swelter::internals::model::{Arrival, CityIntroduction, RowChange};
 use timely::worker::Worker;
 
 use crate::cities::{Cities, WINDOW_MINUTES, retention};

@@ -1,6 +1,6 @@
 //! Readings in order, corrections and late readings, in epochs of a minute.
 
-use swelter::model::Arrival;
+use swelter::internals::model::Arrival;
 
 use crate::baselines::{MinuteFeed, bare_loop, dense_ring};
 use crate::cities::{Cities, WINDOW_MINUTES};

@@ -1,8 +1,8 @@
 //! Bytes a reading.
 
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
-use swelter::model::{Arrival, CityNames, ReadingEvent, Revision};
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
+use swelter::internals::model::{Arrival, CityNames, ReadingEvent, Revision};
 
 use crate::cities::{Cities, MINUTE, WINDOW_MINUTES, retention};
 use crate::sensor::{Sensor, resident_bytes};

@@ -1,10 +1,10 @@
 //! A snapshot of all cities, and a graph that begins with it.
 
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::{self, GraphPlan};
-use swelter::model::{
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::Retention;
+use swelter::internals::dataflow::rolling::snapshot::InitialState;
+use swelter::internals::dataflow::{self, GraphPlan};
+use swelter::internals::model::{
     Arrival, CheckpointBarrier, CityIntroduction, CitySnapshot, Millis, ReadingEvent, SnapshotSink, Topology,
 };
 use timely::worker::Worker;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use swelter::model::Arrival;
+use swelter::internals::model::Arrival;
 
 use crate::cities::Cities;
 

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use swelter::config::Config;
-use swelter::config::layers::ConfigLayers;
-use swelter::serve::memory::max_client_memory;
+use swelter::internals::config::Config;
+use swelter::internals::config::layers::ConfigLayers;
+use swelter::internals::serve::memory::max_client_memory;
 
 use crate::BenchOptions;
 use crate::fleet::SubscriberFleet;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::BenchOptions;
 use crate::http::{KeepAliveClient, post_request};

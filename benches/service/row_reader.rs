@@ -1,7 +1,7 @@
 //! The rows in messages of the service, as far as they are measured.
 
 use memchr::memmem::Finder;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 /// Finds the rows of `changes` messages.
 pub struct RowReader {

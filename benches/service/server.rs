@@ -1,18 +1,30 @@
 //! The service as a child process.
 
+use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
 use tempfile::TempDir;
 
 use crate::http;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_swelter");
+/// The program beside this bench, which `cargo build --release` makes. One with the hooks of the tests is not measured.
+pub static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let bench = env::current_exe().unwrap();
+    let binary = bench.parent().and_then(Path::parent).unwrap().join("swelter");
+    let bytes = fs::read(&binary)
+        .unwrap_or_else(|error| panic!("{}: {error}: run `cargo build --release` first", binary.display()));
+    let has_hooks = memmem::find(&bytes, b"SWELTER_TEST_").is_some();
+    assert!(!has_hooks, "{} has test hooks: run `cargo build --release` again", binary.display());
+    binary
+});
 /// A day of history of 15,000 cities takes a while, above all through the journal.
 const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -101,8 +113,8 @@ impl Drop for Server {
     }
 }
 
-fn command(config: &std::path::Path) -> Command {
-    let mut command = Command::new(BINARY);
+fn command(config: &Path) -> Command {
+    let mut command = Command::new(&*BINARY);
     command.args(["run", "--listen", "127.0.0.1:0", "--config"]).arg(config);
     command
 }

@@ -54,7 +54,8 @@ pub fn bench_start(_: &BenchOptions) {
 fn stripped_binary_bytes() -> u64 {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let copy = dir.path().join("swelter");
-    let status = Command::new("strip").arg("-o").arg(&copy).arg(BINARY).status().expect("strip, of binutils");
+    let status =
+        Command::new("strip").arg("-o").arg(&copy).arg(&*BINARY).status().expect("strip, of binutils");
     assert!(status.success());
     fs::metadata(copy).unwrap().len()
 }

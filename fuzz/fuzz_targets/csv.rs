@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    swelter::fuzzing::run("csv", bytes);
+    swelter::internals::fuzzing::run("csv", bytes);
 });

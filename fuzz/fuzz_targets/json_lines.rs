@@ -1,5 +1,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    swelter::fuzzing::run("json_lines", bytes);
+    swelter::internals::fuzzing::run("json_lines", bytes);
 });

@@ -1,31 +1,32 @@
-//! All that is published, read once.
+//! All published manifests, read once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::store::{FetchResult, StoredObject};
-use super::{
-    CheckpointError, CheckpointName, Checkpoints, FileEntry, MAX_MANIFEST_BYTES, Manifest, manifest_path,
-};
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, Manifest};
+use super::name::CheckpointName;
+use super::objects::{MAX_MANIFEST_BYTES, expect_content, list_names, manifest_path, parse_manifest};
+use super::store::{BlobStore, FetchResult, StoredObject};
 
 pub(super) struct ManifestCatalog {
-    /// Or why it cannot be used.
+    /// Each valid, or with the reason why it cannot be used.
     manifests: BTreeMap<CheckpointName, Result<Arc<Manifest>, String>>,
 }
 
 impl ManifestCatalog {
-    pub(super) fn read_all(checkpoints: &Checkpoints) -> Result<ManifestCatalog, CheckpointError> {
-        let names = checkpoints.list_names()?;
+    pub(super) fn read_all(store: &BlobStore) -> Result<ManifestCatalog, CheckpointError> {
+        let names = list_names(store)?;
         let paths: Vec<String> = names.iter().map(|name| manifest_path(*name)).collect();
-        let contents = checkpoints.store.get_objects(&paths, MAX_MANIFEST_BYTES)?;
+        let contents = store.get_objects(&paths, MAX_MANIFEST_BYTES)?;
         let parse = |(name, found): (CheckpointName, FetchResult)| {
-            let manifest = super::parse_manifest(name, found);
+            let manifest = parse_manifest(name, found);
             (name, manifest.map(Arc::new).map_err(|error| error.to_string()))
         };
         Ok(ManifestCatalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
     }
 
-    /// Oldest first.
+    /// The names of the manifests, oldest first.
     pub(super) fn names_oldest_first(&self) -> impl DoubleEndedIterator<Item = CheckpointName> {
         self.manifests.keys().copied()
     }
@@ -38,7 +39,7 @@ impl ManifestCatalog {
         }
     }
 
-    /// What a checkpoint is made of: the full one first, itself last.
+    /// The chain of a checkpoint: the full checkpoint first, this one last.
     pub(super) fn chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
         let broken = |what: String| CheckpointError::damaged(manifest.name(), &what);
         let mut chain = vec![Arc::new(manifest.clone())];
@@ -60,7 +61,7 @@ impl ManifestCatalog {
         Ok(chain)
     }
 
-    /// Whether all files of a checkpoint and its chain are among these.
+    /// Checks that all files of a checkpoint and its chain are among `files`, with the right sizes.
     pub(super) fn check_files(
         &self,
         manifest: &Manifest,
@@ -74,7 +75,7 @@ impl ManifestCatalog {
         for part in self.chain(manifest)? {
             let wrong = part.files().find_map(|file| Some((file, found(file)?)));
             if let Some((file, found)) = wrong {
-                super::expect_content(part.name(), file, found)?;
+                expect_content(part.name(), file, found)?;
             }
         }
         Ok(())

@@ -7,9 +7,12 @@ use std::thread;
 
 use parquet::errors::ParquetError;
 
+use super::checkpoints::Checkpoints;
 use super::cities::{self, CityRecord};
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, Manifest, StateSegment};
+use super::name::CheckpointName;
 use super::readings::ReadingsFileReader;
-use super::{CheckpointError, CheckpointName, Checkpoints, FileEntry, Manifest, StateSegment};
 use crate::fault;
 use crate::model::{
     BLOCK_READINGS, Block, CityKey, CitySnapshot, EventTime, PartitionIndex, PartitionName, PartitionTable,
@@ -37,7 +40,8 @@ type ForEachReading<'a> = dyn FnMut(&mut dyn FnMut(StoredReading)) -> Result<(),
 type PartitionIndexOf<'a> = &'a (dyn Fn(&PartitionName) -> Option<PartitionIndex> + Sync);
 
 impl Checkpoints {
-    /// The cities of some state shards, as they were at the epoch of the manifest. `slots` has all partitions of the run.
+    /// The cities of some state shards, as they were at the epoch of the manifest. `slots` has all
+    /// partitions of the run.
     pub fn load_shards(
         &self,
         manifest: &Manifest,
@@ -150,8 +154,8 @@ fn unreadable_file(name: CheckpointName, file: &FileEntry, error: &ParquetError)
     CheckpointError::damaged_object(name, &file.path, &format!("cannot be read: {error}"))
 }
 
-/// Does the same for many shards, on as many threads as there are cores, or fewer where the host does not allow them. The first error
-/// ends it.
+/// Does the same for many shards, on as many threads as there are cores, or fewer where the host
+/// does not allow them. The first error ends it.
 fn load_in_parallel<T: Send>(
     shards: &[u32],
     work: impl Fn(&u32) -> Result<T, CheckpointError> + Sync,
@@ -271,7 +275,8 @@ impl ShardLoader<'_> {
         Ok(())
     }
 
-    /// Gives the cities of a part's shard, each with what reads its readings, which has to be called.
+    /// Gives the cities of a part's shard, each with what reads its readings, which has to be
+    /// called.
     fn for_each_city(
         &self,
         part: &Manifest,

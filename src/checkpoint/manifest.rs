@@ -1,14 +1,13 @@
 //! What a checkpoint says of itself: one small object, put once, that names all others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::CheckpointError;
+use super::error::CheckpointError;
+use super::name::{CheckpointName, parse_generation};
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
@@ -21,40 +20,6 @@ pub const SOURCE_KEY_PREFIX: &str = "source ";
 
 /// Source, partition, and the position of its next record.
 pub type PositionsBySource = BTreeMap<String, BTreeMap<u32, u64>>;
-
-/// A checkpoint's name. Later ones are greater.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CheckpointName {
-    /// The number of the generation, without its nonce.
-    pub generation: u64,
-    pub epoch: u64,
-}
-
-impl fmt::Display for CheckpointName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:010}-{:015}", self.generation, self.epoch)
-    }
-}
-
-impl FromStr for CheckpointName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<CheckpointName, String> {
-        let parsed = text.split_once('-').and_then(|(generation, epoch)| {
-            Some(CheckpointName { generation: generation.parse().ok()?, epoch: epoch.parse().ok()? })
-        });
-        parsed.ok_or_else(|| {
-            format!("{text:?} is not the name of a checkpoint: `swelter checkpoints list` shows what they are called")
-        })
-    }
-}
-
-/// The number and the nonce of a generation such as `17-9f2c41d06b3e8a55`.
-pub(super) fn parse_generation(generation: &str) -> Option<(u64, &str)> {
-    let (number, nonce) = generation.split_once('-')?;
-    let is_plain = (1..=64).contains(&nonce.len()) && nonce.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    Some((number.parse().ok()?, nonce)).filter(|_| is_plain)
-}
 
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +104,8 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Of the parts of all workers. Increments add to the checkpoint of the mark before; what they add to must be published.
+    /// Of the parts of all workers. Increments add to the checkpoint of the mark before; what they
+    /// add to must be published.
     pub fn new(
         cut: CheckpointHeader,
         parts: Vec<WorkerPart>,
@@ -196,8 +162,9 @@ impl Manifest {
         CheckpointName { generation, epoch: self.epoch }
     }
 
-    /// Whether the next checkpoint should be a full one: once increments have half the bytes of what they add to, a start would read more
-    /// of what was replaced since than a full checkpoint costs to write; and a chain does not grow for ever.
+    /// Whether the next checkpoint should be a full one: once increments have half the bytes of
+    /// what they add to, a start would read more of what was replaced since than a full checkpoint
+    /// costs to write; and a chain does not grow for ever.
     pub fn next_should_be_full(&self) -> bool {
         let ChainSize { increments, full_bytes, increment_bytes } = self.chain;
         increments >= MAX_INCREMENTS || increment_bytes > full_bytes / 2
@@ -212,8 +179,9 @@ impl Manifest {
         self.segments.iter().flat_map(StateSegment::files)
     }
 
-    /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one of them has is no difference: one that has come is
-    /// read from its start, and the positions say of one that is gone.
+    /// Refuses a checkpoint that was computed otherwise than a run computes. A source that only one
+    /// of them has is no difference: one that has come is read from its start, and the positions
+    /// say of one that is gone.
     pub fn check_identity(&self, identity: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
         RulesVersionMismatch::check_version(
             self.identity.get(RULES_VERSION_KEY),
@@ -274,7 +242,8 @@ impl Manifest {
     }
 }
 
-/// A manifest of any bytes, if its name is right: whether it has its checksum. One that is read is written as it was.
+/// A manifest of any bytes, if its name is right: whether it has its checksum. One that is read is
+/// written as it was.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_manifest(bytes: &[u8]) -> bool {
     let name = CheckpointName { generation: 17, epoch: 1_764_000_000_000 };

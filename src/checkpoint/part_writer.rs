@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use parquet::errors::ParquetError;
 
+use super::checkpoints::Checkpoints;
 use super::cities::{self, CityRecord};
-use super::manifest::parse_generation;
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, StateSegment, WorkerPart};
+use super::name::{CheckpointName, parse_generation};
+use super::objects::checksum;
 use super::readings::ReadingsFileWriter;
 use super::store::PendingPut;
-use super::{CheckpointError, CheckpointName, Checkpoints, FileEntry, StateSegment, WorkerPart, checksum};
 use crate::model::{CheckpointBarrier, CityKey, CitySnapshot, PartitionTable, SnapshotSink, state_shard};
 
-/// So much is taken before files are made of it: one of each kind for each shard, again and again where a state is larger.
+/// So much is taken before files are made of it: one of each kind for each shard, again and again
+/// where a state is larger.
 const BYTES_PER_RUN: usize = 128 << 20;
 /// What may be held altogether, of cities that wait and of those that are being written.
 const MAX_BUFFERED_BYTES: usize = 2 * BYTES_PER_RUN;
@@ -29,7 +33,8 @@ const MAX_CONCURRENT_PUTS: usize = 4;
 /// How often a writer that waits looks whether it still should.
 const CANCEL_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Hears of each mark what became of it, from the writer's thread. A mark that is cut off by a stop is not heard of.
+/// Hears of each mark what became of it, from the writer's thread. A mark that is cut off by a stop
+/// is not heard of.
 pub type PartCallback = Box<dyn FnMut(CheckpointBarrier, u64, Result<WorkerPart, CheckpointError>) + Send>;
 
 /// What the writers of a process have in common.
@@ -257,7 +262,8 @@ struct PartInProgress<'a> {
 }
 
 impl PartInProgress<'_> {
-    /// Takes the cities of the part and writes them, in runs that fit the memory. Also gives what began meanwhile.
+    /// Takes the cities of the part and writes them, in runs that fit the memory. Also gives what
+    /// began meanwhile.
     fn receive_and_write(
         &mut self,
         commands: &Receiver<PartCommand>,

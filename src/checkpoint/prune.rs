@@ -1,34 +1,39 @@
-//! What is no longer needed.
+//! Removal of checkpoints and files that are no longer needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::catalog::ManifestCatalog;
+use super::checkpoints::Checkpoints;
+use super::error::CheckpointError;
+use super::manifest::{Manifest, StateSegment, WorkerPart};
+use super::name::{CheckpointName, parse_generation};
+use super::objects::{DAMAGED_SUFFIX, manifest_path};
 use super::store::StoredObject;
-use super::{
-    CheckpointError, CheckpointName, Checkpoints, DAMAGED_SUFFIX, Manifest, StateSegment, WorkerPart,
-    manifest_path,
-};
 
-/// Files that no manifest names are left alone for so long: their checkpoint may be published yet.
+/// Files without a manifest stay for this long, because their checkpoint may still be published.
 const UNPUBLISHED_GRACE_MS: i64 = 3_600_000;
 
 impl Checkpoints {
-    /// Removes the checkpoints before the newest `keep` bases that are whole and that `counts` says yes to, with their files. A base is a full
-    /// checkpoint; it is kept with all its increments, and whatever is newer stays, also what is damaged: the right files may come back.
+    /// Removes the checkpoints, with their files, that are older than the newest `keep` valid bases
+    /// that `counts` accepts. A base is a full checkpoint; its increments are kept with it.
+    /// Everything newer stays, damaged checkpoints too, because their files may be restored.
     ///
-    /// Nothing is removed before there are two such bases. Returns what logs must reach back to, the newest first: nothing before there are two, else
-    /// the kept checkpoints that are whole and count, and those of the second base where only one is kept.
+    /// Nothing is removed before there are two such bases. Returns the checkpoints that logs must
+    /// reach back to, newest first: none before there are two bases, else the valid, accepted
+    /// checkpoints that are kept, and those of the second base if only one is kept.
     ///
-    /// Files that no manifest names are what a crash or a failed write has left, or of a checkpoint that is being written. They are removed if they
-    /// are older than the newest manifest and, besides, of an earlier generation than it, which cannot publish any more, or an hour old.
+    /// A file without a manifest was left by a crash or a failed write, or belongs to a checkpoint
+    /// that is being written. It is removed if it is older than the newest manifest and either
+    /// belongs to an earlier generation, which cannot publish any more, or is more than an hour
+    /// old.
     pub fn prune_checkpoints(
         &self,
         keep: usize,
         counts: &dyn Fn(&Manifest) -> bool,
     ) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
-        let catalog = ManifestCatalog::read_all(self)?;
+        let catalog = ManifestCatalog::read_all(&self.store)?;
         let files = self.store.list_objects("data")?;
         let whole = |name: CheckpointName| {
             let manifest = catalog.manifest(name).ok()?;
@@ -70,7 +75,8 @@ impl Checkpoints {
             let is_old = |name: CheckpointName| {
                 name.generation < last.generation || now - modified_ms > UNPUBLISHED_GRACE_MS
             };
-            // What was set aside stays for as long as its checkpoint, and what a damaged manifest may name as well.
+            // A quarantined file stays as long as its checkpoint, and so does a file that a damaged
+            // manifest may name.
             let is_kept = |name: &CheckpointName| catalog.manifest(*name).is_err() && kept.contains(name);
             !named.contains(path.strip_suffix(DAMAGED_SUFFIX).unwrap_or(path))
                 && name.is_some_and(|name| {
@@ -79,7 +85,8 @@ impl Checkpoints {
         };
         let left = files.into_iter().filter(|(path, object)| is_left_over(path, object.modified_ms));
         let files: Vec<String> = left.map(|(path, _)| path).collect();
-        // First the manifests: one without its files would be taken for damage. Newest first, so that none loses what it adds to.
+        // Manifests go first: a manifest without its files would count as damage. They go newest
+        // first, so none loses the checkpoint that it adds to.
         for name in dropped.iter().rev() {
             self.store.delete_objects(vec![manifest_path(*name)])?;
         }
@@ -89,10 +96,10 @@ impl Checkpoints {
         self.store.delete_objects(files)
     }
 
-    /// Removes what generations before this one have left behind without a manifest. It is to be called once they cannot publish any more: room that
-    /// they have taken may be what the next checkpoint lacks.
+    /// Removes files without a manifest of earlier generations. Call it once those generations
+    /// cannot publish any more: the next checkpoint may need the space.
     pub fn remove_orphaned_files(&self, generation: &str) -> Result<(), CheckpointError> {
-        let Some((own, _)) = super::manifest::parse_generation(generation) else { return Ok(()) };
+        let Some((own, _)) = parse_generation(generation) else { return Ok(()) };
         let manifests = self.store.list_objects("manifests")?;
         let name = |path: &String| published_name(path).or_else(|| quarantined_name(path));
         let named: BTreeSet<CheckpointName> = manifests.keys().filter_map(name).collect();
@@ -111,7 +118,7 @@ impl Checkpoints {
         })
     }
 
-    /// Begins to remove what was written of a checkpoint that will not be.
+    /// Starts to remove the files of a checkpoint that was cancelled.
     pub fn discard_parts(&self, parts: &[WorkerPart]) {
         let files = parts.iter().flat_map(|part| &part.segments).flat_map(StateSegment::files);
         self.store.start_delete_objects(files.map(|file| file.path.clone()).collect());
@@ -126,7 +133,7 @@ fn quarantined_name(path: &str) -> Option<CheckpointName> {
     path.strip_prefix("manifests/")?.strip_suffix(".json.damaged")?.parse().ok()
 }
 
-/// The checkpoint that a file in `data/` is of.
+/// The checkpoint that a file in `data/` belongs to.
 fn checkpoint_of_file(path: &str) -> Option<CheckpointName> {
     let folder = path.strip_prefix("data/")?.split_once('/')?.0;
     folder.rsplit_once('-')?.0.parse().ok()

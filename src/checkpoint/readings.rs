@@ -1,7 +1,8 @@
 //! Files of readings: by city, as the file of cities has them, then by time.
 //!
-//! They are for others to query, and to load fast: each column is encoded so that it needs no compression besides, and a loader does not
-//! look at the cities, whose numbers of readings it knows.
+//! They are for others to query, and to load fast: each column is encoded so that it needs no
+//! compression besides, and a loader does not look at the cities, whose numbers of readings it
+//! knows.
 
 use std::sync::Arc;
 
@@ -183,7 +184,8 @@ impl ReadingsFileReader {
         Ok(ReadingsFileReader { batches, batch: None, at: 0 })
     }
 
-    /// Gives the next `count` readings: all of a city. They are right and in order, or there is an error.
+    /// Gives the next `count` readings: all of a city. They are right and in order, or there is an
+    /// error.
     pub(super) fn read_city(
         &mut self,
         count: u64,

@@ -8,9 +8,13 @@ mod writers;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use super::objects::{checksum, manifest_path};
 use super::*;
 use crate::model::{
     BLOCK_READINGS, Block, Category, CheckpointBarrier, CityKey, CitySnapshot, EventTime, HeatIndex,

@@ -14,11 +14,13 @@ use crate::run::backup::{self, BackupError, BackupSummary};
 
 /// Copy a data directory, its journal, checkpoints and dead letters, to a folder or an object store
 ///
-/// The service may be running: it makes the copy of its journal itself, and what was acknowledged before is in it. Each backup is a
-/// folder of its own below the place, named by time, and there as a whole or not at all. It is read back before this ends.
+/// The service may be running: it makes the copy of its journal itself, and what was acknowledged
+/// before is in it. Each backup is a folder of its own below the place, named by time, and there as
+/// a whole or not at all. It is read back before this ends.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
-    /// Where backups are: a folder, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the like
+    /// Where backups are: a folder, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the
+    /// like
     #[arg(long, value_name = "URL", required_unless_present = "verify")]
     to: Option<CheckpointLocation>,
     /// Read all of the backup at this place, or of the newest below it, and say whether it is whole
@@ -37,7 +39,8 @@ pub struct BackupArgs {
 
 /// Make a data directory of a backup
 ///
-/// The journal gets an id of its own, so that it and the one that was copied are never taken for each other.
+/// The journal gets an id of its own, so that it and the one that was copied are never taken for
+/// each other.
 #[derive(Args, Debug)]
 pub struct RestoreArgs {
     /// A backup, or the place of many, of which the newest is taken

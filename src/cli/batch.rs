@@ -24,11 +24,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 /// Compute the rolling heat index of all readings in files
 ///
-/// The files are one log, in the order given: of two readings for one city and time the later one counts. Results are
-/// sorted by city and time.
+/// The files are one log, in the order given: of two readings for one city and time the later one
+/// counts. Results are sorted by city and time.
 #[derive(Args, Debug)]
 pub struct BatchArgs {
-    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard input
+    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard
+    /// input
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// The format of all inputs, instead of by their names

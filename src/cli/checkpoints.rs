@@ -17,7 +17,8 @@ use crate::model::{CitySnapshot, EventTime, OutputUnits, PartitionName, Revision
 
 /// Look at the checkpoints of a service, and check them
 ///
-/// They are where the configuration says, by default in the folder checkpoints of the data directory. A service may be running.
+/// They are where the configuration says, by default in the folder checkpoints of the data
+/// directory. A service may be running.
 #[derive(Args, Debug)]
 pub struct CheckpointsArgs {
     #[command(subcommand)]

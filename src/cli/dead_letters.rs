@@ -19,8 +19,9 @@ use crate::sinks::output::OutputFile;
 
 /// Look at refused readings, and send them once more
 ///
-/// They lie in the places that the configuration names: the topics .failed.1 and .failed.2 of each topic that is read, and the
-/// files of the journal. What is refused again goes to the second of them, and is not sent any more.
+/// They lie in the places that the configuration names: the topics .failed.1 and .failed.2 of each
+/// topic that is read, and the files of the journal. What is refused again goes to the second of
+/// them, and is not sent any more.
 #[derive(Args, Debug)]
 pub struct DeadLettersArgs {
     #[command(subcommand)]
@@ -90,8 +91,9 @@ struct ExportArgs {
 
 /// Send dead letters once more to where they come from, each once however often this is called
 ///
-/// A reading that is sent again counts only where its city and time have no reading by now and none was withdrawn. Without
-/// --reason all are sent but those that are too late. Withdrawals are never sent again.
+/// A reading that is sent again counts only where its city and time have no reading by now and none
+/// was withdrawn. Without --reason all are sent but those that are too late. Withdrawals are never
+/// sent again.
 #[derive(Args, Debug)]
 struct RetryArgs {
     #[command(flatten)]
@@ -102,7 +104,8 @@ struct RetryArgs {
 
 /// Append edited lines of an export as ordinary new arrivals
 ///
-/// They count like any other reading, also over one that came since. Where a line is wrong, nothing is sent.
+/// They count like any other reading, also over one that came since. Where a line is wrong, nothing
+/// is sent.
 #[derive(Args, Debug)]
 struct ResubmitArgs {
     #[command(flatten)]

@@ -17,14 +17,15 @@ use crate::run::membership::Membership;
 
 /// Show live cities with made-up weather: nothing else is needed
 ///
-/// A day of history is there at once; late, corrected, withdrawn and a few bad readings keep coming. Open the address that
-/// it prints. Nothing is kept: Ctrl-C ends it and removes its data.
+/// A day of history is there at once; late, corrected, withdrawn and a few bad readings keep
+/// coming. Open the address that it prints. Nothing is kept: Ctrl-C ends it and removes its data.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
     /// How many cities, the greatest of the world first; there are 34,006
     #[arg(long, value_name = "N", default_value = "1000")]
     cities: String,
-    /// The address and port to listen on, as in 127.0.0.1:8080; without it, a free port where that one is taken
+    /// The address and port to listen on, as in 127.0.0.1:8080; without it, a free port where that
+    /// one is taken
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// The heat index formula: nws, lu-romps or rothfusz

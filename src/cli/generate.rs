@@ -15,8 +15,8 @@ use crate::sources::weather::WeatherKind;
 
 /// Write a log of made-up readings, in the order in which they arrive
 ///
-/// The same arguments make the same readings on every host. Shares are of the scheduled readings, from 0 to 1, each drawn on
-/// its own.
+/// The same arguments make the same readings on every host. Shares are of the scheduled readings,
+/// from 0 to 1, each drawn on its own.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     #[command(flatten)]
@@ -59,7 +59,8 @@ pub struct GeneratorArgs {
     /// Bad records beside the readings, as a share of these
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     invalid: f64,
-    /// plausible: what stations in the world's cities could have measured; uniform: whole numbers drawn evenly
+    /// plausible: what stations in the world's cities could have measured; uniform: whole numbers
+    /// drawn evenly
     #[arg(long, value_name = "KIND", default_value = "plausible")]
     weather: WeatherKind,
     /// Another number makes another log; uniform weather itself has no seed
@@ -142,7 +143,8 @@ impl GeneratedLogWriter {
     fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
         match bad.text(self.format, self.ops) {
             Some(text) => self.writer.write_raw(text.as_bytes()),
-            // Columns of Parquet have types: all that can be wrong there instead is that nothing is in one.
+            // Columns of Parquet have types: all that can be wrong there instead is that nothing is
+            // in one.
             None if bad.kind.needs_text() => {
                 self.writer.write_fields(&RecordFields { temperature: None, ..bad.fields() })
             }

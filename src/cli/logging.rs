@@ -16,8 +16,9 @@ use crate::sources::journal;
 /// The exit code of a program that has found itself in a state that cannot be.
 const PANIC_EXIT_CODE: i32 = 101;
 
-/// Starts the log of this process, whose lines say which of a cluster it is, and ends the process with 101 as soon as any thread panics: what is left of it would go
-/// on with wrong results. What a client owns alone ends without the process ([`panics`]).
+/// Starts the log of this process, whose lines say which of a cluster it is, and ends the process
+/// with 101 as soon as any thread panics: what is left of it would go on with wrong results. What a
+/// client owns alone ends without the process ([`panics`]).
 pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     let human = match plan.format {
         LoggingFormat::Auto => io::stderr().is_terminal(),
@@ -52,7 +53,8 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     }));
 }
 
-/// Begins each line with a tag, which takes the place of its first byte where the line is an object.
+/// Begins each line with a tag, which takes the place of its first byte where the line is an
+/// object.
 struct TaggedWriter<W> {
     tag: String,
     is_json: bool,
@@ -93,7 +95,8 @@ where
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(writer)
-        // They would be printed to the same standard error, by a call that panics where it cannot be written.
+        // They would be printed to the same standard error, by a call that panics where it cannot
+        // be written.
         .log_internal_errors(false)
         .with_ansi(colours);
     // A line stays one line, whatever is in its values, and a terminal obeys none of them.

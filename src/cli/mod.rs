@@ -32,7 +32,7 @@ const NOTHING_TAKEN_EXIT_CODE: u8 = 4;
 /// The rolling heat index of every city, exact and incremental.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 100)]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -52,10 +52,23 @@ enum Command {
     Restore(backup::RestoreArgs),
 }
 
+/// Runs the command line of this process, as the program `swelter` does, and returns its exit code:
+///
+/// | code | meaning |
+/// |---|---|
+/// | 0 | done; single readings may have been refused |
+/// | 1 | failed, or stopped by an error |
+/// | 2 | wrong arguments or configuration |
+/// | 3 | another generation has taken over |
+/// | 4 | done, but no record of any input was accepted |
+///
+/// It ends the process itself if the arguments are wrong or ask for help.
+pub fn run_command_line() -> ExitCode {
+    Cli::parse().run()
+}
+
 impl Cli {
-    /// Runs the command. 0: done, also where single readings were refused; 1: stopped; 2: it was called wrongly; 3: another generation has
-    /// taken over; 4: done, but nothing of any input was taken.
-    pub fn run(self) -> ExitCode {
+    fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Run(args) => args.run(),
             Command::Demo(args) => args.run(),
@@ -137,8 +150,8 @@ fn unused_data_dir_error(dir: &str, used_by: &str) -> CliError {
     ))
 }
 
-/// A file on the command line and how it is written: by `format` where it is given, else by its name. `-` is a standard
-/// stream, with `default` as its format.
+/// A file on the command line and how it is written: by `format` where it is given, else by its
+/// name. `-` is a standard stream, with `default` as its format.
 fn parse_file_argument(
     path: &Path,
     format: Option<Format>,

@@ -36,11 +36,13 @@ const MAX_SHOWN_REFUSALS: u64 = 10;
 
 /// Write readings to a topic of Kafka, from files or made up
 ///
-/// The key of a record is its city. A record of a JSON file is sent just as it is, good or bad, unless options say how the file
-/// is written; of other files what is no reading is left out, counted and shown.
+/// The key of a record is its city. A record of a JSON file is sent just as it is, good or bad,
+/// unless options say how the file is written; of other files what is no reading is left out,
+/// counted and shown.
 #[derive(Args, Debug)]
 pub struct ProduceArgs {
-    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard input
+    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard
+    /// input
     #[arg(value_name = "FILE", required_unless_present = "generate", conflicts_with = "generate")]
     files: Vec<PathBuf>,
     /// The brokers, as host:port, separated by commas
@@ -69,7 +71,8 @@ pub struct ProduceArgs {
     /// A property of librdkafka; may be repeated
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     properties: Vec<(String, String)>,
-    /// Move all times of the files by as much as brings the newest to this one: now, or as in 2025-07-24T16:00:00Z
+    /// Move all times of the files by as much as brings the newest to this one: now, or as in
+    /// 2025-07-24T16:00:00Z
     #[arg(long, value_name = "TIME", conflicts_with = "generate")]
     shift_to: Option<ShiftTo>,
     /// Do not fail where nothing of any file was taken

@@ -18,11 +18,12 @@ use crate::sources::file::InputFile;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "How the files are written")]
 pub struct ReadArgs {
-    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is refused
+    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is
+    /// refused
     #[arg(long, value_name = "OFFSET", value_parser = parse_offset, allow_hyphen_values = true)]
     assume_offset: Option<Offset>,
-    /// The IANA time zone of times without an offset, such as America/New_York; of a time that its clocks show
-    /// twice the earlier one is meant, and one that they skip is refused
+    /// The IANA time zone of times without an offset, such as America/New_York; of a time that its
+    /// clocks show twice the earlier one is meant, and one that they skip is refused
     #[arg(long, value_name = "ZONE", value_parser = IanaZone::from_name, conflicts_with = "assume_offset")]
     pub(super) time_zone: Option<IanaZone>,
     /// The unit of temperatures and dew points
@@ -43,17 +44,19 @@ pub struct ReadArgs {
     /// Numbers of CSV have a comma where others have a point
     #[arg(long)]
     decimal_comma: bool,
-    /// Which columns hold what, as in city=station,reading_at=Date+Time,temperature=tmpf; city=@NAME is the city of
-    /// all records, city=@ the name of the file up to its first dot
+    /// Which columns hold what, as in city=station,reading_at=Date+Time,temperature=tmpf;
+    /// city=@NAME is the city of all records, city=@ the name of the file up to its first dot
     #[arg(long, value_name = "FIELD=COLUMN,..", value_parser = ColumnNames::parse)]
     columns: Option<ColumnNames>,
     /// What stands for nothing, as in M,T,NA,---
     #[arg(long, value_name = "TEXT,..", value_parser = list, allow_hyphen_values = true)]
     null: Option<ListArg>,
-    /// What may stand behind a number of CSV, such as marks of its quality, as in s,V; with others it is refused
+    /// What may stand behind a number of CSV, such as marks of its quality, as in s,V; with others
+    /// it is refused
     #[arg(long, value_name = "TEXT,..", value_parser = list)]
     flags: Option<ListArg>,
-    /// How times are written: seconds or milliseconds since 1970, or a pattern of strptime, as in "%d.%m.%Y %H:%M"
+    /// How times are written: seconds or milliseconds since 1970, or a pattern of strptime, as in
+    /// "%d.%m.%Y %H:%M"
     #[arg(long, value_name = "FORMAT")]
     time_format: Option<TimeFormat>,
     /// Lines before the header, or before the first record
@@ -62,7 +65,8 @@ pub struct ReadArgs {
     /// The names of the columns of CSV without a header line
     #[arg(long, value_name = "NAME,..", value_parser = list)]
     header: Option<ListArg>,
-    /// Each column of CSV but that of the time is a city, and this file has the humidities as the other has the temperatures
+    /// Each column of CSV but that of the time is a city, and this file has the humidities as the
+    /// other has the temperatures
     #[arg(long, value_name = "FILE")]
     wide: Option<PathBuf>,
 }

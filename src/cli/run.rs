@@ -19,12 +19,14 @@ use crate::run::{service, uses_data_dir};
 
 /// Serve the rolling heat index of every city, live
 ///
-/// Readings come from HTTP, WebSocket and the sources of the configuration; results leave by REST, WebSocket and a page. The
-/// line "listening on http://ADDRESS" on standard output says where, once readings are accepted. SIGTERM or Ctrl-C ends it.
-/// Flags count before environment variables (SWELTER_SERVE__LISTEN=...), these before the file.
+/// Readings come from HTTP, WebSocket and the sources of the configuration; results leave by REST,
+/// WebSocket and a page. The line "listening on http://ADDRESS" on standard output says where, once
+/// readings are accepted. SIGTERM or Ctrl-C ends it. Flags count before environment variables
+/// (SWELTER_SERVE__LISTEN=...), these before the file.
 ///
-/// With --processes N it starts a cluster of N processes on this host: each serves everything, and says so in a line of its own, in
-/// their order; when one ends all are started again. With --process I as well it is one of them, and finds the others by --hosts.
+/// With --processes N it starts a cluster of N processes on this host: each serves everything, and
+/// says so in a line of its own, in their order; when one ends all are started again. With
+/// --process I as well it is one of them, and finds the others by --hosts.
 #[derive(Args, Debug)]
 pub struct RunArgs {
     /// The configuration, TOML; --print-config shows all that it can hold
@@ -36,11 +38,12 @@ pub struct RunArgs {
     /// The folder of the journal and of what must outlive a restart
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// The heat index formula: nws, lu-romps or rothfusz; nws without it. The state keeps heat indexes, not measurements, so
-    /// another one later needs the readings again (docs/rebuild.md)
+    /// The heat index formula: nws, lu-romps or rothfusz; nws without it. The state keeps heat
+    /// indexes, not measurements, so another one later needs the readings again (docs/rebuild.md)
     #[arg(long, value_name = "NAME")]
     formula: Option<String>,
-    /// A CSV file of places: id, name, country, latitude, longitude, time_zone; they add to the shipped cities or replace them
+    /// A CSV file of places: id, name, country, latitude, longitude, time_zone; they add to the
+    /// shipped cities or replace them
     #[arg(long, value_name = "FILE")]
     places: Option<String>,
     /// Worker threads, of each process
@@ -58,10 +61,12 @@ pub struct RunArgs {
     /// Catch up beside the generation that runs, then take over from it (Kafka sources)
     #[arg(long, conflicts_with = "standby")]
     takeover: bool,
-    /// Catch up beside the generation that runs, and take over when it gives no sign of life (Kafka sources)
+    /// Catch up beside the generation that runs, and take over when it gives no sign of life (Kafka
+    /// sources)
     #[arg(long)]
     standby: bool,
-    /// Go on with logs that have another id than those that were read, if their records fit: a restored journal, a mirrored topic
+    /// Go on with logs that have another id than those that were read, if their records fit: a
+    /// restored journal, a mirrored topic
     #[arg(long)]
     adopt_logs: bool,
     /// It is a child of a cluster on this host
@@ -188,7 +193,8 @@ fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
     })
 }
 
-/// Runs the service, and says on standard output where; `then` hears the address as a URL after that.
+/// Runs the service, and says on standard output where; `then` hears the address as a URL after
+/// that.
 pub(super) fn run_service(
     mut plan: ServicePlan,
     joining: Membership,

@@ -34,7 +34,8 @@ pub(super) struct TimeShift {
 }
 
 impl TimeShift {
-    /// Reads all files once, for their newest reading. Where there is none there is nothing to move.
+    /// Reads all files once, for their newest reading. Where there is none there is nothing to
+    /// move.
     pub(super) fn measure(
         files: &[InputFile],
         options: &ReadOptions,

@@ -74,10 +74,6 @@ impl Cluster {
         Ok(Cluster { plan, acceptor: Some(acceptor), links, stop })
     }
 
-    pub fn topology(&self) -> Topology {
-        self.plan.topology
-    }
-
     pub fn links(&self) -> &Links {
         &self.links
     }

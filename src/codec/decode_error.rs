@@ -6,6 +6,7 @@ use super::options::OptionProblem;
 
 /// Why a file cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The error texts say it.
 pub enum DecodeError {
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),

@@ -39,14 +39,18 @@ pub enum Format {
 /// The compression of a whole file. Parquet compresses inside, and cannot be compressed again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
+    /// The bytes are the records.
     #[default]
     None,
+    /// gzip (RFC 1952), with any number of members.
     Gzip,
+    /// Zstandard (RFC 8878), with any number of frames.
     Zstd,
 }
 
 /// A file name that does not say how the file is written.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The error texts say it.
 pub enum FileNameError {
     #[error(
         "{0:?} does not say its format: name it .csv, .json, .jsonl, .ndjson or .parquet, the text formats also with .gz or .zst, or give the format"

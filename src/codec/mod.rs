@@ -56,7 +56,7 @@ pub use self::options::{
     ColumnNames, LOCAL_TIMES_METRIC, LocalTimeCounts, OptionProblem, ReadOptions, RecordOptions, TextLayout,
     TimeFormat, parse_delimiter, parse_list,
 };
-pub use self::read_statistics::{HumidityCounts, ReadStatistics};
+pub use self::read_statistics::ReadStatistics;
 pub use self::readings::{ReadingsWriter, RecordFields, push_json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::ResultRowsWriter;

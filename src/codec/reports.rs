@@ -50,11 +50,6 @@ impl ChangesWriter {
         self.file.end_line()
     }
 
-    /// Writes all lines so far, so that readers of the file see them.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-
     pub fn finish(self) -> io::Result<()> {
         self.file.finish()
     }
@@ -93,11 +88,6 @@ impl DeadLettersWriter {
     pub fn write(&mut self, letter: &DeadLetterLine<'_>) -> io::Result<()> {
         serde_json::to_writer(&mut self.0.line, letter)?;
         self.0.end_line()
-    }
-
-    /// Writes all lines so far, so that readers of the file see them.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
     }
 
     pub fn finish(self) -> io::Result<()> {

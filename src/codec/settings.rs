@@ -69,9 +69,13 @@ pub enum Moisture {
 pub struct DecodeSettings {
     /// How a time without an offset is read.
     pub local_time: LocalTimePolicy,
+    /// The unit of temperatures and dew points.
     pub temperature_unit: InputTemperatureUnit,
+    /// Which field says how moist the air is.
     pub moisture: Moisture,
+    /// The scale of relative humidities.
     pub humidity: HumidityScale,
+    /// The unit of wind speeds.
     pub wind_unit: InputWindUnit,
 }
 

@@ -38,12 +38,6 @@ impl TextFileWriter {
         Ok(())
     }
 
-    /// Writes the buffer, so that readers of the file see all lines so far.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.flush_buffer()?;
-        self.out.flush()
-    }
-
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.flush_buffer()?;
         self.out.finish()

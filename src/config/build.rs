@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
+use super::cluster;
 use super::config_reader::{ConfigReader, quoted};
+use super::kafka;
 use super::plan::{
-    CheckpointPlan, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan,
-    SourceKind, SourcePlan, StartMode,
+    CheckpointPlan, ClusterConfig, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits,
+    ServicePlan, SourceKind, SourcePlan, StartMode,
 };
-use super::{cluster, kafka, read_options, sources, tokens};
+use super::read_options;
+use super::sources;
+use super::tokens;
 use crate::checkpoint::{self, CheckpointLocation};
 use crate::dataflow::rolling::Retention;
 use crate::directory::{Directory, PlacesFile};
@@ -51,26 +55,11 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let dead_letters = read_dead_letter_limits(keys);
     let serve = read_serve(keys);
     let cluster = cluster::read_cluster(keys);
-    let forwards = cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.source.is_none());
-    if forwards && serve.limits.body_bytes > MAX_FORWARDED_BYTES {
-        let problem = format!(
-            "is more than {} MiB, the most that a process of a cluster forwards to process 0 at once: lower it",
-            MAX_FORWARDED_BYTES >> 20
-        );
-        keys.add_error("serve.limits.body_bytes", problem);
-    }
     let is_fenced = sink.as_ref().is_none_or(|sink| sink.output.delivery == Delivery::ExactlyOnce);
-    if cluster.start_mode != StartMode::Claim && !is_fenced {
-        let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
-        keys.add_error("cluster.start", problem);
+    if cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.source.is_none()) {
+        check_forwarded_bodies(keys, &serve.limits);
     }
-    if workers * cluster.processes > STATE_SHARDS as usize && keys.is_valid("workers") {
-        let problem = format!(
-            "{workers} in each of {} processes are more than {STATE_SHARDS} in all, over which cities are spread: take fewer",
-            cluster.processes
-        );
-        keys.add_error("workers", problem);
-    }
+    check_cluster(keys, &cluster, workers, is_fenced);
     let limits = PipelineLimits {
         readings_in_flight: keys.read_integer("limits.readings_in_flight", 1..=1_000_000_000),
         frontier_lag: keys.read_duration("limits.frontier_lag", "10ms", "10m"),
@@ -103,6 +92,32 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
         sources::check_generated_readings(keys, plan);
     }
     (plan, log)
+}
+
+/// Bodies that a process forwards to process 0 must fit into one message.
+fn check_forwarded_bodies(keys: &mut ConfigReader, limits: &ServeLimits) {
+    if limits.body_bytes > MAX_FORWARDED_BYTES {
+        let problem = format!(
+            "is more than {} MiB, the most that a process of a cluster forwards to process 0 at once: lower it",
+            MAX_FORWARDED_BYTES >> 20
+        );
+        keys.add_error("serve.limits.body_bytes", problem);
+    }
+}
+
+/// `is_fenced`: a takeover keeps the generation before from writing.
+fn check_cluster(keys: &mut ConfigReader, cluster: &ClusterConfig, workers: usize, is_fenced: bool) {
+    if cluster.start_mode != StartMode::Claim && !is_fenced {
+        let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
+        keys.add_error("cluster.start", problem);
+    }
+    if workers * cluster.processes > STATE_SHARDS as usize && keys.is_valid("workers") {
+        let problem = format!(
+            "{workers} in each of {} processes are more than {STATE_SHARDS} in all, over which cities are spread: take fewer",
+            cluster.processes
+        );
+        keys.add_error("workers", problem);
+    }
 }
 
 /// The shipped directory, with the places of a file where one is named.

@@ -1,7 +1,8 @@
-//! The secret of a cluster between hosts: made by `swelter cluster secret`, never chosen by a person, so that nobody can guess it
-//! from what the processes say to each other.
+//! The secret of a cluster between hosts: made by `swelter cluster secret`, never chosen by a
+//! person, so that nobody can guess it from what the processes say to each other.
 //!
-//! It is the prefix, then 32 random bytes and the first 4 bytes of the SHA-256 of prefix and bytes, in base64url.
+//! It is the prefix, then 32 random bytes and the first 4 bytes of the SHA-256 of prefix and bytes,
+//! in base64url.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -7,11 +7,14 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 
-use super::layers::{ConfigValue, LayerEntry, MergedLayers, TableItem, ValueOrigin};
-use super::{ConfigError, suggest};
+use super::error::ConfigError;
+use super::layers::{ConfigValue, LayerEntry, MergedLayers, TableItem};
+use super::suggest;
+use super::value_origin::ValueOrigin;
 use crate::model::Millis;
 
-/// The merged layers while they are read. A key that cannot be read gives some value of its type, and an error.
+/// The merged layers while they are read. A key that cannot be read gives some value of its type,
+/// and an error.
 #[derive(Debug)]
 pub struct ConfigReader {
     layers: MergedLayers,

@@ -232,7 +232,8 @@ fn read_create_topics(keys: &mut ConfigReader, at: &str) -> Option<u32> {
     create.then_some(partitions)
 }
 
-/// Once a reading is older than the lateness, sending it again gives another dead letter and nothing else.
+/// Once a reading is older than the lateness, sending it again gives another dead letter and
+/// nothing else.
 pub(super) fn read_retry_after(keys: &mut ConfigReader, key: &str, lateness: Millis) -> Option<Millis> {
     keys.read_optional_text(key)?;
     let after = keys.read_duration(key, "1s", "366d");

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::ConfigError;
+use super::error::ConfigError;
 use super::suggest;
+use super::value_origin::ValueOrigin;
 
 /// What lies over the shipped defaults.
 #[derive(Clone, Debug, Default)]
@@ -19,26 +20,6 @@ pub struct ConfigLayers {
     pub environment: Vec<(OsString, OsString)>,
     /// A key, the flag as the user gives it, and its value; later ones win.
     pub flags: Vec<(String, &'static str, String)>,
-}
-
-/// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ValueOrigin {
-    ShippedDefault,
-    File { path: PathBuf, line: usize },
-    Variable(String),
-    Flag(&'static str),
-}
-
-impl fmt::Display for ValueOrigin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ValueOrigin::ShippedDefault => f.write_str("default"),
-            ValueOrigin::File { path, line } => write!(f, "{}, line {line}", path.display()),
-            ValueOrigin::Variable(name) => f.write_str(name),
-            ValueOrigin::Flag(name) => f.write_str(name),
-        }
-    }
 }
 
 /// A value as it was written.
@@ -122,7 +103,8 @@ const PROPERTIES_TABLE: &str = "properties";
 /// What variables that are no keys of the shipped defaults begin with.
 const OTHER_VARIABLE_PREFIXES: [&str; 4] = ["TOKENS", "LOG", "SOURCES", "SINKS"];
 
-/// The variables of the tests and tools: they are for other programs than the service. Those that end with `_` are beginnings.
+/// The variables of the tests and tools: they are for other programs than the service. Those that
+/// end with `_` are beginnings.
 const TOOL_VARIABLES: [&str; 10] = [
     "KAFKA",
     "KAFKA_LIB",
@@ -315,7 +297,8 @@ impl MergedLayers {
         }
     }
 
-    /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and found not to be one later.
+    /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and
+    /// found not to be one later.
     fn variable_owner(&self, rest: &str, value: &OsString) -> VariableOwner {
         if rest.contains("__") {
             return VariableOwner::Swelter;

@@ -47,7 +47,8 @@ pub struct ServicePlan {
     pub serve: ServePlan,
     pub cluster: ClusterConfig,
     pub limits: PipelineLimits,
-    /// Logs with other ids than those that were read are gone on with if their records fit; for one start, by a flag.
+    /// Logs with other ids than those that were read are gone on with if their records fit; for one
+    /// start, by a flag.
     pub adopt_logs: bool,
     /// What all processes must have in common, as keys and values.
     pub common_settings: BTreeMap<String, String>,
@@ -141,7 +142,8 @@ pub struct CheckpointPlan {
 /// The embedded journal, or the topic in its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngestPlan {
-    /// The source, a topic of Kafka, that posted readings are appended to; without one there is the journal.
+    /// The source, a topic of Kafka, that posted readings are appended to; without one there is the
+    /// journal.
     pub source: Option<String>,
     pub partitions: u32,
     /// Records and bytes that may wait for the disk.
@@ -149,7 +151,8 @@ pub struct IngestPlan {
     pub queue_bytes: usize,
     /// The size from which on the log warns.
     pub warn_bytes: u64,
-    /// After this long the journal's dead letters are sent once more by themselves, other than those that are too late.
+    /// After this long the journal's dead letters are sent once more by themselves, other than
+    /// those that are too late.
     pub retry_after: Option<Millis>,
 }
 
@@ -169,7 +172,8 @@ pub enum SourceKind {
     Kafka(KafkaSourcePlan),
 }
 
-/// Made-up readings, paced by the clock. Shares are as [`GeneratorPlan`](crate::sources::generator::GeneratorPlan) has them.
+/// Made-up readings, paced by the clock. Shares are as
+/// [`GeneratorPlan`](crate::sources::generator::GeneratorPlan) has them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorSourcePlan {
     pub cities: u32,

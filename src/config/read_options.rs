@@ -1,4 +1,5 @@
-//! How the records of a source are written: keys of `[decode]`, which hold for all, and of each source.
+//! How the records of a source are written: keys of `[decode]`, which hold for all, and of each
+//! source.
 
 use std::path::PathBuf;
 

@@ -174,7 +174,8 @@ fn read_file_format(keys: &mut ConfigReader, at: &str, path: &Path, format: &str
     None
 }
 
-/// What is made up is in °F and %, with the names of readings: a log whose posts are read otherwise cannot take it.
+/// What is made up is in °F and %, with the names of readings: a log whose posts are read otherwise
+/// cannot take it.
 pub fn check_generated_readings(keys: &mut ConfigReader, plan: &ServicePlan) {
     let posts = plan.ingest_read_options();
     let settings = DecodeSettings { local_time: LocalTimePolicy::Refuse, ..posts.settings };

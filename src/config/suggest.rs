@@ -16,7 +16,8 @@ pub fn unknown_key_text(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The key that is spelled most alike; its name alone counts too, as it may be meant in another table.
+/// The key that is spelled most alike; its name alone counts too, as it may be meant in another
+/// table.
 fn nearest_key<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let apart = |other: &str| edit_distance(key, other).min(1 + edit_distance(&name(key), &name(other)));
@@ -47,7 +48,8 @@ pub fn unknown_variable_text(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// How many letters must be put in, taken out or changed to get from one text to the other (Levenshtein).
+/// How many letters must be put in, taken out or changed to get from one text to the other
+/// (Levenshtein).
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

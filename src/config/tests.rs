@@ -6,6 +6,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::layers::ConfigLayers;
+use super::service_config::SHIPPED_DEFAULTS;
 use super::*;
 use crate::codec::{Compression, Format, InputTemperatureUnit, Moisture};
 use crate::dataflow::heat_index::Formula;
@@ -98,8 +100,8 @@ fn shipped_defaults_match_documentation() {
     assert!(config.warnings().is_empty());
 }
 
-/// A key that no code reads would be refused as unknown, and one that is not shipped would be missing, so it is enough
-/// that the defaults load; here: that each has its explanation.
+/// A key that no code reads would be refused as unknown, and one that is not shipped would be
+/// missing, so it is enough that the defaults load; here: that each has its explanation.
 #[test]
 fn every_shipped_key_has_explanation() {
     let explained = |lines: &[&str], i: usize| {
@@ -117,7 +119,8 @@ fn every_shipped_key_has_explanation() {
     }
 }
 
-/// The sources and sinks that the shipped file shows in comments, with the prose still commented out.
+/// The sources and sinks that the shipped file shows in comments, with the prose still commented
+/// out.
 fn shown_items() -> String {
     let from = SHIPPED_DEFAULTS.find("# [[sources]]").unwrap();
     let lines =

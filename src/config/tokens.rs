@@ -26,7 +26,8 @@ pub fn tokens_from_variable(text: &str) -> Result<Vec<Token>, Vec<String>> {
     })
 }
 
-/// Group members may read a file of root's, as with mounted secrets, since only root could have let them.
+/// Group members may read a file of root's, as with mounted secrets, since only root could have let
+/// them.
 #[cfg(unix)]
 fn check_private(path: &Path) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt as _;
@@ -43,7 +44,8 @@ fn check_private(_: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The tokens, or what is wrong by line from 1. No message holds any part of a line: it may be a secret.
+/// The tokens, or what is wrong by line from 1. No message holds any part of a line: it may be a
+/// secret.
 fn parse_tokens<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Token>, Vec<(usize, String)>> {
     let (mut tokens, mut problems) = (Vec::<Token>::new(), Vec::new());
     for (i, line) in lines.enumerate() {
@@ -80,7 +82,8 @@ fn parse_token(line: &str) -> Result<Token, String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+".contains(&b);
     let length = token.secret.len();
     if !(1..=MAX_SECRET_BYTES).contains(&length) || !token.secret.bytes().all(allowed) {
-        // RFC 6750 allows / and = in a header, but the name of a subprotocol, where browsers put a token, cannot have them.
+        // RFC 6750 allows / and = in a header, but the name of a subprotocol, where browsers put a
+        // token, cannot have them.
         return Err(format!(
             "a token is 1 to {MAX_SECRET_BYTES} letters, digits, and - . _ ~ +: browsers cannot send others, such as / and ="
         ));

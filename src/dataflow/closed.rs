@@ -1,4 +1,4 @@
-//! Where results leave the dataflow: whole epochs, once they are complete.
+//! The outputs of the dataflow: whole epochs, once they are complete.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -13,13 +13,14 @@ use timely::dataflow::operators::probe::{Handle, Probe};
 
 use crate::model::Batch;
 
-/// Complete batches that wait for the worker's loop. It holds what the steps since the last [`Closed::take`] have closed, so
-/// whoever limits the epochs in flight also limits this.
+/// Complete batches that wait for the worker's loop: those that steps have closed since the last
+/// [`Closed::next_batch`]. So a limit of the epochs in flight limits the batches, too.
 #[derive(Debug)]
 pub struct Closed<C>(Rc<RefCell<VecDeque<Batch<C>>>>);
 
 impl<C> Closed<C> {
-    /// The next batch. Batches join without a gap: the `lower` of each is the `upper` of the one before.
+    /// The next batch. Batches join without a gap: the `lower` of each is the `upper` of the one
+    /// before.
     pub fn next_batch(&self) -> Option<Batch<C>> {
         self.0.borrow_mut().pop_front()
     }
@@ -27,19 +28,22 @@ impl<C> Closed<C> {
 
 type OpenEpochs<C> = BTreeMap<u64, Vec<Vec<C>>>;
 
-/// Collects what is in `stream`, and moves it to the returned end when the frontier has passed it; `probe` then says so.
+/// Collects the data of `stream`, and returns them epoch by epoch as the frontier passes. `probe`
+/// follows that frontier.
 pub fn collect_closed<C: Clone + 'static>(stream: Stream<'_, u64, Vec<C>>, probe: &Handle<u64>) -> Closed<C> {
     collect_batches(stream, probe, |open: &mut OpenEpochs<C>, epoch, data| {
         open.entry(epoch).or_default().push(std::mem::take(data));
     })
 }
 
-/// [`close`] for a collection, each datum with its difference. Differences of one epoch are not consolidated.
+/// [`collect_closed`] for a collection, each datum with its difference. Differences of one epoch
+/// are not consolidated.
 pub fn collect_closed_collection<D: Data>(
     collection: VecCollection<'_, u64, D, isize>,
     probe: &Handle<u64>,
 ) -> Closed<(D, isize)> {
-    // Each update says its own epoch: the message that carries it may be stamped with an earlier one.
+    // Each update says its own epoch: the message that carries it may be stamped with an earlier
+    // one.
     collect_batches(collection.inner, probe, |open: &mut OpenEpochs<(D, isize)>, _, data| {
         for (datum, epoch, diff) in data.drain(..) {
             let pieces = open.entry(epoch).or_default();
@@ -87,8 +91,8 @@ fn collect_batches<D: Clone + 'static, C: 'static>(
     closed
 }
 
-/// Queues a batch. One that says nothing but how far it reaches is part of the one before, if that says nothing else either: so epochs
-/// that change nothing do not pile up where nobody looks.
+/// Queues a batch. An empty batch extends an empty batch before it, so epochs without changes need
+/// no memory while nobody reads the output.
 fn push_batch<C>(batches: &mut VecDeque<Batch<C>>, batch: Batch<C>) {
     match batches.back_mut() {
         Some(last) if last.changes.is_empty() && batch.changes.is_empty() => last.upper = batch.upper,

@@ -1,21 +1,23 @@
-//! The whole graph on one screen.
+//! The dataflow graph of a run.
 //!
 //! ```text
 //!   cities ───┐ exchange            ┌─ rows ─────▶ closed batches of row changes
 //!             ├──by city──▶ rolling ┼─ days ─────▶ closed batches of day changes
 //!   arrivals ─┤                     ├─ outcomes ─▶ closed batches of outcomes
-//!   queries ──┘                     ├─ told ─────▶ a worker of each process: closed batches for serving
-//!   progress ──broadcast────────────┼────────────▶ the same, and every worker: closed batches of progress
-//!                                   ├─ parcels ┐ exchange
-//!   dead letters ──parcels──────────┼──────────┴─by shard──▶ closed batches for durable sinks
-//!                                   └─ current ──▶ hottest cities, cities by country and category
+//!   queries ──┘                     ├─ serving updates ─▶ a worker of each process: closed batches for serving
+//!   progress ──broadcast────────────┼─────────────────▶ the same, and every worker: closed batches of progress
+//!                                   ├─ encoded batches ┐ exchange
+//!   dead letters ──encoded batches──┼──────────────────┴─by shard──▶ closed batches for durable sinks
+//!                                   └─ current ───▶ hottest cities, cities by country and category
 //! ```
 //!
-//! Progress says of each partition how far an epoch reads, beside the epoch's data: so whoever has a closed batch knows which
-//! input it is complete up to, and every worker hears which epochs the others use.
+//! With the data of an epoch travel its progress reports: how far each partition is read. So the
+//! consumer of a closed batch knows the input positions that the batch is complete up to, and every
+//! worker knows the epochs of the others.
 //!
-//! Nothing stateful stands on rows and days: what is final is never retracted, so state on them would only grow. The
-//! current rows are bounded by the number of cities, and ordinary differential operators build the rest from them.
+//! No stateful operator follows rows and days. A final row is never retracted, so state of them
+//! would only grow. There are at most as many current rows as cities, and ordinary differential
+//! operators compute rankings and counts from those.
 
 mod closed;
 pub mod heat_index;
@@ -47,53 +49,60 @@ use crate::model::{
     EncodedBatch, Query, Render, RowChange, SnapshotSink, Topology,
 };
 
-/// What a run's graph computes. What is not asked for is not built.
+/// What the graph of a run computes. Outputs that are not asked for are not built.
 #[derive(Clone, Debug)]
 pub struct GraphPlan {
+    /// The heat index of a single reading.
     pub formula: Formula,
+    /// Window, lateness, and how long rows are kept.
     pub retention: Retention,
     /// Every change of a row.
     pub rows: bool,
-    /// Summaries of each city and UTC day.
+    /// Summaries of each city and day.
     pub days: bool,
-    /// Whose days they are.
+    /// The time zone whose days they are.
     pub day_zone: DayZone,
     /// What became of each arrival.
     pub outcomes: bool,
     /// The current row of each city.
     pub current: bool,
-    /// The hottest so many cities.
+    /// The ranking of this many hottest cities.
     pub hottest: Option<usize>,
     /// How many cities of each country are in each category, by the countries of a directory.
     pub by_country: Option<&'static Directory<'static>>,
-    /// What serving needs: current rows, watched rows, answers, progress.
+    /// Updates for serving: current rows, watched rows, query responses, progress.
     pub serving: bool,
-    /// Where it runs: each process has a server, and each worker the shards that are its own.
+    /// Processes and workers of the run: each process has a server, and each shard belongs to one
+    /// worker.
     pub topology: Topology,
-    /// What durable sinks need: parcels, and the progress that they are complete up to.
+    /// Encoded batches for durable sinks, and the progress up to which they are complete.
     pub encoded_batches: Option<EncodedBatchesPlan>,
+    /// Limits of the work on queries.
     pub query_limits: QueryLimits,
 }
 
 /// How results become the records of durable sinks.
 #[derive(Clone, Default)]
 pub struct EncodedBatchesPlan {
-    /// Makes what writes a worker's rows; without it there are only the parcels that come in.
+    /// Makes the renderer of a worker's rows. Without it only the batches that are sent in are
+    /// routed.
     pub make_renderer: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
-    /// Current rows are written, too.
+    /// Current rows are rendered, too.
     pub write_current: bool,
-    /// Rows that an epoch has touched are written, changed or not.
+    /// Rows that an epoch has touched are rendered, changed or not.
     pub write_touched: bool,
 }
 
 impl fmt::Debug for EncodedBatchesPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EncodedBatchesPlan").field("current", &self.write_current).finish_non_exhaustive()
+        f.debug_struct("EncodedBatchesPlan")
+            .field("write_current", &self.write_current)
+            .finish_non_exhaustive()
     }
 }
 
 impl GraphPlan {
-    /// Row changes only.
+    /// A plan that computes row changes only.
     pub fn new(formula: Formula, retention: Retention) -> GraphPlan {
         GraphPlan {
             rows: true,
@@ -102,29 +111,27 @@ impl GraphPlan {
         }
     }
 
-    /// What serving needs only.
+    /// A plan that computes the updates for serving only.
     pub fn serving_only(formula: Formula, retention: Retention, topology: Topology) -> GraphPlan {
-        let (rows, days, outcomes, current, hottest, by_country) = (false, false, false, false, None, None);
-        let (parcels, answers) = (None, QueryLimits::default());
         GraphPlan {
             formula,
             retention,
-            rows,
-            days,
+            rows: false,
+            days: false,
             day_zone: DayZone::default(),
-            outcomes,
-            current,
-            hottest,
-            by_country,
+            outcomes: false,
+            current: false,
+            hottest: None,
+            by_country: None,
             serving: true,
             topology,
-            encoded_batches: parcels,
-            query_limits: answers,
+            encoded_batches: None,
+            query_limits: QueryLimits::default(),
         }
     }
 }
 
-/// One worker's ends of the graph.
+/// The inputs and outputs of the graph at one worker.
 pub struct Graph {
     cities: InputHandleVec<u64, CityIntroduction>,
     arrivals: InputHandleVec<u64, Arrival>,
@@ -132,30 +139,42 @@ pub struct Graph {
     barriers: InputHandleVec<u64, CheckpointBarrier>,
     progress: InputHandleVec<u64, ProgressReport>,
     dead_letters: InputHandleVec<u64, EncodedBatch>,
-    /// The greatest epoch at which any worker has said its progress.
+    /// The greatest epoch of a progress report, from any worker.
     newest_reported_epoch: Rc<Cell<u64>>,
-    /// How far this worker's outputs are complete.
+    /// The epoch up to which this worker's outputs are complete.
     pub probe: ProbeHandle<u64>,
     /// The keys of this worker's cities.
     pub city_names: CityNames,
+    /// Changes of rows, at the worker of their city; `None` unless the plan has `rows`.
     pub rows: Option<Closed<RowChange>>,
+    /// Changes of day summaries; `None` unless the plan has `days`.
     pub days: Option<Closed<DayChange>>,
+    /// What became of each arrival; `None` unless the plan has `outcomes`.
     pub outcomes: Option<Closed<ArrivalOutcome>>,
+    /// Changes of current rows, as differences of +1 and -1; `None` unless the plan has `current`.
     pub current: Option<Closed<((CityId, CurrentRow), isize)>>,
-    /// At the worker that ranks: the others get nothing.
+    /// Changes of the ranking, at the one worker that ranks; `None` unless the plan has `hottest`.
     pub hottest: Option<Closed<(RankedCity, isize)>>,
+    /// Changes of the counts by country and category; `None` unless the plan has `by_country`.
     pub by_country: Option<Closed<(CountryCategory, isize)>>,
-    /// At the worker of each process that tells its server.
+    /// Updates for serving, at the worker of each process that forwards them to its server.
     pub serving_updates: Option<Closed<ServingUpdate>>,
-    /// At the worker that writes the shard.
+    /// Encoded batches, at the worker that writes their shard.
     pub encoded_batches: Option<Closed<EncodedBatch>>,
-    /// How far partitions were read, at every worker.
+    /// Progress reports of all workers, at every worker.
     pub progress_reports: Option<Closed<ProgressReport>>,
 }
 
 impl Graph {
-    /// Sends this worker's arrivals of an epoch, which is then complete here: later ones must be of a later epoch. A city must
-    /// be introduced no later than with its first arrival.
+    /// Builds the graph of `plan` in a worker, from an empty state. All workers must build the same
+    /// plan, in the same order among their dataflows.
+    pub fn build(worker: &mut Worker, plan: &GraphPlan) -> Graph {
+        build_graph(worker, plan, InitialState::default(), None)
+    }
+
+    /// Sends this worker's arrivals of an epoch, which completes the epoch at this worker: later
+    /// arrivals must be of a later epoch. A city must be introduced in the epoch of its first
+    /// arrival, or before.
     pub fn send_epoch(
         &mut self,
         epoch: u64,
@@ -168,7 +187,8 @@ impl Graph {
         self.advance_to(epoch + 1);
     }
 
-    /// Sends queries, how far partitions have been read, and what was refused, as parcels, for an epoch whose arrivals are [sent](Graph::send) next.
+    /// Sends queries, progress reports and encoded dead letters of an epoch, before its arrivals
+    /// are [sent](Graph::send_epoch).
     pub fn send_side_inputs(
         &mut self,
         epoch: u64,
@@ -182,18 +202,20 @@ impl Graph {
         self.progress.send_batch(progress);
     }
 
-    /// Asks all workers for a snapshot of their state after `epoch`, whose arrivals are [sent](Graph::send) next.
-    pub fn send_barrier(&mut self, epoch: u64, mark: CheckpointBarrier) {
+    /// Asks all workers for a snapshot of their state after `epoch`, before its arrivals are
+    /// [sent](Graph::send_epoch).
+    pub fn send_barrier(&mut self, epoch: u64, barrier: CheckpointBarrier) {
         self.advance_to(epoch);
-        self.barriers.send(mark);
+        self.barriers.send(barrier);
     }
 
-    /// The greatest epoch at which any worker has said its progress: who has not closed it yet holds the others up.
+    /// The greatest epoch of a progress report, from any worker. A worker that has not closed it
+    /// yet delays the others.
     pub fn newest_reported_epoch(&self) -> u64 {
         self.newest_reported_epoch.get()
     }
 
-    /// Says that nothing more comes from this worker before `epoch`.
+    /// Promises that this worker sends nothing more before `epoch`.
     pub fn advance_to(&mut self, epoch: u64) {
         self.cities.advance_to(epoch);
         self.arrivals.advance_to(epoch);
@@ -203,17 +225,19 @@ impl Graph {
         self.dead_letters.advance_to(epoch);
     }
 
-    /// Says that nothing more comes from this worker.
+    /// Ends all inputs of this worker.
     pub fn close_inputs(&mut self) {
-        // A handle that is replaced is dropped, which closes its input; the fresh ones lead nowhere.
+        // A replaced handle is dropped, which closes its input. The new handles belong to no
+        // dataflow.
         (self.cities, self.arrivals) = (InputHandleVec::new(), InputHandleVec::new());
         (self.queries, self.progress) = (InputHandleVec::new(), InputHandleVec::new());
         (self.dead_letters, self.barriers) = (InputHandleVec::new(), InputHandleVec::new());
     }
 }
 
-/// Builds the graph, the same on every worker, with what is `resumed` as the state that it begins with. `snapshots` takes the state
-/// at each [mark](Graph::mark). A plan with days has neither: summaries of days are in no checkpoint.
+/// Builds the graph, the same on every worker, from `initial_state`. At each
+/// [barrier](Graph::send_barrier) the state of the worker goes to `snapshot_sink`. A plan with days
+/// has neither, because day summaries are in no checkpoint.
 pub fn build_graph(
     worker: &mut Worker,
     plan: &GraphPlan,
@@ -221,41 +245,42 @@ pub fn build_graph(
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let GraphPlan { rows, days, day_zone, outcomes, serving: told, .. } = *plan;
-    let written = plan.encoded_batches.as_ref().filter(|parcels| parcels.make_renderer.is_some());
-    let current = plan.current || ranked || written.is_some_and(|parcels| parcels.write_current);
-    let touched = written.is_some_and(|parcels| parcels.write_touched);
-    let wanted =
-        RollingOutputs { rows, current, days, day_zone, outcomes, serving: told, touched_unchanged: touched };
-    let render = written.and_then(|parcels| parcels.make_renderer.as_ref().map(|make| make()));
+    let GraphPlan { rows, days, day_zone, outcomes, serving, .. } = *plan;
+    let rendered = plan.encoded_batches.as_ref().filter(|encoded| encoded.make_renderer.is_some());
+    let current = plan.current || ranked || rendered.is_some_and(|encoded| encoded.write_current);
+    let touched = rendered.is_some_and(|encoded| encoded.write_touched);
+    let outputs =
+        RollingOutputs { rows, current, days, day_zone, outcomes, serving, touched_unchanged: touched };
+    let render = rendered.and_then(|encoded| encoded.make_renderer.as_ref().map(|make| make()));
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);
     worker.dataflow(|scope| {
         let (city_input, cities) = scope.new_input();
         let (arrival_input, arrivals) = scope.new_input();
         let (query_input, queries) = scope.new_input();
-        let (mark_input, marks) = scope.new_input();
+        let (barrier_input, barriers) = scope.new_input();
         let (progress_input, progress) = scope.new_input();
-        let (letter_input, letters) = scope.new_input();
-        let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
-        let inputs = RollingInputs { cities, arrivals, queries, barriers: marks.broadcast() };
+        let (dead_letter_input, dead_letters) = scope.new_input();
+        let state = Rolling::new(plan.formula, plan.retention, outputs, names.clone());
+        let inputs = RollingInputs { cities, arrivals, queries, barriers: barriers.broadcast() };
         let streams =
             rolling::build_rolling(inputs, state, render, initial_state, snapshot_sink, plan.query_limits);
 
         let probe = ProbeHandle::new();
-        let heard = Rc::new(Cell::new(0));
-        let progress = broadcast_progress(progress, Rc::clone(&heard));
-        let read = plan.encoded_batches.is_some().then(|| closed::collect_closed(progress.clone(), &probe));
-        let parcels = plan.encoded_batches.is_some().then(|| {
-            let parcels = streams
+        let newest_epoch = Rc::new(Cell::new(0));
+        let progress = broadcast_progress(progress, Rc::clone(&newest_epoch));
+        let progress_reports =
+            plan.encoded_batches.is_some().then(|| closed::collect_closed(progress.clone(), &probe));
+        let encoded = plan.encoded_batches.is_some().then(|| {
+            let encoded = streams
                 .encoded_batches
-                .concat(letters)
-                .exchange(move |parcel: &EncodedBatch| topology.writer_worker_of(parcel.shard) as u64);
-            closed::collect_closed(parcels, &probe)
+                .concat(dead_letters)
+                .exchange(move |batch: &EncodedBatch| topology.writer_worker_of(batch.shard) as u64);
+            closed::collect_closed(encoded, &probe)
         });
-        let tells = index == topology.serving_worker_of(topology.process_of_worker(index));
-        let progress = progress.filter(move |_| tells).map(ServingUpdate::Progress);
-        let told = route_serving_updates(streams.serving_updates, topology).concat(progress);
+        let is_serving_worker = index == topology.serving_worker_of(topology.process_of_worker(index));
+        let progress = progress.filter(move |_| is_serving_worker).map(ServingUpdate::Progress);
+        let serving_updates = route_serving_updates(streams.serving_updates, topology).concat(progress);
         let current =
             plan.current.then(|| closed::collect_closed_collection(streams.current.clone(), &probe));
         let named = ranked.then(|| rankings::current_rows_by_key(streams.current, names.clone()));
@@ -263,10 +288,10 @@ pub fn build_graph(
             cities: city_input,
             arrivals: arrival_input,
             queries: query_input,
-            barriers: mark_input,
+            barriers: barrier_input,
             progress: progress_input,
-            dead_letters: letter_input,
-            newest_reported_epoch: heard,
+            dead_letters: dead_letter_input,
+            newest_reported_epoch: newest_epoch,
             city_names: names,
             rows: plan.rows.then(|| closed::collect_closed(streams.rows, &probe)),
             days: plan.days.then(|| closed::collect_closed(streams.days, &probe)),
@@ -278,36 +303,37 @@ pub fn build_graph(
             by_country: plan.by_country.zip(named).map(|(directory, named)| {
                 closed::collect_closed_collection(rankings::count_by_country(named, directory), &probe)
             }),
-            serving_updates: plan.serving.then(|| closed::collect_closed(told, &probe)),
-            encoded_batches: parcels,
-            progress_reports: read,
+            serving_updates: plan.serving.then(|| closed::collect_closed(serving_updates, &probe)),
+            encoded_batches: encoded,
+            progress_reports,
             probe,
         }
     })
 }
 
-/// Takes what is told to the workers that tell the servers.
+/// Sends each update to the serving workers of its processes.
 fn route_serving_updates<'scope>(
-    told: Stream<'scope, u64, Vec<(ProcessSet, ServingUpdate)>>,
+    updates: Stream<'scope, u64, Vec<(ProcessSet, ServingUpdate)>>,
     topology: Topology,
 ) -> Stream<'scope, u64, Vec<ServingUpdate>> {
-    let each = move |(processes, told): (ProcessSet, ServingUpdate)| {
-        let mut told = Some(told);
-        let chosen = (0..topology.processes).filter(move |process| processes >> process & 1 == 1);
-        let mut chosen = chosen.peekable();
+    let address = move |(processes, update): (ProcessSet, ServingUpdate)| {
+        let mut update = Some(update);
+        let receivers = (0..topology.processes).filter(move |process| processes >> process & 1 == 1);
+        let mut receivers = receivers.peekable();
         std::iter::from_fn(move || {
-            let process = chosen.next()?;
-            let told = if chosen.peek().is_some() { told.clone() } else { told.take() };
-            told.map(|told| (topology.serving_worker_of(process) as u64, told))
+            let process = receivers.next()?;
+            // The last receiver gets the update itself.
+            let update = if receivers.peek().is_some() { update.clone() } else { update.take() };
+            update.map(|update| (topology.serving_worker_of(process) as u64, update))
         })
     };
-    told.flat_map(each).exchange(|(worker, _)| *worker).map(|(_, told)| told)
+    updates.flat_map(address).exchange(|(worker, _)| *worker).map(|(_, update)| update)
 }
 
-/// Tells every worker of the progress of all.
+/// Sends the progress reports of each worker to all workers, and notes the newest epoch.
 fn broadcast_progress<'scope>(
     progress: Stream<'scope, u64, Vec<ProgressReport>>,
-    heard: Rc<Cell<u64>>,
+    newest_epoch: Rc<Cell<u64>>,
 ) -> Stream<'scope, u64, Vec<ProgressReport>> {
-    progress.broadcast().inspect(move |read| heard.set(heard.get().max(read.epoch)))
+    progress.broadcast().inspect(move |report| newest_epoch.set(newest_epoch.get().max(report.epoch)))
 }

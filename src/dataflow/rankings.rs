@@ -1,4 +1,5 @@
-//! Small collections on the current rows: the hottest cities, and how many are in each category.
+//! Collections derived from the current rows: the hottest cities, and the number of cities in each
+//! category.
 
 use std::cmp::Reverse;
 
@@ -8,35 +9,41 @@ use serde::{Deserialize, Serialize};
 use crate::directory::Directory;
 use crate::model::{Category, CityId, CityNames, CurrentRow, EventTime, HeatIndex};
 
-/// A city by its key, hottest first, of equals the first by key.
+/// A ranked city. The order is hottest first; of equally hot cities, the first by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RankedCity {
     heat_index: Reverse<HeatIndex>,
+    /// The key of the city.
     pub city: String,
+    /// When its newest servable reading was taken.
     pub reading_at: EventTime,
 }
 
 impl RankedCity {
+    /// The heat index of that reading.
     pub fn heat_index(&self) -> HeatIndex {
         self.heat_index.0
     }
 }
 
-/// So many cities of one country (its two letters, empty where the directory has none) are in one category.
+/// How many cities of a country are in a category.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CountryCategory {
+    /// ISO 3166 code of two letters; empty if the directory has no country for the city.
     pub country: String,
+    /// The category of the current heat index.
     pub category: Category,
+    /// How many cities of the country are in this category; at least 1.
     pub cities: isize,
 }
 
-/// How many parts are ranked on their own before the best of each are ranked together: a change then costs a part, not all
-/// cities.
+/// The number of parts that are ranked on their own, before the best of each are ranked together: a
+/// change costs the ranking of one part, not of all cities.
 const RANKING_PARTS: u64 = 64;
 
 type CurrentRowsByKey<'scope> = VecCollection<'scope, u64, (String, CurrentRow), isize>;
 
-/// The current rows by the keys of their cities, which mean the same to every worker.
+/// The current rows by city key, which means the same to every worker.
 pub fn current_rows_by_key<'scope>(
     current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
     names: CityNames,

@@ -80,6 +80,7 @@ impl<'a> Directory<'a> {
         Ok(Directory { cities, by_id, places: BTreeMap::new() })
     }
 
+    /// The city of this id, if the directory has it.
     pub fn city_by_id(&self, id: u32) -> Option<&DirectoryCity<'a>> {
         let found = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
         self.cities.get(self.by_id[found].1 as usize)

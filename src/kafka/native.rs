@@ -29,6 +29,6 @@ mod topic_producer;
 
 pub use self::client::{add_brokers, high_watermark};
 pub use self::log_queue::LogQueue;
-pub use self::record_queue::{FetchedHeaders, FetchedRecord, RecordQueue};
+pub use self::record_queue::{FetchedRecord, RecordQueue};
 pub use self::topic_ids::{TopicState, describe_topic_ids, url_safe_topic_id};
 pub use self::topic_producer::{ProducerRecord, TopicProducer};

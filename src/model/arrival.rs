@@ -29,16 +29,22 @@ impl CityKey {
 /// Introduces a city to its owner. It is sent at the epoch of the city's first arrival, or before.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CityIntroduction {
+    /// The number by which arrivals name the city.
     pub key: CityKey,
+    /// The key of the city, as in its readings.
     pub name: Box<str>,
 }
 
 /// An admitted arrival, sent to the worker that owns its city.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
+    /// The city of the reading.
     pub city: CityKey,
+    /// When the reading was taken.
     pub reading_at: EventTime,
+    /// A reading or a withdrawal.
     pub event: ReadingEvent,
+    /// Decides between arrivals of the same key; without one, the later arrival wins.
     pub revision: Option<Revision>,
     /// The position of the arrival at its source: returned in the [`ArrivalOutcome`], and not used
     /// in between.
@@ -69,11 +75,15 @@ pub enum OutcomeKind {
 /// the key's winner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ArrivalOutcome {
+    /// The city of the arrival.
     pub city: super::CityId,
+    /// The event time of the arrival.
     pub reading_at: EventTime,
+    /// The position of the arrival.
     pub position: u64,
     /// The arrival's content, so that the measurements of winners need not be read from the log
     /// again.
     pub event: ReadingEvent,
+    /// What became of it.
     pub kind: OutcomeKind,
 }

@@ -34,10 +34,12 @@ impl CityNames {
         self.0.borrow()[city.0 as usize].clone()
     }
 
+    /// How many cities have an id.
     pub fn len(&self) -> usize {
         self.0.borrow().len()
     }
 
+    /// Whether no city has an id.
     pub fn is_empty(&self) -> bool {
         self.0.borrow().is_empty()
     }
@@ -80,6 +82,7 @@ impl Row {
         HeatIndex::from_compact((self.packed.get() >> 32) as u32)
     }
 
+    /// The category of the reading itself.
     #[inline(always)]
     pub fn category(&self) -> Category {
         Category::ALL[((self.packed.get() >> COUNT_BITS & 7) as usize).min(4)]
@@ -117,9 +120,13 @@ impl fmt::Debug for Row {
 /// The change of one key's row in an epoch; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowChange {
+    /// The city of the row.
     pub city: CityId,
+    /// The event time of the row.
     pub reading_at: EventTime,
+    /// The row before the epoch; `None` if there was none.
     pub before: Option<Row>,
+    /// The row after the epoch; `None` if there is none any more.
     pub after: Option<Row>,
 }
 
@@ -128,16 +135,20 @@ pub struct RowChange {
 /// has at most one row change and one day change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch<C = RowChange> {
+    /// The first epoch of the batch: the `upper` of the batch before.
     pub lower: u64,
     /// The first epoch that is not yet complete; at the end of the input, [`u64::MAX`].
     pub upper: u64,
+    /// Epochs and their changes.
     pub changes: Vec<(u64, Vec<C>)>,
 }
 
 /// The newest servable row of a city.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CurrentRow {
+    /// The event time of the row.
     pub reading_at: EventTime,
+    /// The result.
     pub row: Row,
     /// The window, as `(sum, count)`, of the newest servable row in `[reading_at - 2 h, reading_at
     /// - 1 h]`, if there is one.
@@ -158,9 +169,11 @@ impl CurrentRow {
 /// The summary of one city and UTC day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DaySummary {
+    /// How many readings the day has.
     pub readings: u32,
     /// The sum of all heat indexes, 1e-6 °F.
     pub sum: i64,
+    /// The highest heat index of the day.
     pub max_heat_index: HeatIndex,
     /// The time of the first reading with the greatest heat index.
     pub max_at: EventTime,
@@ -171,10 +184,13 @@ pub struct DaySummary {
 /// The change of the summary of one city and day in an epoch; `before` and `after` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DayChange {
+    /// The city of the day.
     pub city: CityId,
     /// Days since 1970-01-01, UTC.
     pub day: i32,
+    /// The summary before the epoch; `None` if the day had no reading.
     pub before: Option<DaySummary>,
+    /// The summary after the epoch; `None` if the day has no reading any more.
     pub after: Option<DaySummary>,
 }
 

@@ -11,6 +11,7 @@ impl HeatIndex {
     /// The least and the greatest heat index of accepted input, rounded outwards: by every formula
     /// an accepted reading lies between -425 and 3,596 °F.
     pub const MIN: HeatIndex = HeatIndex(-425_000_000);
+    /// The highest heat index, 3,600 °F: more than any formula gives in the accepted ranges.
     pub const MAX: HeatIndex = HeatIndex(3_600_000_000);
 
     /// The heat index nearest to `fahrenheit` °F, ties to even.
@@ -18,10 +19,12 @@ impl HeatIndex {
         HeatIndex((fahrenheit * 1e6).round_ties_even() as i64)
     }
 
+    /// A heat index in units of 1e-6 °F.
     pub const fn from_micros(micros: i64) -> HeatIndex {
         HeatIndex(micros)
     }
 
+    /// The heat index in units of 1e-6 °F.
     pub const fn micros(self) -> i64 {
         self.0
     }
@@ -33,6 +36,7 @@ impl HeatIndex {
         (self.0 - Self::MIN.0) as u32
     }
 
+    /// The heat index that [`HeatIndex::to_compact`] has packed.
     #[inline(always)]
     pub const fn from_compact(compact: u32) -> HeatIndex {
         HeatIndex(compact as i64 + Self::MIN.0)
@@ -102,6 +106,7 @@ pub enum Category {
 }
 
 impl Category {
+    /// All categories, the mildest first.
     pub const ALL: [Category; 5] = [
         Category::None,
         Category::Caution,
@@ -121,6 +126,7 @@ impl Category {
         }
     }
 
+    /// The name in results and queries.
     pub fn name(self) -> &'static str {
         ["none", "caution", "extreme_caution", "danger", "extreme_danger"][self as usize]
     }

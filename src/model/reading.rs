@@ -21,8 +21,11 @@ pub const WIND_SPEED_RANGE_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
 /// `(city, reading_at)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Upsert<'a> {
+    /// The key of the city: see [`check_city_key`].
     pub city: &'a str,
+    /// When the reading was taken.
     pub reading_at: EventTime,
+    /// A reading or a withdrawal.
     pub event: ReadingEvent,
     /// An arrival loses against an earlier one only if both have a revision and its own is lower.
     pub revision: Option<Revision>,
@@ -46,10 +49,12 @@ impl Upsert<'_> {
 /// The effect that an arrival asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ReadingEvent {
+    /// Sets the reading of its key.
     Reading(Measurement),
     /// The reading of a retried dead letter: it counts only if its key has no reading, and no
     /// withdrawal of the key is remembered.
     RetriedReading(Measurement),
+    /// Removes the reading of its key: a delete.
     Withdrawal,
 }
 
@@ -168,10 +173,12 @@ pub fn check_city_key(city: &str) -> Result<(), Refusal> {
 pub struct Revision(NonZeroI64);
 
 impl Revision {
+    /// The revision of this number; `None` for `i64::MIN`.
     pub fn new(number: i64) -> Option<Revision> {
         NonZeroI64::new(number ^ i64::MIN).map(Revision)
     }
 
+    /// The number of the revision.
     pub fn number(self) -> i64 {
         self.0.get() ^ i64::MIN
     }

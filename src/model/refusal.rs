@@ -47,6 +47,7 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons.
     pub const ALL: [Reason; 12] = [
         Reason::NotDecodable,
         Reason::MissingField,
@@ -62,6 +63,7 @@ impl Reason {
         Reason::UnknownSchema,
     ];
 
+    /// The name in dead letters, metrics and responses.
     pub fn code(self) -> &'static str {
         match self {
             Reason::NotDecodable => "not_decodable",
@@ -90,11 +92,14 @@ impl fmt::Display for Reason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Refusal {
+    /// Which rule the record breaks.
     pub reason: Reason,
+    /// What the record says that breaks the rule.
     pub detail: String,
 }
 
 impl Refusal {
+    /// A refusal for this reason.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Refusal {
         Refusal { reason, detail: detail.into() }
     }

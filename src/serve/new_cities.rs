@@ -30,6 +30,7 @@ const NAMES_PER_LOOKUP: usize = 1_024;
 
 /// Bytes that shares and remembered names take at most: a table is filled to 7/8, and an entry of
 /// it takes its own bytes and one more.
+#[cfg(any(test, feature = "internals"))]
 pub const NEW_CITIES_BYTES: usize = 2 * 9 * (MAX_REMEMBERED_NAMES / 7 * 8) + (1 << 18) * 48;
 
 /// Checks posted readings for new cities before they are appended to the log.

@@ -39,10 +39,6 @@ impl Publisher {
             }
         })
     }
-
-    pub fn is_full(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) >= MAX_QUEUED_UPDATES
-    }
 }
 
 /// Starts the publisher thread.

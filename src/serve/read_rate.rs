@@ -47,6 +47,7 @@ impl ReadRateMeter {
     }
 
     /// Begins both windows anew.
+    #[cfg(test)]
     pub fn restart(&mut self) {
         (self.normal_window, self.contended_window) = (RateWindow::default(), RateWindow::default());
     }

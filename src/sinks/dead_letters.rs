@@ -20,7 +20,9 @@ use std::time::{Duration, Instant};
 
 pub use self::client_quotas::ClientQuotas;
 use self::file::DeadLetterFile;
-pub use self::reader::{DeadLetterReader, read_dead_letters};
+pub use self::reader::DeadLetterReader;
+#[cfg(test)]
+use self::reader::read_dead_letters;
 use crate::codec::MAX_RECORD_BYTES;
 use crate::fault::{is_transient, remedy_for};
 use crate::model::rules_version::RulesVersionMismatch;

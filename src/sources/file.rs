@@ -1,8 +1,10 @@
 //! Files, and standard input, as parts of one log; and files as a live source.
 //!
-//! A live log is a file that may be rotated: it goes on in the file that is made under its name, and a position is the number of a record since the
-//! first one. It is known by what is in it: a position is kept with the digest of its file up to there, which a start compares, and the
-//! data directory has which files there were (`history`). So it does not matter where a file is, and one that was written anew is noticed.
+//! A live log is a file that may be rotated: it goes on in the file that is made under its name,
+//! and a position is the number of a record since the first one. It is known by what is in it: a
+//! position is kept with the digest of its file up to there, which a start compares, and the data
+//! directory has which files there were (`history`). So it does not matter where a file is, and one
+//! that was written anew is noticed.
 
 mod file_log;
 mod growing_file;
@@ -34,8 +36,8 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// Reads each file once, or follows it as it grows: then of whole lines, and it must not be compressed. In `folder`, if there is one, is
-    /// kept which files there were.
+    /// Reads each file once, or follows it as it grows: then of whole lines, and it must not be
+    /// compressed. In `folder`, if there is one, is kept which files there were.
     ///
     /// # Errors
     ///

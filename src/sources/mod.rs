@@ -1,7 +1,8 @@
 //! Where logs come from, and readings that are made up.
 //!
-//! A live [`Source`] has a fixed number of partitions. Each is read by one worker, never waits, and can be opened again
-//! behind any position that it has given out: from there on it gives the same records again.
+//! A live [`Source`] has a fixed number of partitions. Each is read by one worker, never waits, and
+//! can be opened again behind any position that it has given out: from there on it gives the same
+//! records again.
 
 pub mod file;
 pub mod generator;
@@ -27,30 +28,33 @@ pub trait Source: Send + Sync {
         false
     }
 
-    /// Where a partition is read from that was never read before; `first_start` is false where the partition came later, and
-    /// all of it is to be read.
+    /// Where a partition is read from that was never read before; `first_start` is false where the
+    /// partition came later, and all of it is to be read.
     fn start_position(&self, _partition: u32, _first_start: bool) -> Result<u64, SourceError> {
         Ok(0)
     }
 
-    /// What the log is known by beside its name: another one after it was deleted and made again, or copied. Logs that have no
-    /// id are known by their records alone.
+    /// What the log is known by beside its name: another one after it was deleted and made again,
+    /// or copied. Logs that have no id are known by their records alone.
     fn log_id(&self) -> Result<Option<String>, SourceError> {
         Ok(None)
     }
 
-    /// Whether the log still reaches a position that was read up to before, and still has the record before it.
+    /// Whether the log still reaches a position that was read up to before, and still has the
+    /// record before it.
     ///
     /// # Errors
     ///
-    /// [`SourceError::Behind`] if it ends before, [`SourceError::Differs`] if the record is another one, [`SourceError::Fatal`] if it
-    /// does not go on there for another reason; each with what to do.
+    /// [`SourceError::Behind`] if it ends before, [`SourceError::Differs`] if the record is another
+    /// one, [`SourceError::Fatal`] if it does not go on there for another reason; each with what to
+    /// do.
     fn check_position(&self, _partition: u32, _at: LogPosition) -> Result<(), SourceError> {
         Ok(())
     }
 
-    /// Opens a partition at a position: the number of the first record that it will give, if [`Source::check`] allows. `worker` is unparked when there is
-    /// something to poll after a poll has found nothing.
+    /// Opens a partition at a position: the number of the first record that it will give, if
+    /// [`Source::check`] allows. `worker` is unparked when there is something to poll after a poll
+    /// has found nothing.
     fn open_partition(
         &self,
         partition: u32,
@@ -61,8 +65,8 @@ pub trait Source: Send + Sync {
 
 /// A partition that a worker reads.
 pub trait Partition {
-    /// Gives what is there to `take`, at most `limit` records and none from position `upto` on, while it is not
-    /// full; without waiting.
+    /// Gives what is there to `take`, at most `limit` records and none from position `upto` on,
+    /// while it is not full; without waiting.
     fn poll(
         &mut self,
         limit: usize,
@@ -70,16 +74,18 @@ pub trait Partition {
         handler: &mut dyn RecordHandler,
     ) -> Result<PollResult, SourceError>;
 
-    /// The position behind the last record that is known to be in the log; grows while it is written. [`u64::MAX`] where it is
-    /// not known, as long as there is more to poll at once.
+    /// The position behind the last record that is known to be in the log; grows while it is
+    /// written. [`u64::MAX`] where it is not known, as long as there is more to poll at once.
     fn end(&self) -> u64;
 
-    /// The position that all records before have been given of, where it may lie behind the last one: not every position holds a record.
+    /// The position that all records before have been given of, where it may lie behind the last
+    /// one: not every position holds a record.
     fn position(&self) -> Option<u64> {
         None
     }
 
-    /// How many positions from [`Partition::end`] on are in the log and wait for the end of a transaction.
+    /// How many positions from [`Partition::end`] on are in the log and wait for the end of a
+    /// transaction.
     fn withheld(&self) -> u64 {
         0
     }
@@ -130,7 +136,8 @@ pub enum NextPoll {
     At(Instant),
     /// When the worker is unparked.
     OnUnpark,
-    /// At once, with a later `upto`: nothing is left before this one, though the last record may be further back.
+    /// At once, with a later `upto`: nothing is left before this one, though the last record may be
+    /// further back.
     UntilReached,
     /// Never: the log has ended.
     EndOfLog,
@@ -148,13 +155,15 @@ pub enum SourceError {
     /// The log ends before a position that was read up to. It will not get better by itself.
     #[error("{0}")]
     EndsBefore(String),
-    /// A record before a position that was read up to is another one. It will not get better by itself.
+    /// A record before a position that was read up to is another one. It will not get better by
+    /// itself.
     #[error("{0}")]
     RecordDiffers(String),
 }
 
-/// Mixes the bits of a word: the output step of SplitMix64 (Steele, Lea, Flood 2014). What is made up is made of hashes
-/// of what it is for, not of a generator's running state, so that it does not depend on the order of asking.
+/// Mixes the bits of a word: the output step of SplitMix64 (Steele, Lea, Flood 2014). What is made
+/// up is made of hashes of what it is for, not of a generator's running state, so that it does not
+/// depend on the order of asking.
 fn mix64(word: u64) -> u64 {
     let z = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -15,9 +15,9 @@ const UNIFORM_START_MS: i64 = 1_735_689_600_000;
 /// Which weather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeatherKind {
-    /// Whole numbers drawn evenly, unrelated from minute to minute: 40 to 90 °F, 0 to 100 %, 0 to 40 mph, of
-    /// cities named `city_00000` and on. A load that is easily made by other programs too, and hard on whatever hopes
-    /// for similar neighbours.
+    /// Whole numbers drawn evenly, unrelated from minute to minute: 40 to 90 °F, 0 to 100 %, 0 to
+    /// 40 mph, of cities named `city_00000` and on. A load that is easily made by other programs
+    /// too, and hard on whatever hopes for similar neighbours.
     Uniform,
     /// What a station in each of the greatest cities of the shipped directory could have measured.
     Plausible,
@@ -65,8 +65,8 @@ enum WeatherModel {
 }
 
 impl Weather {
-    /// The weather of the cities `0..cities`. `uniform` has no seed: it is the same for all. `plausible` has as many
-    /// cities as the shipped directory, and asking for more is an error.
+    /// The weather of the cities `0..cities`. `uniform` has no seed: it is the same for all.
+    /// `plausible` has as many cities as the shipped directory, and asking for more is an error.
     pub fn new(kind: WeatherKind, cities: u32, seed: u64) -> Result<Weather, String> {
         match kind {
             WeatherKind::Uniform => {
@@ -88,17 +88,19 @@ impl Weather {
         }
     }
 
-    pub fn cities(&self) -> u32 {
+    #[cfg(test)]
+    fn cities(&self) -> u32 {
         self.keys.ends.len() as u32
     }
 
-    /// The key of city `0..self.cities()`: `city_00042`, or in `plausible` weather the city's `geonameid`, in decimal.
+    /// The key of a city by its number, from 0: `city_00042`, or in `plausible` weather the city's
+    /// `geonameid`, in decimal.
     pub fn city_key(&self, city: u32) -> &str {
         self.keys.get(city as usize)
     }
 
-    /// What city `0..self.cities()` measures. `uniform` changes with the minute, and has no meaning before its
-    /// [`WeatherKind::start`].
+    /// What city `0..self.cities()` measures. `uniform` changes with the minute, and has no meaning
+    /// before its [`WeatherKind::start`].
     pub fn measure(&self, city: u32, at: EventTime) -> Measurement {
         let (temperature, humidity, wind_speed) = match &self.state {
             WeatherModel::Uniform => uniform_measurement(city, at),
@@ -148,7 +150,8 @@ struct Station {
     /// Where it is in the lattice of the passing weather, at the first instant.
     lattice_origin: (f64, f64),
     climate: Climate,
-    /// How far passing weather moves the daily mean, °F, averaged over the year, and how much more in January.
+    /// How far passing weather moves the daily mean, °F, averaged over the year, and how much more
+    /// in January.
     weather_swing: (f64, f64),
     /// How much less the day's range is in January than averaged over the year, as a share.
     january_range_loss: f64,
@@ -163,7 +166,8 @@ const COLDEST_YEAR_SHARE: f64 = 19.0 / DAYS_PER_YEAR;
 /// When the air is at its warmest, as a share of the local solar day: at 15 h.
 const WARMEST_DAY_SHARE: f64 = 15.0 / 24.0;
 
-/// Cells of passing weather: 12° of longitude, 9° of latitude, 2.5 days; it moves 7° eastwards a day.
+/// Cells of passing weather: 12° of longitude, 9° of latitude, 2.5 days; it moves 7° eastwards a
+/// day.
 const CELLS_AROUND: u64 = 30;
 const CELL_LONGITUDE: f64 = 360.0 / CELLS_AROUND as f64;
 const CELL_LATITUDE: f64 = 9.0;
@@ -223,8 +227,8 @@ impl Station {
         )
     }
 
-    /// Three unrelated fields of passing weather, each in -1..1, smooth in place and time: the values at the corners of
-    /// the lattice, interpolated.
+    /// Three unrelated fields of passing weather, each in -1..1, smooth in place and time: the
+    /// values at the corners of the lattice, interpolated.
     fn passing_weather(&self, days: f64, seed: u64) -> [f64; 3] {
         let time = days / CELL_DAYS;
         // The lattice itself drifts: what is here now was to the west.
@@ -261,8 +265,8 @@ fn smooth_cell(value: f64) -> (i64, f64) {
     (cell as i64, part * part * (3.0 - 2.0 * part))
 }
 
-/// % at a temperature and dew point in °F, by the Magnus form with Alduchov and Eskridge's constants (1996). Above 100
-/// where the dew point is the greater.
+/// % at a temperature and dew point in °F, by the Magnus form with Alduchov and Eskridge's
+/// constants (1996). Above 100 where the dew point is the greater.
 fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
     let magnus = |fahrenheit: f64| {
         let celsius = (fahrenheit - 32.0) / 1.8;

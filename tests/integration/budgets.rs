@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use swelter::config::Config;
-use swelter::config::layers::ConfigLayers;
-use swelter::serve::memory::{max_client_memory, memory_limits};
-use swelter::serve::read_rate::{MIN_CONTENDED_READ_RATE, MIN_READ_RATE};
-use swelter::serve::view::MAX_PENDING_QUERIES;
-use swelter::serve::ws::name_limits::session_names_bytes;
+use swelter::internals::config::Config;
+use swelter::internals::config::layers::ConfigLayers;
+use swelter::internals::serve::memory::{max_client_memory, memory_limits};
+use swelter::internals::serve::read_rate::{MIN_CONTENDED_READ_RATE, MIN_READ_RATE};
+use swelter::internals::serve::view::MAX_PENDING_QUERIES;
+use swelter::internals::serve::ws::name_limits::session_names_bytes;
 
 fn limits_page() -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md")).unwrap()

@@ -177,7 +177,8 @@ fn duckdb_reads_checkpoints() {
     for city in served.as_array().unwrap() {
         let current = &city["current"];
         let heat_index = (current["heat_index"].as_f64().unwrap() * 1e6).round() as i64;
-        let at = current["reading_at"].as_str().unwrap().parse::<swelter::model::EventTime>().unwrap();
+        let at =
+            current["reading_at"].as_str().unwrap().parse::<swelter::internals::model::EventTime>().unwrap();
         assert_eq!(rows[city["city"].as_str().unwrap()], (heat_index, at.millis()), "{city}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::support::{HttpResponse, ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
 

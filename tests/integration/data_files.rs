@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::dead_letters::run_dead_letters;
 use crate::support::checkpoint_files::published_manifests;

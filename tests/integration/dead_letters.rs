@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Output;
 
 use serde_json::Value;
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use crate::support::{ServiceProcess, get, post, swelter_command, wait_for};
 

@@ -6,8 +6,8 @@
 use std::thread;
 
 use proptest::prelude::*;
-use swelter::dataflow::heat_index::{Formula, lu_romps, nws, rothfusz};
-use swelter::model::{Category, HeatIndex, Measurement};
+use swelter::internals::dataflow::heat_index::{Formula, lu_romps, nws, rothfusz};
+use swelter::internals::model::{Category, HeatIndex, Measurement};
 
 const REFERENCE_CSV: &str = include_str!("../reference/heat_index_reference.csv");
 const NWS_CHART_CSV: &str = include_str!("../reference/nws_chart.csv");

@@ -10,9 +10,10 @@ use crate::imports::{Imports, rust_files};
 /// Layer, module, and the modules of its own layer that it may import.
 const LAYERS: &[(u8, &str, &[&str])] = &[
     (0, "child_tests", &[]),
+    (0, "test_hooks", &[]),
     (0, "fault", &[]),
-    (0, "panics", &[]),
-    (0, "model", &["panics"]),
+    (0, "panics", &["test_hooks"]),
+    (0, "model", &["panics", "test_hooks"]),
     (1, "codec", &[]),
     (1, "admission", &[]),
     (1, "directory", &[]),
@@ -29,9 +30,10 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
     (3, "run", &["worker", "cluster", "config"]),
     (3, "cli", &["run", "cluster", "config"]),
     (4, "fuzzing", &[]),
-    (4, "main", &[]),
-    // The crate root only lists the modules.
+    // The crate root and what it shows of the modules.
+    (4, "internals", &["fuzzing"]),
     (4, "lib", &[]),
+    (4, "main", &["lib"]),
 ];
 
 /// Outer crates, and the modules that may name them.
@@ -78,6 +80,24 @@ fn only_the_modules_of_the_map_name_outer_crates() {
             assert!(!is_named || modules.contains(&top_module(file)), "{file} names {}", names[0]);
         }
     }
+}
+
+/// Hooks change what a built program does, so all are in the one file that only the feature `test-hooks` compiles.
+#[test]
+fn test_hooks_are_in_one_file() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for path in rust_files(&src) {
+        let name = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        let has_variable =
+            ["SWELTER_TEST_", "SWELTER_PANIC_POINT"].iter().any(|prefix| code.contains(prefix));
+        let may_have = name == "test_hooks.rs" || name.split(['/', '.']).any(|part| part == "tests");
+        assert!(!has_variable || may_have, "{name} has a hook of its own: move it to test_hooks.rs");
+    }
+    let manifest = fs::read_to_string(src.with_file_name("Cargo.toml")).unwrap();
+    let features = manifest.split("[features]").nth(1).unwrap().split("\n[").next().unwrap();
+    assert!(!features.contains("default"), "no feature may be a default one:{features}");
 }
 
 #[test]

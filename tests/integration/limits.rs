@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, getuid, setrlimit};
 use serde_json::Value;
-use swelter::model::{Measurement, ReadingEvent};
+use swelter::internals::model::{Measurement, ReadingEvent};
 
 use crate::support::http::KeepAliveClient;
 use crate::support::{

@@ -18,7 +18,7 @@ fn places_file_is_served_and_searched() {
     let config = format!("places = '{}'\n", path.display());
     let service = ServiceProcess::start(&folder.path().join("data"), &config).wait_until_ready();
     let now = jiff::Timestamp::now().as_millisecond();
-    let at = swelter::model::EventTime::from_millis(now).unwrap().to_string();
+    let at = swelter::internals::model::EventTime::from_millis(now).unwrap().to_string();
     let reading = |city: &str| json!({"city": city, "reading_at": at, "temperature": 80, "humidity": 50});
     let body = json!([reading("roof"), reading("5128581"), reading("nowhere")]).to_string();
     assert_eq!(post(&service.address, "application/json", &body).unwrap().status, 200);

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use swelter::codec::{
+use swelter::internals::codec::{
     CURRENT_SCHEMA, DecodeSettings, READING_SCHEMA, ROW_SCHEMA, RecordFields, push_wire_header,
     reading_to_avro,
 };
-use swelter::model::{EventTime, Reason};
-use swelter::registry::{
+use swelter::internals::model::{EventTime, Reason};
+use swelter::internals::registry::{
     AvroRecordDecoder, DecodeResult, RegistryClient, RegistryError, RegistryResponse, RegistrySettings,
     ResponseRecorder, SchemaCache, SchemaLookup, fetch_and_record,
 };
@@ -370,7 +370,8 @@ fn recreated_registry_schema_contradicts_recorded_response() {
     let id = registry_client(&server).register_schema("readings-value", READING_SCHEMA).unwrap();
     let recorded = registry_client(&server).fetch_schema(id).unwrap();
     let known = |recorded: &RegistryResponse| vec![(id, recorded.clone())];
-    let never = || -> swelter::registry::ResponseFetcher { Box::new(|_| Err("not to be asked".into())) };
+    let never =
+        || -> swelter::internals::registry::ResponseFetcher { Box::new(|_| Err("not to be asked".into())) };
 
     // The same registry, and a response that was recorded with other white space.
     let RegistryResponse::Avro { schema, references } = &recorded else { panic!("{recorded:?}") };

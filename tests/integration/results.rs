@@ -9,9 +9,9 @@ use std::fmt::Debug;
 use std::ops::ControlFlow;
 
 use proptest::prelude::*;
-use swelter::admission::{Admission, AdmissionRules};
-use swelter::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
-use swelter::model::{
+use swelter::internals::admission::{Admission, AdmissionRules};
+use swelter::internals::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
+use swelter::internals::model::{
     CheckpointBarrier, CityId, CityNames, CitySnapshot, EventTime, Measurement, OutcomeKind, PartitionIndex,
     ReadingEvent,
 };

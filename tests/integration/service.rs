@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use swelter::run::data_dir::DataDir;
+use swelter::internals::run::data_dir::DataDir;
 
 use crate::support::http::KeepAliveClient;
 use crate::support::{ServiceBuilder, ServiceProcess, get, post, swelter_command, wait_for};
@@ -20,7 +20,7 @@ fn reading(city: &str, minutes_ago: i64, temperature: f64) -> String {
 }
 
 fn reading_at(city: &str, at: i64, temperature: f64) -> String {
-    let at = swelter::model::EventTime::from_millis(at).unwrap();
+    let at = swelter::internals::model::EventTime::from_millis(at).unwrap();
     format!(r#"{{"city":"{city}","reading_at":"{at}","temperature":{temperature},"humidity":50}}"#)
 }
 
@@ -105,7 +105,7 @@ fn file_generator_and_post_sources_are_served_together() {
         let service = ServiceProcess::start(&data, &config).wait_until_ready();
         let posted = post(&service.address, "application/json", &reading("posted", start, 85.0)).unwrap();
         assert_eq!(posted.status, 200, "{}", posted.body);
-        let made_up = &swelter::directory::Directory::shipped().cities()[19].id.to_string();
+        let made_up = &swelter::internals::directory::Directory::shipped().cities()[19].id.to_string();
         for city in ["old", "grows", "posted", made_up] {
             wait_for(city, || current_row(&service, city).filter(|row| !row.is_null()));
         }

@@ -76,7 +76,7 @@ fn unknown_fields_are_counted_and_named_once() {
         .wait_until_ready();
     let at = |minutes: i64| {
         let millis = jiff::Timestamp::now().as_millisecond() - minutes * 60_000;
-        swelter::model::EventTime::from_millis(millis).unwrap().to_string()
+        swelter::internals::model::EventTime::from_millis(millis).unwrap().to_string()
     };
     let reading = |minutes: i64| json!({"city": "x", "reading_at": at(minutes), "temperature": 86.18, "humidity": 50, "unit": "C"});
     let body = Value::from(vec![reading(3), reading(2), reading(1)]).to_string();

@@ -1,4 +1,4 @@
-//! What a person is told of a store that speaks S3 and does not do what it is asked.
+//! Error texts and warnings for an S3 store that fails or is slow.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use object_store::Error;
 
-use super::CheckpointLocation;
+use super::location::CheckpointLocation;
 
-/// A request that takes longer is spoken of.
+/// A slower request is logged.
 pub(super) const SLOW_REQUEST_THRESHOLD: Duration = Duration::from_secs(5);
-/// Between two such lines.
+/// The time between two such log lines.
 const SLOW_REQUEST_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// As the client reads them, the first that is there.
+/// In the client's order: the first that is set counts.
 const ENDPOINT_VARIABLES: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
 
 /// What to do about a failed request, with the endpoint that it went to.
@@ -41,7 +41,7 @@ pub(super) fn remedy_of_no_answer() -> String {
     )
 }
 
-/// Says that a request waits for the store; at most once a minute, however many wait.
+/// Logs that a request waits for the store, at most once a minute however many wait.
 pub(super) fn log_slow_request(place: &CheckpointLocation, path: &str, most: Duration) {
     static LAST_LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
     let mut told = LAST_LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,7 +63,7 @@ fn configured_endpoint() -> String {
     given.map_or_else(|| "of AWS, as AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
 }
 
-/// A user and password of a URL are not for logs.
+/// Removes user and password from a URL, for logs.
 fn redact_user(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.into() };
     let end = rest.find('/').unwrap_or(rest.len());

@@ -1,4 +1,4 @@
-//! Objects read back: never more of one than whoever asks expects.
+//! Reading objects: never more bytes of an object than the caller expects.
 
 use std::ops::Range;
 use std::path::Path as FilePath;
@@ -8,26 +8,26 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _};
 
-use super::{BlobStore, MAX_CONCURRENT_REQUESTS, StoreClient};
-use crate::checkpoint::CheckpointError;
+use super::blob_store::{BlobStore, MAX_CONCURRENT_REQUESTS, StoreClient};
+use crate::checkpoint::error::CheckpointError;
 use crate::fault::{self, RetryBackoff};
 
-/// What is read at a time of an object that is larger, so that no request takes long.
-pub(in crate::checkpoint) const READ_PIECE_BYTES: u64 = 4 << 20;
+/// Larger objects are read in pieces of this size, so that no request takes long.
+pub(crate) const READ_PIECE_BYTES: u64 = 4 << 20;
 /// Larger than any object that this program writes.
-pub(in crate::checkpoint) const MAX_OBJECT_BYTES: u64 = 8 << 30;
+pub(crate) const MAX_OBJECT_BYTES: u64 = 8 << 30;
 
-/// What there is under a name.
+/// The result of reading an object.
 #[derive(Debug, PartialEq, Eq)]
 pub enum FetchResult {
     Missing,
-    /// It has so many bytes, which is not what was asked for: none of them was read.
+    /// The object has this many bytes, not as many as asked for. Nothing was read.
     SizeMismatch(u64),
     Content(Bytes),
 }
 
 impl FetchResult {
-    /// The content, or in words why there is none.
+    /// The content, or an error text that follows the object's path.
     pub fn into_content(self, wanted: &str) -> Result<Bytes, String> {
         match self {
             FetchResult::Content(content) => Ok(content),
@@ -38,12 +38,12 @@ impl FetchResult {
 }
 
 impl BlobStore {
-    /// The content of an object of at most so many bytes.
+    /// Reads an object of at most `most` bytes.
     pub fn get_object(&self, path: &str, most: u64) -> Result<FetchResult, CheckpointError> {
         self.handle.block_on(self.client.fetch_object(path, 0..most + 1))
     }
 
-    /// The content of an object of just so many bytes.
+    /// Reads an object of exactly `bytes` bytes.
     pub fn get_object_of_size(&self, path: &str, bytes: u64) -> Result<FetchResult, CheckpointError> {
         if bytes > MAX_OBJECT_BYTES {
             return Ok(FetchResult::SizeMismatch(bytes));
@@ -51,8 +51,8 @@ impl BlobStore {
         self.handle.block_on(self.client.fetch_object(path, bytes..bytes + 1))
     }
 
-    /// Many small objects at once, in their order.
-    pub(in crate::checkpoint) fn get_objects(
+    /// Reads many small objects at once; the results are in the order of `paths`.
+    pub(crate) fn get_objects(
         &self,
         paths: &[String],
         most: u64,
@@ -63,9 +63,9 @@ impl BlobStore {
         })
     }
 
-    /// Gives an object of just so many bytes in pieces, in their order, without holding more than one. Says what there is instead;
-    /// nothing where all was given.
-    pub(in crate::checkpoint) fn read_pieces(
+    /// Calls `each` with the pieces of an object of exactly `bytes` bytes, in order, one at a time.
+    /// Returns `None` if all was read, else what the store has instead.
+    pub(crate) fn read_pieces(
         &self,
         path: &str,
         bytes: u64,
@@ -102,8 +102,8 @@ impl StoreClient {
         self.with_operation_timeout(path, self.retry_transient(path, size)).await
     }
 
-    /// Tries again while a fault of the host may pass, such as too many open files. A store that speaks S3 is asked again by its
-    /// client.
+    /// Retries while an error of the host may be temporary, such as too many open files. Requests
+    /// to an S3 store are retried by its client.
     async fn retry_transient<T>(
         &self,
         path: &str,
@@ -132,7 +132,7 @@ impl StoreClient {
         self.with_operation_timeout(path, self.retry_transient(path, piece)).await
     }
 
-    /// The content, where its size is one of these; the size is known before anything is read.
+    /// Reads an object if its size is in `sizes`. The size is known before anything is read.
     async fn fetch_object(&self, path: &str, sizes: Range<u64>) -> Result<FetchResult, CheckpointError> {
         let fetch = async || {
             let found = match self.objects.get(&Path::from(path)).await {

@@ -1,4 +1,5 @@
-//! Every file of every checkpoint, damaged in every way: the best one that is whole is used, and never a wrong state.
+//! Every file of every checkpoint, damaged in every way: the best one that is whole is used, and
+//! never a wrong state.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,7 +25,8 @@ fn chains(checkpoints: &Checkpoints) -> Vec<(Manifest, BTreeMap<String, FlatCity
     all
 }
 
-/// As a start does it: the newest is loaded; of what is found damaged just that file is set aside, and the next one is tried.
+/// As a start does it: the newest is loaded; of what is found damaged just that file is set aside,
+/// and the next one is tried.
 fn start(checkpoints: &Checkpoints) -> Option<(u64, BTreeMap<String, FlatCity>)> {
     for _ in 0..10 {
         let newest =

@@ -82,7 +82,8 @@ fn increments() -> impl Strategy<Value = Vec<Increment>> {
     prop::collection::vec(one, 0..5)
 }
 
-/// What an increment says of a city that changes into `after` from `since` on, and what the city is then.
+/// What an increment says of a city that changes into `after` from `since` on, and what the city is
+/// then.
 fn changed(before: Option<&FlatCity>, after: CitySnapshot, share: u8) -> (CitySnapshot, FlatCity) {
     let mut all = all_readings(&after);
     all.sort_by_key(|reading| reading.reading_at);

@@ -122,7 +122,8 @@ impl SubscribeClient {
         }
     }
 
-    /// Half of it is random, so that the clients of a service that restarts do not all come at once.
+    /// Half of it is random, so that the clients of a service that restarts do not all come at
+    /// once.
     fn reconnect_delay(&self, attempts: u32) -> Duration {
         let full = self
             .reconnect_policy
@@ -267,7 +268,8 @@ impl SubscribeClient {
         Ok(SessionStage::Live)
     }
 
-    /// What has no row yet of all that was asked for; silence would look like a service that has failed.
+    /// What has no row yet of all that was asked for; silence would look like a service that has
+    /// failed.
     fn cities_without_rows_notice(&self) -> Option<String> {
         let Some(cities) = self.subscription_request.get("cities").and_then(Value::as_array) else {
             let none = "no city there has a reading yet: waiting for the first one";

@@ -29,9 +29,10 @@ use crate::model::{TemperatureUnit, WindUnit};
 
 /// Show a service's results as they change
 ///
-/// First come the rows that there are, then every change: each as a line with the time, the city, its heat index, the rolling
-/// mean and the category. A current row that is older than the service's results.stale_after is marked as stale, with its age. A
-/// lost connection is taken up where it ended. Ctrl-C ends it.
+/// First come the rows that there are, then every change: each as a line with the time, the city,
+/// its heat index, the rolling mean and the category. A current row that is older than the
+/// service's results.stale_after is marked as stale, with its age. A lost connection is taken up
+/// where it ended. Ctrl-C ends it.
 #[derive(Args, Debug)]
 pub struct SubscribeArgs {
     /// Where the service is, as in http://127.0.0.1:8080 or wss://example.org
@@ -54,7 +55,8 @@ pub struct SubscribeArgs {
     /// The unit of wind speeds, in the same way
     #[arg(long, value_name = "UNIT")]
     output_wind_units: Option<WindUnit>,
-    /// Write one JSON object a line: upsert and removal with a row, reset (forget all rows), snapshot_end
+    /// Write one JSON object a line: upsert and removal with a row, reset (forget all rows),
+    /// snapshot_end
     #[arg(long)]
     json: bool,
     /// A file with the bearer token

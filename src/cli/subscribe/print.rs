@@ -57,7 +57,8 @@ impl ServiceClock {
 }
 
 impl OutputStyle {
-    /// Adds a line; false where the row is not one. With a clock the row is a current one, and may be stale.
+    /// Adds a line; false where the row is not one. With a clock the row is a current one, and may
+    /// be stale.
     pub fn push_upsert(
         self,
         as_of: u64,

@@ -349,7 +349,8 @@ async fn text_output_prints_one_line_per_row() {
     );
 }
 
-/// By the service's clock, which may be far from this host's; a service of before says nothing of it.
+/// By the service's clock, which may be far from this host's; a service of before says nothing of
+/// it.
 #[tokio::test]
 async fn text_output_marks_stale_current_rows() {
     let now = "2025-11-24T21:30:00Z".parse::<EventTime>().unwrap().millis();

@@ -31,7 +31,6 @@ pub struct AvroDecoder {
     types: AvroTypes,
     /// The number of unknown fields in each record.
     unknown_fields_per_record: u64,
-    ignored_fields: u64,
 }
 
 impl AvroDecoder {
@@ -66,7 +65,6 @@ impl AvroDecoder {
             fields: parts,
             types: shapes,
             unknown_fields_per_record: unknown_fields,
-            ignored_fields: 0,
         })
     }
 
@@ -101,7 +99,6 @@ impl AvroDecoder {
         if cursor.remaining_bytes() > 0 {
             return Err(not_decodable("bytes are left over", None, datum.len() - cursor.remaining_bytes()));
         }
-        self.ignored_fields += self.unknown_fields_per_record;
         if self.unknown_fields_per_record > 0 {
             UnknownFields::count_known(self.unknown_fields_per_record);
         }
@@ -111,9 +108,10 @@ impl AvroDecoder {
         record.decode_upsert(&self.settings)
     }
 
-    /// The number of fields so far that a reading does not have.
-    pub fn ignored_fields(&self) -> u64 {
-        self.ignored_fields
+    /// The number of fields of each record that a reading does not have.
+    #[cfg(test)]
+    pub fn unknown_fields_per_record(&self) -> u64 {
+        self.unknown_fields_per_record
     }
 }
 

@@ -9,8 +9,11 @@ use super::{ColumnNames, OptionProblem, TimeFormat};
 /// How the records of a source are written. Each option affects what the records mean.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadOptions {
+    /// Units, and what a time without an offset means.
     pub settings: DecodeSettings,
+    /// Names of fields, and how times and numbers are written.
     pub record: RecordOptions,
+    /// How a text file is laid out.
     pub layout: TextLayout,
 }
 

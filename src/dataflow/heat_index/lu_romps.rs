@@ -1,10 +1,11 @@
 //! The heat index of Lu and Romps, from tables that are filled from its definition.
 //!
-//! The definition solves two equations. The first gives the state of a body in the air of the reading: how much its
-//! skin must resist the flow of heat to keep the core at 310 K or, where even no resistance is too much, at what rate
-//! the body gains heat. The second asks at what temperature of reference air the body is in that same state. The state
-//! is one number, so the second equation is two curves that can be tabulated. So is the first where sweat drips; where
-//! it evaporates, Newton's method solves it.
+//! The definition solves two equations. The first gives the state of a body in the air of the
+//! reading: how much its skin must resist the flow of heat to keep the core at 310 K or, where even
+//! no resistance is too much, at what rate the body gains heat. The second asks at what temperature
+//! of reference air the body is in that same state. The state is one number, so the second equation
+//! is two curves that can be tabulated. So is the first where sweat drips; where it evaporates,
+//! Newton's method solves it.
 
 use std::sync::LazyLock;
 
@@ -15,8 +16,8 @@ const CORE_TEMPERATURE: f64 = 310.0;
 /// Triple point of water, K, and its pressure, Pa.
 const TRIPLE_POINT: f64 = 273.16;
 const TRIPLE_PRESSURE: f64 = 611.65;
-/// Gas constants of dry air and water vapour, heat capacities of vapour (at constant volume and pressure), liquid
-/// water, ice and air (at constant pressure), J/kg/K.
+/// Gas constants of dry air and water vapour, heat capacities of vapour (at constant volume and
+/// pressure), liquid water, ice and air (at constant pressure), J/kg/K.
 const GAS_AIR: f64 = 287.04;
 const GAS_VAPOUR: f64 = 461.0;
 const VAPOUR_CV: f64 = 1418.0;
@@ -24,7 +25,8 @@ const VAPOUR_CP: f64 = 1879.0;
 const WATER_C: f64 = 4119.0;
 const ICE_C: f64 = 1861.0;
 const AIR_CP: f64 = 719.0 + GAS_AIR;
-/// Differences of specific internal energy at the triple point, vapour over water and water over ice, J/kg.
+/// Differences of specific internal energy at the triple point, vapour over water and water over
+/// ice, J/kg.
 const VAPORIZATION: f64 = 2.3740e6;
 const FUSION: f64 = 0.3337e6;
 /// Latent heat of vaporization at the core temperature, J/kg: the form of 2025 states it, rounded.
@@ -38,27 +40,32 @@ const BREATH: f64 = 1.43e-6;
 /// Heat lost by breathing, W/m², per K and per Pa that the air has less than the core.
 const BREATH_PER_K: f64 = BREATH * METABOLISM * AIR_CP;
 const BREATH_PER_PA: f64 = BREATH * METABOLISM * LATENT_HEAT * GAS_AIR / (AIR_PRESSURE * GAS_VAPOUR);
-/// What naked skin gives to the air: by convection, W/m²/K, by radiation, W/m²/K⁴, and as vapour, against Pa m²/W.
+/// What naked skin gives to the air: by convection, W/m²/K, by radiation, W/m²/K⁴, and as vapour,
+/// against Pa m²/W.
 const CONVECTION: f64 = 12.3;
 const RADIATION: f64 = 0.97 * 0.80 * 5.67e-8;
 const AIR_RESISTANCE: f64 = 60.6 / CONVECTION;
 /// The skin resists vapour by this times the fifth power of how it resists heat.
 const SKIN_VAPOUR: f64 = 6e8;
-/// The vapour pressure of sweat, over that of pure water, and that of the core, Pa (a test computes it).
+/// The vapour pressure of sweat, over that of pure water, and that of the core, Pa (a test computes
+/// it).
 const SWEAT_VAPOUR_RATIO: f64 = 0.9;
 const CORE_VAPOUR: f64 = 5612.299124343398;
 
-/// Air temperatures from and to which readings and reference air are tabulated, K: what is accepted, and some room.
+/// Air temperatures from and to which readings and reference air are tabulated, K: what is
+/// accepted, and some room.
 const MIN_AIR_TEMPERATURE: f64 = 183.0;
 const MAX_AIR_TEMPERATURE: f64 = 333.5;
-/// Where sweat drips, skin is warmer than this, K (by a degree and more, in accepted readings and their reference).
+/// Where sweat drips, skin is warmer than this, K (by a degree and more, in accepted readings and
+/// their reference).
 const DRIPPING_SKIN_MIN: f64 = 303.0;
 /// In no accepted reading does a body gain more heat than this, W/m².
 const MAX_GAIN: f64 = 3600.0;
 
-/// The heat index of Lu and Romps, in °F, for `t` in °F (-130 to 140) and `rh` in % (0 to 100; over ice below the
-/// triple point): the model of "Extending the heat index" (Lu and Romps 2022, doi:10.1175/jamc-d-22-0021.1) in its
-/// authors' simpler form of 2025, which leaves out clothing. Within 1e-6 °F of that definition.
+/// The heat index of Lu and Romps, in °F, for `t` in °F (-130 to 140) and `rh` in % (0 to 100; over
+/// ice below the triple point): the model of "Extending the heat index" (Lu and Romps 2022,
+/// doi:10.1175/jamc-d-22-0021.1) in its authors' simpler form of 2025, which leaves out clothing.
+/// Within 1e-6 °F of that definition.
 pub fn lu_romps(t: f64, rh: f64) -> f64 {
     let tables = &*TABLES;
     let (temperature, humidity) = ((t - 32.0) / 1.8 + 273.15, rh / 100.0);
@@ -113,7 +120,8 @@ impl Air {
         (skin - t) * (CONVECTION + RADIATION * (skin * skin + t * t) * (skin + t))
     }
 
-    /// Heat lost by sweat that evaporates from skin of `skin` K, and how fast that rises with `skin`.
+    /// Heat lost by sweat that evaporates from skin of `skin` K, and how fast that rises with
+    /// `skin`.
     fn evaporation(&self, skin: f64) -> (f64, f64) {
         let resistance = (CORE_TEMPERATURE - skin) / self.heat;
         let fourth = SKIN_VAPOUR * (resistance * resistance) * (resistance * resistance);
@@ -159,7 +167,8 @@ fn reference_of_gain(gain: f64) -> f64 {
     bisect_root(340.0, 1000.0, |t| Air::reference(t).gain() - gain)
 }
 
-/// Where `f`, which rises, passes zero between `low` and `high`: bisected until nothing lies between.
+/// Where `f`, which rises, passes zero between `low` and `high`: bisected until nothing lies
+/// between.
 fn bisect_root(mut low: f64, mut high: f64, f: impl Fn(f64) -> f64) -> f64 {
     loop {
         let middle = 0.5 * (low + high);
@@ -202,8 +211,8 @@ impl Tables {
                 Air::new(temperature, vapour).dry_skin()
             })
         });
-        // The curve bends sharply where reference skin begins to drip, vapour stops rising, and ice melts. The bend at
-        // 300 K is smooth, but tight.
+        // The curve bends sharply where reference skin begins to drip, vapour stops rising, and ice
+        // melts. The bend at 300 K is smooth, but tight.
         let drips = bisect_root(320.0, 340.0, |t| {
             let air = Air::reference(t);
             let skin = CORE_TEMPERATURE - air.resistance() * air.heat;
@@ -231,8 +240,8 @@ impl Tables {
     fn skin(&self, air: &Air, humidity: f64) -> f64 {
         let t = air.temperature;
         let loss = air.heat + CONVECTION * t + RADIATION * (t * t) * (t * t) + air.vapour / AIR_RESISTANCE;
-        // Both losses by sweat rise with the temperature of the skin: the less of them is the one that asks for the
-        // warmer skin.
+        // Both losses by sweat rise with the temperature of the skin: the less of them is the one
+        // that asks for the warmer skin.
         if loss > self.dripping_from {
             let skin = self.dripping_skin.at(loss);
             if air.evaporation(skin).0 >= air.heat - air.dry_loss(skin) {
@@ -275,7 +284,8 @@ struct Stretch {
     pieces: Vec<[f64; NODES.len()]>,
 }
 
-/// Where in a piece, from 0 to 1, its polynomial is exact: the extrema of a Chebyshev polynomial, with the ends.
+/// Where in a piece, from 0 to 1, its polynomial is exact: the extrema of a Chebyshev polynomial,
+/// with the ends.
 const NODES: [f64; 6] = [
     0.0,
     1.0,

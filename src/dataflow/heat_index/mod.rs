@@ -1,7 +1,7 @@
 //! Heat indexes of single readings: pure functions, and the choice between them.
 //!
-//! Only `+ - * /`, square roots and the `libm` crate are used, in a fixed order of evaluation, so that every host
-//! computes the same bits.
+//! Only `+ - * /`, square roots and the `libm` crate are used, in a fixed order of evaluation, so
+//! that every host computes the same bits.
 
 mod lu_romps;
 
@@ -17,13 +17,13 @@ pub use lu_romps::lu_romps;
 /// Which heat index readings get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 pub enum Formula {
-    /// The plain regression of Rothfusz at any temperature and humidity: for parity with what computes so; it means
-    /// nothing in mild, cold or dry air
+    /// The plain regression of Rothfusz at any temperature and humidity: for parity with what
+    /// computes so; it means nothing in mild, cold or dry air
     #[serde(rename = "rothfusz")]
     #[value(name = "rothfusz")]
     Rothfusz,
-    /// The US National Weather Service's, as its calculator computes it: the regression with its adjustments, a simpler
-    /// formula in mild air, and the temperature itself in cold air
+    /// The US National Weather Service's, as its calculator computes it: the regression with its
+    /// adjustments, a simpler formula in mild air, and the temperature itself in cold air
     #[default]
     #[serde(rename = "nws")]
     #[value(name = "nws")]
@@ -35,9 +35,9 @@ pub enum Formula {
 }
 
 impl Formula {
-    /// The heat index of a reading, and its category. The category is that of the National Weather Service's heat
-    /// index except with [`Formula::LuRomps`]: the bare regression means nothing in mild or dry air.
-    /// Humidities above 100 % count as 100 %.
+    /// The heat index of a reading, and its category. The category is that of the National Weather
+    /// Service's heat index except with [`Formula::LuRomps`]: the bare regression means nothing in
+    /// mild or dry air. Humidities above 100 % count as 100 %.
     #[inline]
     pub fn evaluate(self, measurement: &Measurement) -> (HeatIndex, Category) {
         let (t, rh) = (measurement.temperature(), measurement.humidity().min(100.0));
@@ -52,7 +52,8 @@ impl Formula {
         }
     }
 
-    /// Whether the formula was made for readings like this one: plain `rothfusz` is not below [`ROTHFUSZ_FROM`].
+    /// Whether the formula was made for readings like this one: plain `rothfusz` is not below
+    /// [`ROTHFUSZ_FROM`].
     #[inline]
     pub fn is_made_for(self, measurement: &Measurement) -> bool {
         self != Formula::Rothfusz || measurement.temperature() >= ROTHFUSZ_MIN_FAHRENHEIT
@@ -101,16 +102,18 @@ fn with_category(fahrenheit: f64) -> (HeatIndex, Category) {
     (heat_index, Category::of(heat_index))
 }
 
-/// °F: "the Rothfusz regression is not appropriate when conditions of temperature and humidity warrant a heat index value below
-/// about 80 degrees F" (<https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml>).
+/// °F: "the Rothfusz regression is not appropriate when conditions of temperature and humidity
+/// warrant a heat index value below about 80 degrees F"
+/// (<https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml>).
 pub const ROTHFUSZ_MIN_FAHRENHEIT: f64 = 80.0;
 
-/// The regression of L. P. Rothfusz (National Weather Service technical attachment SR 90-23, 1990), in °F, for `t` in
-/// °F and `rh` in % (0 to 100). It was fitted to heat indexes from about 80 °F upwards and is evaluated everywhere.
+/// The regression of L. P. Rothfusz (National Weather Service technical attachment SR 90-23, 1990),
+/// in °F, for `t` in °F and `rh` in % (0 to 100). It was fitted to heat indexes from about 80 °F
+/// upwards and is evaluated everywhere.
 #[inline]
 pub fn rothfusz(t: f64, rh: f64) -> f64 {
-    // Whole degrees and percents often give a result halfway between two micro-degrees: the order of the terms and
-    // of their factors decides which way it rounds.
+    // Whole degrees and percents often give a result halfway between two micro-degrees: the order
+    // of the terms and of their factors decides which way it rounds.
     -42.379 + 2.04901523 * t + 10.14333127 * rh
         - 0.22475541 * t * rh
         - 0.00683783 * t * t
@@ -120,12 +123,14 @@ pub fn rothfusz(t: f64, rh: f64) -> f64 {
         - 0.00000199 * t * t * rh * rh
 }
 
-/// The heat index of the US National Weather Service, in °F, for `t` in °F and `rh` in % (0 to 100), as its own calculator
-/// computes it (<https://www.wpc.ncep.noaa.gov/html/heatindex.shtml>): the temperature up to 40 °F, a simple formula where that
-/// gives at most 79 °F, otherwise the regression with an adjustment for very dry or very humid air.
+/// The heat index of the US National Weather Service, in °F, for `t` in °F and `rh` in % (0 to
+/// 100), as its own calculator computes it (<https://www.wpc.ncep.noaa.gov/html/heatindex.shtml>):
+/// the temperature up to 40 °F, a simple formula where that gives at most 79 °F, otherwise the
+/// regression with an adjustment for very dry or very humid air.
 ///
-/// Its [description](https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml) speaks of the mean of the simple formula and
-/// the temperature: the formula is that mean already. It jumps where its parts meet, as the calculator does.
+/// Its [description](https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml) speaks of the
+/// mean of the simple formula and the temperature: the formula is that mean already. It jumps where
+/// its parts meet, as the calculator does.
 #[inline]
 pub fn nws(t: f64, rh: f64) -> f64 {
     nws_given(t, rh, || rothfusz(t, rh))

@@ -53,6 +53,7 @@ impl Arena {
     }
 
     /// Chunks in use.
+    #[cfg(any(test, feature = "internals"))]
     pub fn len(&self) -> usize {
         self.used as usize - self.free.len()
     }

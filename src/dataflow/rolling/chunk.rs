@@ -47,8 +47,9 @@ impl PackedHeat {
     }
 }
 
-/// How a chunk counts time: ticks of a millisecond, or of a second while all its times are whole seconds, from a base.
-/// So 29 bits reach 6 days or 17 years. One word: the base above a bit that says seconds.
+/// How a chunk counts time: ticks of a millisecond, or of a second while all its times are whole
+/// seconds, from a base. So 29 bits reach 6 days or 17 years. One word: the base above a bit that
+/// says seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeFrame(i64);
 
@@ -97,7 +98,8 @@ impl TimeFrame {
     }
 }
 
-/// A reading as a chunk holds it: its ticks above its [`Held`], so that rows of one chunk sort by time.
+/// A reading as a chunk holds it: its ticks above its [`Held`], so that rows of one chunk sort by
+/// time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PackedRow(u64);
 
@@ -124,8 +126,8 @@ impl PackedRow {
     }
 }
 
-/// Some consecutive readings of a city. The tail chunk of a city is ahead of its header while the city's head appends to
-/// it (see `Store::seal`).
+/// Some consecutive readings of a city. The tail chunk of a city is ahead of its header while the
+/// city's head appends to it (see `Store::seal`).
 #[derive(Debug)]
 pub struct Chunk {
     pub rows: [PackedRow; CHUNK_ROWS],
@@ -169,10 +171,6 @@ impl Chunk {
     #[inline(always)]
     pub fn last_millis(&self) -> i64 {
         self.millis(usize::from(self.len) - 1)
-    }
-
-    pub fn is_full(&self) -> bool {
-        usize::from(self.len) == CHUNK_ROWS
     }
 
     /// The first row at `millis` or later, `len` where there is none.

@@ -1,27 +1,28 @@
-//! The current row of each city: its newest servable one, with its trend and what was measured.
+//! The current row of each city: its newest servable row, with the trend and the measurement.
 
-use super::EpochChanges;
+use super::epoch_changes::EpochChanges;
 use super::hour_ago::HourAgo;
 use super::store::ReadingStore;
 use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};
 
 /// How many of its newest measurements a city keeps.
 const MAX_MEASUREMENTS: usize = 4;
-/// How long before the newest row the row may be that its trend is counted from, both ends included.
+/// How long before the newest row the base of its trend may be, both ends included.
 const TREND_MIN_AGE_MS: i64 = 3_600_000;
 const TREND_MAX_AGE_MS: i64 = 7_200_000;
 
 #[derive(Debug, Default)]
 pub struct CurrentRows {
     cities: Vec<CurrentCity>,
-    /// Cities that the epoch at hand has changed, each once.
+    /// Cities that the current epoch has changed, each once.
     touched: Vec<u32>,
 }
 
 #[derive(Debug, Default)]
 struct CurrentCity {
     emitted_row: Option<CurrentRow>,
-    /// The newest measurements by time, at most [`MEASUREMENTS`]; a withdrawn one leaves and is not replaced.
+    /// The newest measurements by time, at most [`MEASUREMENTS`]. A withdrawn one is removed and
+    /// not replaced.
     measurements: Vec<(i64, Measurement)>,
     hour_ago: Option<Box<HourAgo>>,
     touched: bool,
@@ -42,7 +43,7 @@ impl CurrentRows {
         self.touch_city(city);
     }
 
-    /// The epoch may change the city's current row.
+    /// Notes that the epoch may change the city's current row.
     #[inline]
     pub fn touch_city(&mut self, city: u32) {
         if !std::mem::replace(&mut self.cities[city as usize].touched, true) {
@@ -50,7 +51,8 @@ impl CurrentRows {
         }
     }
 
-    /// A reading was accepted (`Some`) or withdrawn: in log order, so that what is kept depends on the log alone.
+    /// Records an accepted reading (`Some`) or a withdrawal, in log order, so the measurements
+    /// depend on the log alone.
     pub fn record_measurement(&mut self, city: u32, millis: i64, measurement: Option<Measurement>) {
         let state = &mut self.cities[city as usize];
         let place = state.measurements.binary_search_by_key(&millis, |(at, _)| *at);
@@ -67,8 +69,8 @@ impl CurrentRows {
         }
     }
 
-    /// Says which current rows the epoch has changed: the old one with -1, the new one with 1. With `all`, also those that it has
-    /// touched and not changed.
+    /// Collects the changed current rows of the epoch: the old row with -1, the new row with 1.
+    /// With `all`, also the rows that were touched without a change.
     pub fn finish_epoch(&mut self, store: &mut ReadingStore, all: bool, changed: &mut EpochChanges) {
         for city in self.touched.drain(..) {
             let state = &mut self.cities[city as usize];
@@ -96,10 +98,11 @@ impl CurrentRows {
     }
 }
 
-/// Sum and count.
+/// The sum and the count of a window.
 type WindowSum = (i64, u32);
 
-/// The newest servable row and the window, as `(sum, count)`, of the newest servable one from one to two hours before it.
+/// The newest servable row and the window, as `(sum, count)`, of the newest servable one from one
+/// to two hours before it.
 fn newest_row(
     store: &mut ReadingStore,
     city: u32,

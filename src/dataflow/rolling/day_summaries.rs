@@ -1,4 +1,4 @@
-//! Summaries of each city's days, of UTC or a zone, kept while anything can still change them.
+//! Summaries of each city's days, of UTC or of a zone, while an arrival can still change them.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use crate::model::{CityId, DayChange, DaySummary, EventTime, HeatIndex};
 #[derive(Debug)]
 pub struct DaySummaries {
     zone: DayZone,
-    /// The day of the last instant: the next one mostly is of the same.
+    /// The day of the last instant; the next instant is mostly of the same day.
     last_day: Day,
     /// By city: the days whose last instant is not older than the lateness allows.
     open_days: Vec<BTreeMap<i32, OpenDay>>,
-    /// Days that the epoch at hand has changed, each once.
+    /// Days that the current epoch has changed, each once.
     touched_days: Vec<(u32, i32)>,
 }
 
@@ -23,11 +23,11 @@ struct OpenDay {
     readings: u32,
     sum: i64,
     categories: [u32; 5],
-    /// The greatest heat index and when it was first; right unless `stale`.
+    /// The greatest heat index and its first time; valid unless `stale`.
     max_heat: Option<(i64, i64)>,
-    /// The greatest among readings that have left memory, which nothing changes any more.
+    /// The greatest among readings that were retired and cannot change any more.
     retired_max_heat: Option<(i64, i64)>,
-    /// The greatest one was corrected or withdrawn.
+    /// The reading with the greatest heat index was corrected or withdrawn.
     max_is_stale: bool,
     touched: bool,
     emitted: Option<DaySummary>,
@@ -77,7 +77,7 @@ impl DaySummaries {
         }
     }
 
-    /// A reading leaves memory: its day, if still open, must not forget its maximum.
+    /// Notes a retired reading: its day, if still open, must keep its maximum.
     pub fn retire_reading(&mut self, city: u32, millis: i64, held: PackedHeat) {
         let day = self.day_of(millis);
         if let Some(open) = self.open_days[city as usize].get_mut(&day) {
@@ -85,7 +85,7 @@ impl DaySummaries {
         }
     }
 
-    /// Gives `emit` what the epoch has changed, and closes the days that nothing can change any more.
+    /// Calls `emit` with the changes of the epoch, and closes the days that cannot change any more.
     pub fn finish_epoch(&mut self, store: &ReadingStore, mut emit: impl FnMut(DayChange)) {
         for (city, day) in self.touched_days.drain(..) {
             let days = &mut self.open_days[city as usize];
@@ -130,7 +130,7 @@ impl OpenDay {
     }
 }
 
-/// The greater heat index, the earlier one of equals.
+/// The greater heat index; of equal ones the earlier.
 fn greater_heat(held: Option<(i64, i64)>, (micros, millis): (i64, i64)) -> Option<(i64, i64)> {
     match held {
         Some((max, at)) if max > micros || (max == micros && at <= millis) => held,

@@ -1,18 +1,11 @@
-//! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at a time in log order.
+//! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at
+//! a time in log order.
 
 use super::chunk::{CHUNK_ROWS, PackedHeat, TimeFrame};
-use super::part::ReadingsPart;
+use super::part::{ReadingsPart, RowPosition};
 use super::revisions::Revisions;
 use super::store::{AFTER_ALL_TIMES, CityIndex, ReadingStore};
 use crate::model::{OutcomeKind, Revision};
-
-/// A row's place: the index of its part within the city, and its own there. The place behind a part's last row means the
-/// next part's first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RowPosition {
-    pub part: usize,
-    pub row: usize,
-}
 
 /// What an epoch does to one key's reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +15,15 @@ pub struct ReadingDelta {
     pub after: Option<PackedHeat>,
 }
 
-/// How many withdrawals of a city without a reading are remembered, however old they are. Beyond them are those that are no more than
-/// the lateness older than the newest.
+/// How many withdrawals of a city without a reading are remembered, however old they are. Beyond
+/// them are those that are no more than the lateness older than the newest.
 pub const MAX_TOMBSTONES_WITHOUT_READING: usize = 64;
 
 impl ReadingStore {
-    /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a `retried` one only where there
-    /// is neither a reading nor the mark of a withdrawal. Between the first edit of an epoch, which [`Store::begin_edits`]
-    /// precedes, and [`Store::finish_edits`], the city's head is stale.
+    /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a
+    /// `retried` one only where there is neither a reading nor the mark of a withdrawal. Between
+    /// the first edit of an epoch, which [`Store::begin_edits`] precedes, and
+    /// [`Store::finish_edits`], the city's head is stale.
     pub fn edit_reading(
         &mut self,
         city: u32,
@@ -92,7 +86,8 @@ impl ReadingStore {
         }
     }
 
-    /// Remembers a withdrawal. Of a city without a reading no lateness passes it, so their number is limited.
+    /// Remembers a withdrawal. Of a city without a reading no lateness passes it, so their number
+    /// is limited.
     fn record_tombstone(&mut self, city: u32, millis: i64, revision: Option<Revision>) {
         let lateness = self.retention.lateness.millis();
         let CityIndex { tombstones: withdrawn, has_accepted_reading: has_read, .. } =
@@ -107,7 +102,8 @@ impl ReadingStore {
         }
     }
 
-    /// Keeps up the running sums, and what the next snapshot must hold; `same`: key and revision are as they were.
+    /// Keeps up the running sums, and what the next snapshot must hold; `same`: key and revision
+    /// are as they were.
     fn record_edit(&mut self, city: u32, delta: ReadingDelta, same: bool) {
         let (index, head) = (&mut self.index[city as usize], &mut self.heads[city as usize]);
         index.edited_from = index.edited_from.min(match delta.before.or(delta.after) {
@@ -155,7 +151,8 @@ impl ReadingStore {
         }
     }
 
-    /// Inserts a reading at `place`, where [`Store::seek`] found that it belongs; returns where it went.
+    /// Inserts a reading at `place`, where [`Store::seek`] found that it belongs; returns where it
+    /// went.
     fn insert_reading(
         &mut self,
         city: u32,
@@ -185,7 +182,8 @@ impl ReadingStore {
         if !is_full(self, place.part) && self.try_insert_reading(city, place, millis, held) {
             return place;
         }
-        // No frame spans the part and this time, or it is full and begins here: a part of its own, between its neighbours.
+        // No frame spans the part and this time, or it is full and begins here: a part of its own,
+        // between its neighbours.
         if place.row > 0 && place.row < self.part_view(city, place.part).len() {
             self.split_part(city, place);
         }

@@ -1,7 +1,8 @@
-//! The newest row an hour or more before each city's newest: it moves on with every append, so that a trend costs no search.
-//! Whether it is recent enough for a trend is asked at the end.
+//! The newest row at least an hour before each city's newest row. It moves with every append, so a
+//! trend costs no search. Whether the row is recent enough for a trend is checked at the end of an
+//! epoch.
 
-use super::edit::RowPosition;
+use super::part::RowPosition;
 use super::store::{BEFORE_ALL_TIMES, ReadingStore};
 
 /// Rows that are unpacked together.
@@ -10,18 +11,18 @@ const READ_AHEAD_ROWS: usize = 16;
 /// The newest row at or before a limit that mostly moves forward, and its window.
 #[derive(Debug)]
 pub struct HourAgo {
-    /// The row's time, [`NEVER`] where there is none.
+    /// The time of the row; a bound before all times if there is none.
     millis: i64,
-    /// Of its window.
+    /// The sum of its window.
     sum: i64,
     count: u32,
-    /// The first row behind it, and the first of its window.
+    /// The first row after it, and the first row of its window.
     next_row: RowWalker,
     window_start: RowWalker,
 }
 
 impl HourAgo {
-    /// Searches for it; the city must be sealed, with a row behind `limit`.
+    /// Searches for the row. The city must be sealed, with a row after `limit`.
     pub fn find(store: &ReadingStore, city: u32, limit: i64) -> HourAgo {
         let next = store.seek_row(city, limit + 1);
         let at = store.millis_before(city, next);
@@ -37,7 +38,7 @@ impl HourAgo {
         }
     }
 
-    /// Whether it can move on to `limit`: its rows are where they were.
+    /// Whether it can move to `limit`: only if its rows have not moved.
     pub fn can_advance_to(&self, store: &ReadingStore, city: u32, limit: i64) -> bool {
         let index = &store.index[city as usize];
         self.millis <= limit
@@ -45,7 +46,7 @@ impl HourAgo {
             && self.next_row.part < index.first_changed_part
     }
 
-    /// Moves on to `limit`; the city must be sealed, with a row behind it.
+    /// Moves to `limit`. The city must be sealed, with a row after `limit`.
     pub fn advance_to(&mut self, store: &ReadingStore, city: u32, limit: i64) {
         while let Some((millis, micros)) = self.next_row.peek(store, city).filter(|(at, _)| *at <= limit) {
             self.next_row.step();
@@ -60,23 +61,23 @@ impl HourAgo {
         }
     }
 
-    /// Sum and count of its window, if the row is not before `oldest`.
+    /// The sum and count of its window, if the row is not before `oldest`.
     pub fn window(&self, oldest: i64) -> Option<(i64, u32)> {
         (self.count > 0 && self.millis >= oldest).then_some((self.sum, self.count))
     }
 }
 
-/// A place that moves forward over a city's rows, with some of them unpacked.
+/// A cursor that moves forward over a city's rows and unpacks some of them at a time.
 #[derive(Debug)]
 struct RowWalker {
-    /// The number of its part, of all that the city has had.
+    /// The number of its part, counted over all parts that the city has had.
     part: u64,
-    /// In the part, of the first row that is unpacked.
+    /// The index in the part of the first unpacked row.
     row: usize,
     /// Times and heat indexes.
     rows: [(i64, i64); READ_AHEAD_ROWS],
     filled_rows: usize,
-    /// Those that it has passed.
+    /// How many unpacked rows it has passed.
     passed_rows: usize,
 }
 

@@ -12,22 +12,23 @@ use timely::dataflow::operators::{Capability, InputCapability};
 use timely::progress::frontier::MutableAntichain;
 use timely::scheduling::Activator;
 
+use super::epoch_changes::EpochChanges;
 use super::query_responder::{QueryLimits, QueryResponder, WorkSlice};
 use super::serving::{CityWatchers, ProcessSet, ServingUpdate};
 use super::snapshot::{InitialState, SnapshotStreamer};
-use super::{EpochChanges, Rolling};
+use super::state::Rolling;
 use crate::model::{
     Arrival, ArrivalOutcome, BatchBuilder, CheckpointBarrier, CityId, CityIntroduction, CityKey, CurrentRow,
     DayChange, EncodedBatch, Query, Render, RowChange, SnapshotSink, state_shard,
 };
 
-/// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
+/// The outputs of the operator: the changes of each epoch, once no more input can come for it.
 pub struct RollingStreams<'scope> {
     pub rows: Stream<'scope, u64, Vec<RowChange>>,
     pub current: VecCollection<'scope, u64, (CityId, CurrentRow), isize>,
     pub days: Stream<'scope, u64, Vec<DayChange>>,
     pub outcomes: Stream<'scope, u64, Vec<ArrivalOutcome>>,
-    /// Each with the processes that are told.
+    /// Each with the processes that receive it.
     pub serving_updates: Stream<'scope, u64, Vec<(ProcessSet, ServingUpdate)>>,
     /// For durable sinks.
     pub encoded_batches: Stream<'scope, u64, Vec<EncodedBatch>>,
@@ -35,19 +36,20 @@ pub struct RollingStreams<'scope> {
 
 type CurrentDiff = ((CityId, CurrentRow), u64, isize);
 
-/// What the operator takes in.
+/// The inputs of the operator.
 pub struct RollingInputs<'scope> {
-    /// A city's name must be here at the epoch of the city's first arrival or before.
+    /// A city must be introduced in the epoch of its first arrival, or before.
     pub cities: Stream<'scope, u64, Vec<CityIntroduction>>,
     pub arrivals: Stream<'scope, u64, Vec<Arrival>>,
     pub queries: Stream<'scope, u64, Vec<Query>>,
-    /// The same at each worker.
+    /// Every worker must get every barrier.
     pub barriers: Stream<'scope, u64, Vec<CheckpointBarrier>>,
 }
 
-/// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. What is
-/// changed is written by `render`, where there is one. It begins with what is `resumed`, and gives the state to `snapshots` whenever
-/// a mark comes. Answers are made within `limits`.
+/// Sends each arrival and query to the worker that owns its city, and applies an epoch to `rolling`
+/// once it is complete. `render`, if given, writes the changes. The state starts from
+/// `initial_state`, and goes to `snapshot_sink` at each barrier. Query responses are made within
+/// `limits`.
 pub fn build_rolling<'scope>(
     inputs: RollingInputs<'scope>,
     rolling: Rolling,
@@ -161,7 +163,7 @@ fn build_outputs<'scope>(
     )
 }
 
-/// What has come for an epoch that is still open.
+/// The input of an epoch that is still open.
 #[derive(Default)]
 struct PendingEpoch {
     cities: Vec<CityIntroduction>,
@@ -202,7 +204,7 @@ struct RollingOperator {
     render: Option<Box<dyn Render>>,
     watchers: CityWatchers,
     query_responder: QueryResponder,
-    /// For what is said of answers between epochs.
+    /// For updates about query responses between epochs.
     response_capability: Option<Capability<u64>>,
     snapshot_streamer: Option<SnapshotStreamer>,
     epoch_changes: EpochChanges,
@@ -256,7 +258,8 @@ impl RollingOperator {
         self.outputs.outcomes.activate().session(outcomes).give_container(&mut self.epoch_changes.outcomes);
     }
 
-    /// What changes by the arrivals is in `changed` then. What others still need of the state before is copied first.
+    /// Applies the arrivals, which fills `epoch_changes`. Snapshots and query responses copy the
+    /// state that they need before.
     fn apply_arrivals(&mut self, cities: &[CityIntroduction], arrivals: &[Vec<Arrival>]) {
         let RollingOperator {
             rolling,
@@ -278,7 +281,7 @@ impl RollingOperator {
         rolling.apply_arrivals(arrivals, |city| all || watched.is_watched(city), changed);
     }
 
-    /// Tells serving what an epoch has changed, and begins the answers to its queries.
+    /// Sends the changes of an epoch to serving, and opens the responses to its queries.
     fn emit_serving_updates(
         &mut self,
         epoch: u64,
@@ -310,7 +313,7 @@ impl RollingOperator {
         self.outputs.current.activate().session(capability).give_iterator(current);
     }
 
-    /// Makes another slice of the answers that are not complete, whether or not an epoch came.
+    /// Makes another slice of unfinished query responses, even if no epoch was completed.
     fn continue_responses(
         &mut self,
         frontiers: &[MutableAntichain<u64>],
@@ -336,7 +339,7 @@ impl RollingOperator {
         }
     }
 
-    /// Gives the next slice of a snapshot, if one is being taken.
+    /// Sends the next slice of an unfinished snapshot.
     fn continue_snapshot(&mut self, frontiers: &[MutableAntichain<u64>], activator: &Activator) {
         let Some(snapshots) = &mut self.snapshot_streamer else { return };
         if frontiers.iter().all(MutableAntichain::is_empty) {

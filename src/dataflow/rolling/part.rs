@@ -1,9 +1,18 @@
-//! A part of a city's readings: a chunk while it is edited or appended to, a packed block before and after.
+//! A part of a city's readings: a chunk while it is edited or appended to, a packed block before
+//! and after.
 
 use super::arena::Arena;
 use super::chunk::{CHUNK_ROWS, Chunk, PackedHeat, PackedRow, TimeFrame};
 use super::revisions::Revisions;
 use crate::model::{BLOCK_READINGS, Block, Revision, StoredReading};
+
+/// The position of a row in its city: the index of its part, and its index in the part. A position
+/// behind the last row of a part means the first row of the next part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RowPosition {
+    pub part: usize,
+    pub row: usize,
+}
 
 const _: () = assert!(CHUNK_ROWS == BLOCK_READINGS);
 
@@ -135,7 +144,8 @@ impl<'a> PartView<'a> {
         }
     }
 
-    /// Writes times and heat indexes of the rows from index `first` on, as many as there is room for; returns how many.
+    /// Writes times and heat indexes of the rows from index `first` on, as many as there is room
+    /// for; returns how many.
     pub fn read_rows(self, first: usize, out: &mut [(i64, i64)]) -> usize {
         let count = out.len().min(self.len().saturating_sub(first));
         let out = &mut out[..count];

@@ -1,5 +1,5 @@
-//! The rows of a city as of an epoch, read while later epochs follow: its blocks are shared, and its tail is packed into one
-//! more.
+//! The rows of a city as of an epoch, read while later epochs follow: its blocks are shared, and
+//! its tail is packed into one more.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,8 @@ use super::part::{PartView, ReadingsPart};
 use super::store::{AFTER_ALL_TIMES, ReadingStore};
 use crate::model::{Block, Row};
 
-/// Which rows of a city are read: those from one time to another, both included, oldest first, at most `limit`.
+/// Which rows of a city are read: those from one time to another, both included, oldest first, at
+/// most `limit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowRange {
     pub from: i64,
@@ -170,7 +171,8 @@ impl Default for BlockCursor {
 }
 
 impl BlockCursor {
-    /// Goes to a row of the next block, or of the first behind it that has rows from there on. So many blocks have left.
+    /// Goes to a row of the next block, or of the first behind it that has rows from there on. So
+    /// many blocks have left.
     #[cold]
     fn enter_block(&mut self, blocks: &VecDeque<Block>, left: usize, mut row: usize) {
         self.millis = AFTER_ALL_TIMES;

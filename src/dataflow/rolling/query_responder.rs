@@ -1,27 +1,28 @@
-//! Answers to queries, made in slices between epochs: readings come before readers.
+//! Query responses, made in slices between epochs, so that readings come before clients.
 //!
-//! What a query takes is counted when it comes, and no row is made that was not granted. An answer is of the epoch of its query,
-//! however late its last row is made: its city's blocks are pinned when its first slice is made, or before an arrival touches
-//! the city.
+//! The rows of a query are counted when it arrives, and only granted rows are made. A response is
+//! of the epoch of its query, however late its last row is made: the blocks of its city are pinned
+//! with its first slice, or before an arrival changes the city.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Rolling;
 use super::pinned::{PinnedRows, RowRange};
 use super::serving::{ProcessSet, ServingUpdate, process_set_of};
+use super::state::Rolling;
 use crate::model::{
     AnswerPiece, Arrival, CityId, EventTime, MAX_PINNED_BYTES, Query, QueryKind, RemainingRows, Row,
 };
 
-/// How much of the answers is made at a time, and how much is held for them.
+/// How much of the query responses is made at a time, and how much memory they may pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueryLimits {
-    /// What is made at most before anything else gets its turn.
+    /// The most rows of a slice, before other work gets its turn.
     pub slice_rows: usize,
     pub slice_time: Duration,
-    /// Bytes that are pinned for all answers of a worker. A query that goes beyond is refused, unless nothing else is held.
+    /// Bytes that may be pinned for all responses of a worker. A query beyond that is refused,
+    /// unless nothing else is pinned.
     pub pinned_bytes: usize,
 }
 
@@ -32,21 +33,21 @@ impl Default for QueryLimits {
     }
 }
 
-/// Rows of a piece at most: between two pieces it looks at the clock.
+/// The most rows of a piece; the clock is read between two pieces.
 const PIECE_ROWS: usize = 512;
 
 /// Process and id of a query.
 type QueryKey = (u8, u64);
 
-/// The answers of a worker that are not complete yet.
+/// The unfinished query responses of a worker.
 pub struct QueryResponder {
     limits: QueryLimits,
     open: HashMap<QueryKey, OpenResponse, foldhash::fast::RandomState>,
-    /// Those with granted rows, each once; the first gets its turn next.
+    /// The responses with granted rows, each once; the first is served next.
     ready: VecDeque<QueryKey>,
-    /// By city: those that are not pinned.
+    /// By city: the responses whose blocks are not pinned yet.
     unpinned: HashMap<u32, Vec<QueryKey>, foldhash::fast::RandomState>,
-    /// Those of the epoch at hand that nothing was said of yet.
+    /// The responses of the current epoch whose row count was not sent yet.
     unannounced: Vec<QueryKey>,
     pinned_bytes: usize,
 }
@@ -56,9 +57,9 @@ struct OpenResponse {
     city_name: Arc<str>,
     city: u32,
     range: RowRange,
-    /// Once the range is pinned.
+    /// The pinned rows; `None` before the range is pinned.
     rows: Option<Box<PinnedRows>>,
-    /// A bound of the rows that are still to be made.
+    /// An upper bound of the rows that remain to be made.
     max_remaining_rows: usize,
     made_rows: u64,
     granted_rows: usize,
@@ -66,7 +67,7 @@ struct OpenResponse {
     pinned_bytes: usize,
 }
 
-/// What may still be made before anything else gets its turn.
+/// What may still be made in this slice.
 pub struct WorkSlice {
     rows: usize,
     deadline: Option<Instant>,
@@ -89,12 +90,12 @@ impl QueryResponder {
         WorkSlice { rows: self.limits.slice_rows, deadline: None }
     }
 
-    /// Whether an answer has rows that may be made.
+    /// Whether any response has rows that may be made.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Takes a query of `epoch`, which has been applied.
+    /// Starts on a query of `epoch`, which has been applied.
     pub fn accept_query(
         &mut self,
         epoch: u64,
@@ -134,7 +135,7 @@ impl QueryResponder {
         }
     }
 
-    /// Opens an answer where there is anything to say and room to hold it.
+    /// Opens a response, if there are rows and enough memory to pin them.
     fn open_response(
         &mut self,
         key: QueryKey,
@@ -213,7 +214,7 @@ impl QueryResponder {
         Some(open)
     }
 
-    /// Pins what the answers need of the cities that an epoch is about to touch.
+    /// Pins the blocks that responses need of the cities that an epoch is about to change.
     pub fn pin_before_write(&mut self, arrivals: &[Vec<Arrival>], rolling: &mut Rolling) {
         if self.unpinned.is_empty() {
             return;
@@ -241,7 +242,7 @@ impl QueryResponder {
         }
     }
 
-    /// Makes granted rows, of one answer after the other, until the slice ends.
+    /// Makes granted rows, one response after the other, until the slice ends.
     pub fn continue_slice(
         &mut self,
         rolling: &mut Rolling,
@@ -266,7 +267,7 @@ impl QueryResponder {
         }
     }
 
-    /// Says how much there is to the queries of an epoch that nothing else was said of.
+    /// Sends the row counts of an epoch's responses, unless rows were sent already.
     pub fn announce_row_counts(&mut self, updates: &mut Vec<(ProcessSet, ServingUpdate)>) {
         for key in self.unannounced.drain(..) {
             // One that is closed was answered.
@@ -285,7 +286,7 @@ impl WorkSlice {
 }
 
 impl OpenResponse {
-    /// Makes the next rows: those that were granted, but no more than `most`.
+    /// Makes the next granted rows, at most `most`.
     fn next_piece(&mut self, query: u64, most: usize) -> AnswerPiece {
         let Some(pinned) = &mut self.rows else {
             return self.to_response(query, Vec::new(), false, self.remaining());
@@ -317,7 +318,7 @@ impl OpenResponse {
         RemainingRows::AtMost { rows: self.max_remaining_rows as u64, pinned_bytes: self.pinned_bytes as u64 }
     }
 
-    /// Whether no piece was made of it.
+    /// Whether no piece of it was made yet.
     fn has_no_piece(&self) -> bool {
         self.rows.is_none()
     }

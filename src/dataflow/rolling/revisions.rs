@@ -1,9 +1,10 @@
-//! The revisions of a chunk's readings, in as few bytes each as they need: counters take one, millisecond stamps of
-//! readings a minute apart three.
+//! The revisions of a chunk's readings, in as few bytes each as they need: counters take one,
+//! millisecond stamps of readings a minute apart three.
 
 use crate::model::Revision;
 
-/// One optional revision per row, as a code of `width` bytes: 0 is none, else one more than the distance from `base`.
+/// One optional revision per row, as a code of `width` bytes: 0 is none, else one more than the
+/// distance from `base`.
 #[derive(Clone, Debug)]
 pub struct Revisions {
     base: i64,
@@ -52,6 +53,7 @@ impl Revisions {
     }
 
     /// Bytes of memory.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         size_of::<Revisions>() + self.codes.capacity()
     }

@@ -1,24 +1,26 @@
-//! What serving is told of an epoch, and the answers to its questions.
+//! Updates for serving: what an epoch changed, and responses to queries.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EpochChanges, Rolling};
+use super::epoch_changes::EpochChanges;
+use super::state::Rolling;
 use crate::model::{
     AnswerPiece, CityId, CityIntroduction, CurrentRowUpdate, OutcomeCounts, PartitionProgress, Query,
     QueryKind, WatchedRow,
 };
 
-/// A piece of what closed epochs say, for serving. It carries names, so it means the same to every worker.
+/// An update for serving, from a closed epoch. It names cities by key, so it means the same to
+/// every worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ServingUpdate {
-    /// A city's current row from this epoch on.
+    /// The current row of a city from this epoch on.
     CurrentRow(CurrentRowUpdate),
     WatchedRow(WatchedRow),
     AnswerPiece(AnswerPiece),
-    /// What became of the epoch's arrivals at one worker.
+    /// Counts of the outcomes of an epoch's arrivals at one worker.
     OutcomeCounts(OutcomeCounts),
     Progress(ProgressReport),
 }
@@ -27,13 +29,13 @@ pub enum ServingUpdate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgressReport {
     pub epoch: u64,
-    /// None where it only says that the epoch is in use.
+    /// `None` if the report only shows that the epoch is in use.
     pub progress: Option<PartitionProgress>,
-    /// The reader has come to the end that the partition had at the start.
+    /// The reader has reached the end that the partition had when the run started.
     pub caught_up: bool,
 }
 
-/// A set of processes: the bit of each.
+/// A set of processes: bit `p` is process `p`.
 pub type ProcessSet = u64;
 
 /// The set of one process.
@@ -41,20 +43,20 @@ pub fn process_set_of(process: u8) -> ProcessSet {
     1 << (process % 64)
 }
 
-/// What is for every process.
+/// The set of all processes.
 pub const ALL_PROCESSES: ProcessSet = ProcessSet::MAX;
 
 /// Which cities of a worker are watched, and by which processes.
 #[derive(Debug, Default)]
 pub struct CityWatchers {
-    /// By name: a city can be watched before its first reading.
+    /// By city key: a city can be watched before its first reading.
     watchers_by_name: HashMap<Arc<str>, ProcessSet>,
-    /// By id.
+    /// By [`CityId`].
     watchers_by_id: HashMap<u32, ProcessSet, foldhash::fast::RandomState>,
 }
 
 impl CityWatchers {
-    /// Learns of a city that was introduced.
+    /// Adds a city that was introduced.
     pub fn on_city_introduced(&mut self, city: &CityIntroduction, rolling: &Rolling) {
         if let Some(watching) = self.watchers_by_name.get(&*city.name)
             && let Some(CityId(id)) = rolling.find_city(&city.name)
@@ -63,12 +65,12 @@ impl CityWatchers {
         }
     }
 
-    /// Whether changes of the city's rows are told.
+    /// Whether any process watches the city, so changes of its rows are sent.
     pub fn is_watched(&self, CityId(city): CityId) -> bool {
         !self.watchers_by_id.is_empty() && self.watchers_by_id.contains_key(&city)
     }
 
-    /// Tells what an epoch has changed. The answers of the epoch come after it.
+    /// Appends the updates of an epoch's changes. The query responses of the epoch come after them.
     pub fn collect_updates(
         &self,
         epoch: u64,
@@ -99,7 +101,7 @@ impl CityWatchers {
         }
     }
 
-    /// Notes whether a process watches a city, where the query is about that.
+    /// Starts or ends watching, if the query asks for that.
     pub fn apply_watch_query(&mut self, query: &Query, rolling: &Rolling) {
         let asker = process_set_of(query.process);
         let city = || rolling.find_city(&query.city);

@@ -1,34 +1,36 @@
-//! The state of cities as checkpoints keep it: taken while the flow goes on, and resumed.
+//! Snapshots of the cities for checkpoints, taken while epochs continue, and restoring from one.
 //!
-//! A snapshot is of one epoch. It gives a slice of cities at a time between the epochs that follow, and a city that one of
-//! them touches is given before: so what it gives is copied city by city, when it changes or when its turn comes.
+//! A snapshot is the state after one epoch. Between the following epochs it sends a slice of cities
+//! at a time. A city that one of those epochs is about to change is sent first: copy before write,
+//! one city at a time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::epoch_changes::EpochChanges;
 use super::part::ReadingsPart;
+use super::state::Rolling;
 use super::store::{AFTER_ALL_TIMES, BEFORE_ALL_TIMES};
-use super::{EpochChanges, Rolling};
 use crate::model::{
     Arrival, Block, CheckpointBarrier, CityId, CitySnapshot, EventTime, PartitionIndex, SnapshotSink,
 };
 
-/// The state that a graph begins with: what is current there is told at `epoch`.
+/// The state that a graph starts with. Its current rows are sent to serving at `epoch`.
 #[derive(Clone, Debug, Default)]
 pub struct InitialState {
     pub epoch: u64,
-    /// Of each city that [is this worker's](crate::model::state_shard), all that checkpoints have.
+    /// The snapshots of all cities that [belong to this worker](crate::model::state_shard).
     pub cities: Vec<CitySnapshot>,
 }
 
-/// For how long cities are given before anything else gets its turn.
+/// How long a slice may take before other work gets its turn.
 const SLICE_TIME: Duration = Duration::from_millis(1);
-/// Cities between two looks at the clock.
+/// Cities that are sent between two reads of the clock.
 const CITIES_PER_CLOCK_CHECK: usize = 16;
-/// For how long a taker that is full is left alone.
+/// How long to wait for a sink that is full.
 const FULL_SINK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Gives snapshots to their taker.
+/// Sends snapshots to their sink, slice by slice.
 pub struct SnapshotStreamer {
     sink: Box<dyn SnapshotSink>,
     active: Option<ActiveSnapshot>,
@@ -36,9 +38,9 @@ pub struct SnapshotStreamer {
 
 struct ActiveSnapshot {
     barrier: CheckpointBarrier,
-    /// Which cities were given or have not changed; there are no others.
+    /// Which cities need not be sent any more: those that were sent or have not changed.
     is_sent: Vec<bool>,
-    /// The first that may not be.
+    /// The first city that may still have to be sent.
     next_city: usize,
 }
 
@@ -47,7 +49,8 @@ impl SnapshotStreamer {
         SnapshotStreamer { sink, active: None }
     }
 
-    /// Begins a snapshot of the state as it is, which is that after `epoch`; one that is going on is finished.
+    /// Starts a snapshot of the present state, which is the state after `epoch`. An unfinished
+    /// snapshot is finished first.
     pub fn begin_snapshot(&mut self, barrier: CheckpointBarrier, epoch: u64, rolling: &mut Rolling) {
         self.drop_if_cancelled();
         if self.sink.is_cancelled(barrier) {
@@ -63,7 +66,7 @@ impl SnapshotStreamer {
         self.finish_if_complete();
     }
 
-    /// Gives the cities that an epoch is about to touch.
+    /// Sends the cities that an epoch is about to change.
     pub fn copy_before_write(&mut self, arrivals: &[Vec<Arrival>], rolling: &mut Rolling) {
         self.drop_if_cancelled();
         let Some(running) = &mut self.active else { return };
@@ -75,7 +78,8 @@ impl SnapshotStreamer {
         }
     }
 
-    /// Gives the next slice; returns after how long it wants to go on, unless nothing is left to give.
+    /// Sends the next slice. Returns after how long to send another one; `None` if all cities are
+    /// sent.
     pub fn continue_slice(&mut self, rolling: &mut Rolling) -> Option<Duration> {
         let start = Instant::now();
         self.drop_if_cancelled();
@@ -94,7 +98,7 @@ impl SnapshotStreamer {
         self.active.is_some().then_some(Duration::ZERO)
     }
 
-    /// Gives up a snapshot that is going on.
+    /// Cancels an unfinished snapshot.
     pub fn cancel_snapshot(&mut self) {
         self.active = None;
     }
@@ -130,7 +134,7 @@ impl ActiveSnapshot {
 }
 
 impl Rolling {
-    /// The city's state: all of it, or what has changed since it was last taken, if anything has.
+    /// The city's state: all of it, or the changes since its last snapshot, if there are any.
     fn take_city_state(&mut self, city: u32, full: bool) -> Option<CitySnapshot> {
         self.store.seal_tail(city);
         self.store.trim_city(city);
@@ -177,7 +181,7 @@ impl Rolling {
         blocks.collect()
     }
 
-    /// Takes over cities that no arrival has come for; `changed` then says what is current there.
+    /// Restores cities before the first arrival, and puts their current rows into `changed`.
     pub fn restore_cities(&mut self, cities: Vec<CitySnapshot>, changed: &mut EpochChanges) {
         for CitySnapshot {
             name,
@@ -212,18 +216,19 @@ impl Rolling {
     }
 }
 
-/// A held time, which came from an event time; nothing of [`NEVER`].
+/// The event time of a stored time; `None` for a bound that is no event time.
 fn event_time(millis: i64) -> Option<EventTime> {
     EventTime::from_millis(millis)
 }
 
-impl super::CityTable {
-    /// The partition that the city came from first.
+impl super::city_table::CityTable {
+    /// The partition of the city's first arrival.
     fn partition_index(&self, city: u32) -> PartitionIndex {
         PartitionIndex(self.sources[city as usize])
     }
 
-    /// A city that no source has introduced in this run; nothing where there already is one of the name.
+    /// Adds a city that no source has introduced in this run. Returns `None` if the name is known
+    /// already.
     fn restore_city(&mut self, name: Arc<str>, partition: PartitionIndex) -> Option<u32> {
         (!self.by_name.contains_key(&name)).then(|| self.push_city(name, partition.0))
     }

@@ -1,60 +1,36 @@
-//! The readings of every city of a worker, and the running window of each: what makes an in-order append cheap.
+//! The readings of all cities of a worker, and the running window of each city, which makes an
+//! in-order append cheap.
 //!
-//! A city's newest readings are in its tail chunk; older ones are packed, but for what the epoch at hand edits. The end of
-//! the running window moves through one more chunk: the tail, or a copy of the block that it has come to.
+//! The newest readings of a city are in its tail chunk. Older readings are packed, except those
+//! that the current epoch edits. The start of the running window moves through one more chunk: the
+//! tail, or a copy of the block that it is in.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::arena::Arena;
 use super::chunk::{CHUNK_ROWS, Chunk, NO_CHUNK, PackedHeat, PackedRow, TimeFrame};
-use super::edit::RowPosition;
-use super::part::{self, ReadingsPart};
+use super::part::{self, ReadingsPart, RowPosition};
+use super::retention::Retention;
 use super::revisions::Revisions;
-use crate::model::{Block, Millis, Revision};
+use crate::model::{Block, Revision};
 
 /// A time before every event time.
 pub const BEFORE_ALL_TIMES: i64 = i64::MIN;
 
-/// How far back results and state reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// The span of a rolling mean; both ends belong to it.
-    pub window: Millis,
-    /// How much older than its city's newest reading an arrival may be.
-    pub lateness: Millis,
-    /// How far back rows are servable, if lateness does not reach further.
-    pub history: Millis,
-}
-
-impl Retention {
-    /// The oldest time at which an arrival is taken.
-    #[inline(always)]
-    pub fn oldest_accepted(&self, high: i64) -> i64 {
-        high.saturating_sub(self.lateness.millis())
-    }
-
-    /// The oldest time whose row is servable.
-    pub fn oldest_servable(&self, high: i64) -> i64 {
-        high.saturating_sub(self.lateness.max(self.history).millis())
-    }
-
-    /// The oldest reading that a servable row is made of.
-    pub fn oldest_held(&self, high: i64) -> i64 {
-        self.oldest_servable(high).saturating_sub(self.window.millis())
-    }
-}
-
 /// What an in-order append reads and writes: one cache line a city.
 ///
-/// Where the city holds readings, `run_sum` and `run_count` cover `[t - window, t]` of its newest reading `t`, and
-/// `lo`/`lo_row` is the first row of that span. The tail's length is here, its chunk's header follows at `seal`.
+/// If the city has readings, `window_sum` and `window_count` cover `[t - window, t]` of its newest
+/// reading `t`, and `window_chunk`/`window_row` is the first row of that span. The length of the
+/// tail is here; the header of its chunk is updated when the tail is sealed.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct CityHead {
     pub window_sum: i64,
-    /// The time of the newest reading: one that is newer is an append, unless it was withdrawn before.
+    /// The time of the newest reading: one that is newer is an append, unless it was withdrawn
+    /// before.
     pub newest: i64,
-    /// The newest `reading_at` that was ever accepted: it never falls, and retention is counted from it.
+    /// The newest `reading_at` that was ever accepted: it never falls, and retention is counted
+    /// from it.
     pub high: i64,
     pub tail_frame: TimeFrame,
     pub window_chunk_frame: TimeFrame,
@@ -73,34 +49,36 @@ pub struct CityHead {
 
 const _: () = assert!(size_of::<CityHead>() == 64);
 
-/// Whether the epoch at hand does more to a city than append to it.
+/// Whether the current epoch edits a city instead of only appending to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EditState {
     None,
-    /// It will: its readings must not go the way of appends.
+    /// Its readings must be applied as edits.
     Expected,
-    /// It is sealed for edits, and its head is stale.
+    /// The city is sealed for edits, and its head is stale.
     Begun,
 }
 
 /// What only new chunks, corrections and snapshots need.
 #[derive(Debug)]
 pub struct CityIndex {
-    /// Oldest first; between epochs the last is the tail's chunk and all before it are packed, and none is empty.
+    /// Oldest first; between epochs the last is the tail's chunk and all before it are packed, and
+    /// none is empty.
     pub parts: VecDeque<ReadingsPart>,
     /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
     pub tombstones: BTreeMap<i64, Option<Revision>>,
-    /// A reading was ever accepted: known in log order, where the head's `high` is that of the whole epoch.
+    /// A reading was ever accepted: known in log order, where the head's `high` is that of the
+    /// whole epoch.
     pub has_accepted_reading: bool,
     /// The part in which the running window begins, by index.
     pub window_part: u32,
-    /// Parts that have left: the number of a part, of all that there were, is this and its index.
+    /// How many parts were removed. The number of a part is its index plus this.
     pub removed_parts: u64,
     /// The first part that the epoch at hand may have opened, by index.
     pub first_opened_part: u32,
     /// The first part that was edited since the current row was looked at, by number.
     pub first_changed_part: u64,
-    /// What the head's `lo` is a copy of, unless it is the tail.
+    /// The block that the head's `window_chunk` is a copy of, unless it is the tail.
     pub window_block: Option<Block>,
     /// Where the running window begins, while the city is edited.
     pub window_floor: i64,
@@ -177,7 +155,8 @@ impl ReadingStore {
         self.heads.len() as u32 - 1
     }
 
-    /// Adds a reading that is newer than all that the city knows of; returns sum and count of its window.
+    /// Adds a reading that is newer than all that the city knows of; returns sum and count of its
+    /// window.
     #[inline]
     pub fn append_reading(
         &mut self,
@@ -209,8 +188,9 @@ impl ReadingStore {
         (head.window_sum, head.window_count)
     }
 
-    /// Reads what appends to these cities will need, one after the other without waiting: the processor then fetches it for all
-    /// of them at once, where the appends themselves would wait for each.
+    /// Reads what appends to these cities will need, one after the other without waiting: the
+    /// processor then fetches it for all of them at once, where the appends themselves would wait
+    /// for each.
     pub fn prefetch_appends(&self, cities: &[u32]) {
         let mut seen = 0;
         for head in cities.iter().filter_map(|&city| self.heads.get(city as usize)) {
@@ -248,7 +228,8 @@ impl ReadingStore {
         frame.pack_row(millis, held).unwrap_or_else(|| unreachable!("the frame was chosen for this time"))
     }
 
-    /// Packs the city's tail and gives it a new, empty one; what no servable row needs leaves memory.
+    /// Packs the city's tail and gives it a new, empty one; what no servable row needs leaves
+    /// memory.
     fn roll_tail(&mut self, city: u32, millis: i64) {
         let head = &self.heads[city as usize];
         if head.tail != NO_CHUNK {
@@ -294,8 +275,8 @@ impl ReadingStore {
         }
     }
 
-    /// Lets go of the parts that lie before all that a servable row or the running window needs, and forgets withdrawals that
-    /// nothing can contradict any more.
+    /// Lets go of the parts that lie before all that a servable row or the running window needs,
+    /// and forgets withdrawals that nothing can contradict any more.
     pub fn trim_city(&mut self, city: u32) {
         let ReadingStore { arena, heads, index, retention, retired_readings: departed } = self;
         let (head, index) = (&heads[city as usize], &mut index[city as usize]);
@@ -316,7 +297,8 @@ impl ReadingStore {
         }
     }
 
-    /// Makes the city fit for edits: until [`Store::finish_edits`] only its running sums are kept up.
+    /// Makes the city fit for edits: until [`Store::finish_edits`] only its running sums are kept
+    /// up.
     pub fn begin_edits(&mut self, city: u32) {
         self.seal_tail(city);
         let window = self.retention.window.millis();
@@ -324,7 +306,8 @@ impl ReadingStore {
             self.last_millis(city).map_or(BEFORE_ALL_TIMES, |last| last - window);
     }
 
-    /// Makes the city fit for appends again: packs all but the tail, and moves the running window to the newest reading.
+    /// Makes the city fit for appends again: packs all but the tail, and moves the running window
+    /// to the newest reading.
     pub fn finish_edits(&mut self, city: u32) {
         let index = &mut self.index[city as usize];
         if index.first_opened_part != NO_PART {
@@ -369,8 +352,8 @@ impl ReadingStore {
         }
     }
 
-    /// Sets the head from the parts, and the running window, which edits have kept right from `floor` on, to that of the newest
-    /// reading.
+    /// Sets the head from the parts, and the running window, which edits have kept right from
+    /// `floor` on, to that of the newest reading.
     fn refresh_head(&mut self, city: u32) {
         let last = self.last_millis(city);
         let window = self.retention.window.millis();
@@ -392,7 +375,8 @@ impl ReadingStore {
         let ReadingStore { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         head.newest = last.unwrap_or(BEFORE_ALL_TIMES);
-        // Appends keep no books: what a snapshot has taken must be older than all of them, also where its newest is no more.
+        // Appends keep no books: what a snapshot has taken must be older than all of them, also
+        // where its newest is no more.
         index.last_snapshot_times.0 = index.last_snapshot_times.0.min(head.newest);
         head.tombstones_ahead =
             index.tombstones.last_key_value().is_some_and(|(&millis, _)| millis > head.newest);
@@ -434,6 +418,7 @@ impl ReadingStore {
     }
 
     /// Bytes of memory in use for readings and their revisions.
+    #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         let parts = self.index.iter().flat_map(|index| &index.parts).map(|part| match part {
             ReadingsPart::Packed(block) => block.memory_bytes(),
@@ -449,7 +434,8 @@ impl ReadingStore {
     }
 }
 
-/// Takes what is older than `floor` out of the running window; false where it has come to the end of the part.
+/// Takes what is older than `floor` out of the running window; false where it has come to the end
+/// of the part.
 #[inline(always)]
 fn advance_window(head: &mut CityHead, arena: &Arena, floor: i64) -> bool {
     let len = if head.window_chunk == head.tail { head.tail_len } else { head.window_chunk_len };

@@ -1,10 +1,9 @@
-//! Rolling results from held readings: for one place, for a range, and for all rows that edits have changed.
-
-use std::ops::ControlFlow;
+//! Rolling results from held readings: for one place, for a range, and for all rows that edits have
+//! changed.
 
 use super::chunk::{PackedHeat, PackedRow, TimeFrame};
-use super::edit::{ReadingDelta, RowPosition};
-use super::part::{PartRows, PartView, ReadingsPart};
+use super::edit::ReadingDelta;
+use super::part::{PartRows, PartView, ReadingsPart, RowPosition};
 use super::store::{AFTER_ALL_TIMES, EditState, ReadingStore};
 use crate::model::Row;
 
@@ -31,8 +30,8 @@ impl ReadingStore {
         RowPosition { part: chunk, row }
     }
 
-    /// The first part that ends at `millis` or later. Most searches are for what is near the newest reading, or near the end of
-    /// its window; headers of other parts are mostly not in any cache.
+    /// The first part that ends at `millis` or later. Most searches are for what is near the newest
+    /// reading, or near the end of its window; headers of other parts are mostly not in any cache.
     fn seek_part(&self, city: u32, millis: i64) -> usize {
         let index = &self.index[city as usize];
         let is_before = |part: usize| index.parts[part].view(&self.arena).last_millis() < millis;
@@ -90,7 +89,8 @@ impl ReadingStore {
         (sum, count)
     }
 
-    /// [`Store::span`] of a window, by what it has that the running one has not, and the other way around, where that is less.
+    /// [`Store::span`] of a window, by what it has that the running one has not, and the other way
+    /// around, where that is less.
     pub fn sum_window(&self, city: u32, from: RowPosition, to: RowPosition) -> (i64, u32) {
         let (head, end) = (&self.heads[city as usize], self.end_position(city));
         let lo = self.window_start(city);
@@ -135,13 +135,15 @@ impl ReadingStore {
         peak
     }
 
-    /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city must be sealed.
+    /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city
+    /// must be sealed.
+    #[cfg(any(test, feature = "internals"))]
     pub fn for_each_row(
         &self,
         city: u32,
         from: i64,
         to: i64,
-        mut each: impl FnMut(i64, Row) -> ControlFlow<()>,
+        mut each: impl FnMut(i64, Row) -> std::ops::ControlFlow<()>,
     ) {
         let window = self.retention.window.millis();
         let mut window_rows = WindowCursor::at(self, city, from.saturating_sub(window), from);
@@ -154,9 +156,9 @@ impl ReadingStore {
         }
     }
 
-    /// Gives `emit` every row that `deltas` have changed, with its result before and after. The deltas are in order of time,
-    /// one a key, and the store has them applied; the city must be sealed. With `all`, rows that they have not changed in the end
-    /// as well.
+    /// Gives `emit` every row that `deltas` have changed, with its result before and after. The
+    /// deltas are in order of time, one a key, and the store has them applied; the city must be
+    /// sealed. With `all`, rows that they have not changed in the end as well.
     pub fn sweep_deltas(
         &self,
         city: u32,
@@ -165,7 +167,8 @@ impl ReadingStore {
         mut emit: impl FnMut(i64, Option<Row>, Option<Row>),
     ) {
         let window = self.retention.window.millis();
-        // Deltas before `entered` lie behind the sweep, those before `left` with their whole window.
+        // Deltas before `entered` lie behind the sweep, those before `left` with their whole
+        // window.
         let (mut entered, mut left) = (0, 0);
         while let Some(next) = deltas.get(entered) {
             let mut rows = WindowCursor::at(self, city, next.millis - window, next.millis);
@@ -193,7 +196,8 @@ impl ReadingStore {
                         emit(own.millis, before, after);
                     }
                 }
-                // Rows that have no delta of their own, up to the next that has, or to the end of the oldest delta's window.
+                // Rows that have no delta of their own, up to the next that has, or to the end of
+                // the oldest delta's window.
                 let until = deltas.get(entered).map_or(i64::MAX, |delta| delta.millis);
                 let until = until.min(deltas[left].millis + window + 1);
                 let changed = all || sum_by != 0 || count_by != 0;
@@ -221,8 +225,8 @@ impl ReadingStore {
     }
 }
 
-/// The first index from `start` on that `is_before` does not hold for, `end` where it holds for all before; found by steps from `end`
-/// backwards that double.
+/// The first index from `start` on that `is_before` does not hold for, `end` where it holds for all
+/// before; found by steps from `end` backwards that double.
 fn gallop_back(start: usize, end: usize, is_before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high, mut step) = (start, end, 1);
     while low < high {

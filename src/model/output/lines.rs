@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use crate::model::heat::mean_fahrenheit;
 use crate::model::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
 
 /// One row of `batch`'s result.
@@ -22,8 +21,9 @@ pub struct ResultRow {
 
 impl ResultRow {
     /// The mean of the window's heat indexes, °F.
+    #[cfg(test)]
     pub fn rolling_heat_index(&self) -> f64 {
-        mean_fahrenheit(self.sum, self.count)
+        crate::model::heat::mean_fahrenheit(self.sum, self.count)
     }
 }
 

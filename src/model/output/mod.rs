@@ -5,7 +5,7 @@ pub mod dead_letter;
 mod encoded_batch;
 mod lines;
 
-pub use self::batch_builder::{BatchBuilder, RecordBuilder, Render};
+pub use self::batch_builder::{BatchBuilder, Render};
 pub use self::dead_letter::DeadLetter;
-pub use self::encoded_batch::{EncodedBatch, EncodedHeaders, EncodedRecord, Shard};
+pub use self::encoded_batch::{EncodedBatch, EncodedRecord, Shard};
 pub use self::lines::{ChangeLine, CityRows, DayLine, DeadLetterLine, RecordLocation, ResultRow};

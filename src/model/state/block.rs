@@ -102,11 +102,15 @@ impl Block {
     }
 
     /// The time of the first reading, if there is any.
+    #[cfg(any(test, feature = "internals"))]
+    #[cfg(any(test, feature = "internals"))]
     pub fn first_reading_at(&self) -> Option<EventTime> {
         EventTime::from_millis(self.first_millis()).filter(|_| !self.is_empty())
     }
 
     /// The time of the last reading, if there is any.
+    #[cfg(any(test, feature = "internals"))]
+    #[cfg(any(test, feature = "internals"))]
     pub fn last_reading_at(&self) -> Option<EventTime> {
         EventTime::from_millis(self.last_millis()).filter(|_| !self.is_empty())
     }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::block::{BLOCK_READINGS, Block, StoredReading};
+use super::block::Block;
+#[cfg(any(test, feature = "internals"))]
+use super::block::{BLOCK_READINGS, StoredReading};
 use crate::model::{EventTime, Measurement, PartitionIndex, Revision};
 
 /// The number of parts in which the state is stored, by the hash of the city: any number of workers
@@ -38,6 +40,7 @@ pub struct CitySnapshot {
 
 impl CitySnapshot {
     /// Applies `newer`, which holds the changes since this state.
+    #[cfg(any(test, feature = "internals"))]
     pub fn apply_increment(&mut self, newer: CitySnapshot) {
         let CitySnapshot { name, partition, high, changed_since, blocks, tombstones, measurements } = newer;
         self.truncate_from(changed_since);
@@ -59,6 +62,7 @@ impl CitySnapshot {
     }
 
     /// Drops the readings at `since` and later.
+    #[cfg(any(test, feature = "internals"))]
     fn truncate_from(&mut self, since: EventTime) {
         while let Some(last) = self.blocks.pop_if(|last| last.last_reading_at().is_none_or(|at| at >= since))
         {

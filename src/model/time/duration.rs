@@ -16,6 +16,7 @@ pub struct Millis(i64);
 impl Millis {
     /// The longest duration, from the first event time to the last: as a limit it excludes nothing.
     pub const MAX: Millis = Millis(EventTime::MAX.millis() - EventTime::MIN.millis());
+    /// 24 hours.
     pub const DAY: Millis = Millis(DAY_MS);
 
     /// A duration of `ms` milliseconds; `None` if it is below 0 or above [`Millis::MAX`].
@@ -23,6 +24,7 @@ impl Millis {
         (0..=Self::MAX.0).contains(&ms).then_some(Millis(ms))
     }
 
+    /// The milliseconds.
     pub fn millis(self) -> i64 {
         self.0
     }

@@ -73,6 +73,7 @@ pub enum TimeProblem {
 pub struct TimeError {
     /// The excerpt that refusals show.
     text: String,
+    /// Why the text is not a time.
     pub problem: TimeProblem,
 }
 

@@ -15,7 +15,7 @@ impl EventTime {
     /// read.
     ///
     /// ```
-    /// use swelter::model::{EventTime, LocalTimePolicy};
+    /// use swelter::{EventTime, LocalTimePolicy};
     /// let read = EventTime::parse("2013-07-18T15:04:05.6789-04:00", LocalTimePolicy::Refuse).unwrap();
     /// assert_eq!(read.instant.to_string(), "2013-07-18T19:04:05.678Z");
     /// ```

@@ -19,7 +19,7 @@ mod restore;
 mod service;
 
 pub use self::archive::{BackupSummary, verify_backup};
-pub use self::create::{BackupReport, create_backup};
+pub use self::create::create_backup;
 pub use self::error::BackupError;
-pub use self::restore::{RestoreSummary, restore_backup};
+pub use self::restore::restore_backup;
 pub use self::service::BackupService;

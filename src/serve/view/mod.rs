@@ -10,8 +10,11 @@ pub mod query_scheduler;
 mod watched_cities;
 
 pub use self::city_filter::{CityFilter, GeoBounds};
-pub use self::current_table::{ChangesExpired, ClockComparison, CurrentRowChange, LatestChanges, ServedCity};
-pub use self::live_view::{AppliedUpdate, SNAPSHOTS_BYTES, View};
+pub use self::current_table::{ClockComparison, CurrentRowChange, LatestChanges, ServedCity};
+#[cfg(any(test, feature = "internals"))]
+pub use self::live_view::SNAPSHOTS_BYTES;
+pub use self::live_view::{AppliedUpdate, View};
 pub use self::pending_queries::{MAX_PENDING_QUERIES, QueryResponse};
 pub use self::query_error::QueryError;
-pub use self::watched_cities::{MAX_WATCHED_CITIES, WindowChanges};
+#[cfg(any(test, feature = "internals"))]
+pub use self::watched_cities::MAX_WATCHED_CITIES;

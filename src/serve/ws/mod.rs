@@ -17,6 +17,9 @@ mod subscriptions;
 #[cfg(test)]
 mod tests;
 
-pub use self::sessions::{CLOSE_ALL_TIMEOUT, SubscriberSessions};
+#[cfg(test)]
+pub use self::sessions::CLOSE_ALL_TIMEOUT;
+pub use self::sessions::SubscriberSessions;
+#[cfg(any(test, feature = "internals"))]
 pub use self::shared::OUTBOXES_BYTES;
 pub use self::socket::websocket_config;

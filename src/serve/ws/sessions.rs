@@ -1,7 +1,6 @@
 //! All sessions of subscribers.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -61,8 +60,9 @@ impl SubscriberSessions {
     }
 
     /// Subscriptions of all sessions.
+    #[cfg(test)]
     pub fn subscription_count(&self) -> usize {
-        self.0.subscription_count.load(Ordering::Relaxed)
+        self.0.subscription_count.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Queues the messages of an update that the view has applied.

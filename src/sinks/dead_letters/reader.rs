@@ -25,6 +25,7 @@ pub struct DeadLetterReader {
 }
 
 /// All letters of a file; none where there is no file.
+#[cfg(test)]
 pub fn read_dead_letters(path: &Path) -> Result<Vec<DeadLetter>, DlqFileError> {
     let mut dead_letters = Vec::new();
     DeadLetterReader::new(path).read_while(|letter| {

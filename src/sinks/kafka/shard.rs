@@ -21,6 +21,7 @@ use super::{Delivery, KafkaOutputPlan, KafkaSinkError};
 use crate::kafka::broker_reminder::BrokerReminder;
 use crate::kafka::native::TopicProducer;
 use crate::model::EncodedBatch;
+use crate::test_hooks;
 
 /// What a portion takes beside its parcels, about, and a position.
 const BATCH_OVERHEAD_BYTES: usize = 128;
@@ -244,8 +245,7 @@ impl ShardWriter {
         let record = BaseRecord::to(&self.plan.progress_topic).key(&key).payload(&value).partition(0);
         self.producer.client().send(record).map_err(|(error, _)| WriteFailure::Lost(error))?;
         self.flush()?;
-        #[cfg(debug_assertions)]
-        fault::between_flush_and_commit();
+        test_hooks::crash_before_commit();
         if !self.plan.is_transactional() {
             return Ok(());
         }
@@ -356,25 +356,6 @@ impl ShardMetrics {
         self.transactions.increment(1);
         if let Some(last) = batch.last() {
             self.epoch.set(last.epoch as f64);
-        }
-    }
-}
-
-/// Where tests have the process die.
-#[cfg(debug_assertions)]
-mod fault {
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicI64, Ordering};
-
-    /// How many transactions are flushed before one is not committed.
-    static LEFT: LazyLock<AtomicI64> = LazyLock::new(|| {
-        let after = std::env::var("SWELTER_TEST_DIE_BEFORE_COMMIT").ok().and_then(|after| after.parse().ok());
-        AtomicI64::new(after.unwrap_or(i64::MAX))
-    });
-
-    pub fn between_flush_and_commit() {
-        if LEFT.fetch_sub(1, Ordering::Relaxed) <= 0 {
-            std::process::abort();
         }
     }
 }

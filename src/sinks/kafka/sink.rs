@@ -26,8 +26,6 @@ pub type Identity = BTreeMap<String, String>;
 /// An outlet that this process has claimed: no earlier one writes any more, and what they have written is known.
 pub struct KafkaSink {
     plan: KafkaOutputPlan,
-    /// By the numbers that parcels have for them.
-    topics: Arc<[String]>,
     first_shard: u16,
     claim: Claim,
     claimed_at: i64,
@@ -162,7 +160,6 @@ impl SinkClaim {
 /// The shards of an outlet that this process writes: no earlier writer of theirs writes any more.
 pub struct FencedShards {
     writers: Vec<(u16, ShardWriter)>,
-    topics: Arc<[String]>,
     stopping: Arc<StopDeadline>,
 }
 
@@ -178,7 +175,7 @@ impl FencedShards {
         let stopping = Arc::<StopDeadline>::default();
         let open = |shard| Ok((shard, ShardWriter::open(plan, &topics, shard, &claimed.claim, &stopping)?));
         let writers = shards.map(open).collect::<Result<_, KafkaSinkError>>()?;
-        Ok(FencedShards { writers, topics, stopping })
+        Ok(FencedShards { writers, stopping })
     }
 }
 
@@ -192,14 +189,13 @@ impl KafkaSink {
         kept: ProgressSnapshot,
     ) -> Result<KafkaSink, KafkaSinkError> {
         let writer = Arc::new(ProgressProducer::new(&plan.cluster, &plan.progress_topic)?);
-        let FencedShards { writers, topics, stopping } = fenced;
+        let FencedShards { writers, stopping } = fenced;
         let SinkClaim { claim, at, .. } = claimed;
         let plan = plan.clone();
         let first_shard = first_shard.0;
         let claimed_at = at;
         Ok(KafkaSink {
             plan,
-            topics,
             first_shard,
             claim,
             claimed_at,
@@ -230,14 +226,6 @@ impl KafkaSink {
             Ok((Shard(self.first_shard + number), self.progress.get(&progress::shard_key(number))?))
         };
         (0..self.plan.shards).map(shard).collect()
-    }
-
-    pub fn is_transactional(&self) -> bool {
-        self.plan.is_transactional()
-    }
-
-    pub fn topics(&self) -> &[String] {
-        &self.topics
     }
 
     /// What earlier starts have kept beside the shards' progress.

@@ -63,7 +63,8 @@ impl FileLog {
         Ok(())
     }
 
-    /// A reader whose next record is at a position; nothing while a file that is followed does not say what its columns are.
+    /// A reader whose next record is at a position; nothing while a file that is followed does not
+    /// say what its columns are.
     pub(super) fn open_reader(&mut self, position: u64) -> Result<Option<FileReader>, SourceError> {
         self.is_open = true;
         if let Some(reader) = self.compared_reader.take().filter(|compared| compared.position() == position) {
@@ -242,7 +243,8 @@ impl FileLog {
         Ok(None)
     }
 
-    /// What stands under the log's name now, at the position of a reader, if it has the same records up to there.
+    /// What stands under the log's name now, at the position of a reader, if it has the same
+    /// records up to there.
     pub(super) fn open_replacement(
         &self,
         reader: &mut FileReader,

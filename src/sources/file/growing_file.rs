@@ -1,4 +1,5 @@
-//! A file that is read while it grows. What was read must stay: that is looked at before anything more is given.
+//! A file that is read while it grows. What was read must stay: that is looked at before anything
+//! more is given.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -8,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Of what was read, so many bytes at the beginning and at the end are compared each time that the file has changed. A start compares all of it.
+/// Of what was read, so many bytes at the beginning and at the end are compared each time that the
+/// file has changed. A start compares all of it.
 const COMPARED_HEAD_BYTES: usize = 4 * 1024;
 const COMPARED_TAIL_BYTES: usize = 64 * 1024;
 

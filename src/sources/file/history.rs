@@ -1,6 +1,8 @@
-//! Which files a log was read from, one after the other: kept in the data directory, so that a start finds them again by their content.
+//! Which files a log was read from, one after the other: kept in the data directory, so that a
+//! start finds them again by their content.
 //!
-//! A line of JSON and its checksum for each file, written before its first record is given, and one for each that has ended, written with that:
+//! A line of JSON and its checksum for each file, written before its first record is given, and one
+//! for each that has ended, written with that:
 //!
 //! ```text
 //! {"begin":0,"head":"<digest up to its first record>"} <xxh3>
@@ -99,7 +101,8 @@ impl FileHistory {
         self.files.first().copied()
     }
 
-    /// A further file of which a record is to be given, and how the one before it has ended: durable when this returns.
+    /// A further file of which a record is to be given, and how the one before it has ended:
+    /// durable when this returns.
     pub(super) fn begin_file(
         &mut self,
         ended: Option<(u64, FileEnd)>,

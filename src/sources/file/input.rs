@@ -28,8 +28,8 @@ impl InputFile {
         }
     }
 
-    /// Whether it could be read at all, for an error before the work instead of after it. What can be read only once, such as
-    /// a pipe, is left alone.
+    /// Whether it could be read at all, for an error before the work instead of after it. What can
+    /// be read only once, such as a pipe, is left alone.
     pub fn check_readable(&self, options: &ReadOptions) -> Result<(), DecodeError> {
         match &self.path {
             Some(path) if !path.exists() || path.is_file() => self.open_decoder(options).map(drop),

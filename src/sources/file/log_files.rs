@@ -1,4 +1,5 @@
-//! The files of a log that is rotated: `PATH`, and beside it `PATH.1`, `PATH-20261130`, `PATH.2026-11-30`, each also compressed.
+//! The files of a log that is rotated: `PATH`, and beside it `PATH.1`, `PATH-20261130`,
+//! `PATH.2026-11-30`, each also compressed.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -45,7 +46,8 @@ impl LogFile {
     }
 }
 
-/// Those that there are now, the oldest first; of two with the same name, the one that is not compressed.
+/// Those that there are now, the oldest first; of two with the same name, the one that is not
+/// compressed.
 pub(super) fn log_files(path: &Path, compression: Compression) -> io::Result<Vec<LogFile>> {
     let Some(name) = path.file_name() else { return Ok(Vec::new()) };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -16,7 +16,8 @@ use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosit
 
 /// How often a file that is followed is looked at.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
-/// A file that was rotated is read until nothing has come for so long and the next one has something: who writes may still have it open.
+/// A file that was rotated is read until nothing has come for so long and the next one has
+/// something: who writes may still have it open.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
 /// How long a file that is removed may be away: whoever rotates makes a new one in a moment.
 const MISSING_FILE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -147,7 +148,8 @@ impl FilePartition {
         Ok(true)
     }
 
-    /// There is nothing more for now: looks whether the file is what it was, and still has its name.
+    /// There is nothing more for now: looks whether the file is what it was, and still has its
+    /// name.
     fn handle_end_of_file(&mut self, records: usize) -> Result<PollResult, SourceError> {
         self.warn_of_late_records();
         let poll_later = PollResult { records, next: NextPoll::At(Instant::now() + FOLLOW_INTERVAL) };
@@ -242,7 +244,8 @@ impl FilePartition {
     }
 }
 
-/// Makes sure that it is kept which file is read from a position on, before its first record is given: nothing while it has none.
+/// Makes sure that it is kept which file is read from a position on, before its first record is
+/// given: nothing while it has none.
 fn begin_file(
     reader: &mut FileReader,
     log: &mut FileLog,
@@ -259,7 +262,8 @@ fn begin_file(
     Ok(log.history.file_beginning_at(reader.begin))
 }
 
-/// Whether a file is at the end that it had when the next one was begun; nothing if it is not the file that is known.
+/// Whether a file is at the end that it had when the next one was begun; nothing if it is not the
+/// file that is known.
 fn is_at_known_end(reader: &mut FileReader, known: &KnownFile) -> Option<bool> {
     if reader.records == 1 && reader.digest() != known.head {
         return None;

@@ -13,7 +13,8 @@ use crate::codec::{Compression, DecodeError, FileDecoder, Format, Framing, ReadO
 use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
-/// Bytes of a file, decompressed, that are read before the worker does something else: a line may have no end, and blank lines are no records.
+/// Bytes of a file, decompressed, that are read before the worker does something else: a line may
+/// have no end, and blank lines are no records.
 const MAX_POLL_BYTES: u64 = 4 << 20;
 /// The same, read at once to find the first record of a file beside the log.
 const MAX_HEAD_BYTES: u64 = 16 << 20;
@@ -30,7 +31,8 @@ pub(super) struct ReadPlan {
 }
 
 impl ReadPlan {
-    /// The same for all files of the log, also for those that were rotated and do not grow any more.
+    /// The same for all files of the log, also for those that were rotated and do not grow any
+    /// more.
     fn framing(&self) -> Framing {
         if self.follow { Framing::Line } else { Framing::Quotes }
     }
@@ -166,8 +168,8 @@ impl FileReader {
         Some(Fingerprint { position, digest: self.digest(), leader_epoch: None })
     }
 
-    /// The digest up to the end of the first record, wherever this reader is; nothing while there is no record, or where the first one does not
-    /// end within what may be read for that.
+    /// The digest up to the end of the first record, wherever this reader is; nothing while there
+    /// is no record, or where the first one does not end within what may be read for that.
     pub(super) fn find_head_digest(&self) -> Result<Option<u64>, DecodeError> {
         if self.head.is_some() {
             return Ok(self.head);

@@ -202,7 +202,8 @@ fn endless_line_is_read_over_several_polls() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");
     let mut seen = Seer::default();
-    // A hole, as a writer leaves it whose file was truncated; as the first record, between others, and at the end.
+    // A hole, as a writer leaves it whose file was truncated; as the first record, between others,
+    // and at the end.
     for (number, (before, follow)) in [(0, true), (3, true), (3, false)].into_iter().enumerate() {
         let path = path.with_file_name(format!("{number}.jsonl"));
         fs::write(&path, (0..before).map(line).collect::<String>()).unwrap();

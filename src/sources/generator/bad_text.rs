@@ -16,7 +16,8 @@ impl BadReading<'_> {
         }
     }
 
-    /// The line of a reading whose fault is in its text; none where the fields say it all, or the format is not text.
+    /// The line of a reading whose fault is in its text; none where the fields say it all, or the
+    /// format is not text.
     pub fn text(&self, format: Format, ops: bool) -> Option<String> {
         if !self.kind.needs_text() || format == Format::Parquet {
             return None;

@@ -1,4 +1,5 @@
-//! Plays a made-up log into another one, so that a city that is made up has no second log beside those who post readings.
+//! Plays a made-up log into another one, so that a city that is made up has no second log beside
+//! those who post readings.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -21,8 +22,8 @@ use crate::sources::weather::WeatherKind;
 /// Records in an append, and appends that wait to be durable.
 const APPEND_RECORDS: usize = 1000;
 const MAX_APPENDS_IN_FLIGHT: usize = 4;
-/// How often the place is written down. After a crash what came since is appended again, in the same order: that changes only
-/// what others have corrected meanwhile.
+/// How often the place is written down. After a crash what came since is appended again, in the
+/// same order: that changes only what others have corrected meanwhile.
 const PROGRESS_SAVE_INTERVAL: Duration = Duration::from_secs(1);
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// While nothing is taken.
@@ -111,8 +112,8 @@ impl GeneratorFeed {
     }
 }
 
-/// What the file says of a plan: the text of the first version, whatever types and fields are called. A feed whose plan reads otherwise
-/// begins anew.
+/// What the file says of a plan: the text of the first version, whatever types and fields are
+/// called. A feed whose plan reads otherwise begins anew.
 fn describe(plan: &PacedPlan) -> String {
     let PacedPlan { cities, interval, history, history_interval, .. } = plan;
     let PacedPlan { late, corrections, withdrawals, duplicates, invalid, weather, seed, .. } = plan;
@@ -187,7 +188,8 @@ impl FeedLoop {
         Ok(())
     }
 
-    /// What the log says of the oldest append that is under way; gives it back where it is to be appended again, later.
+    /// What the log says of the oldest append that is under way; gives it back where it is to be
+    /// appended again, later.
     fn handle_append_result(
         &mut self,
         appended: Result<u64, AppendError>,

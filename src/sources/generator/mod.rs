@@ -1,8 +1,9 @@
-//! A made-up log: readings on schedule, and what goes wrong with readings. [`paced`] plays one as time goes by, [`feed`]
-//! into another log.
+//! A made-up log: readings on schedule, and what goes wrong with readings. [`paced`] plays one as
+//! time goes by, [`feed`] into another log.
 //!
-//! Every decision is a hash of the seed, the city, the time and what is decided, so the log depends on the plan
-//! alone, and one share does not change what another one does: with `late` changed, the same readings are corrected.
+//! Every decision is a hash of the seed, the city, the time and what is decided, so the log depends
+//! on the plan alone, and one share does not change what another one does: with `late` changed, the
+//! same readings are corrected.
 
 mod bad_text;
 pub mod feed;
@@ -25,8 +26,8 @@ const MAX_CORRECTION_AGE_MS: i64 = 24 * 3_600_000;
 /// How many intervals after its reading a duplicate comes at most.
 const MAX_DUPLICATE_STEPS: u64 = 3;
 
-/// What to make up. Shares are of the scheduled readings, 0 to 1, each drawn on its own: a reading can be late, and
-/// corrected, and withdrawn.
+/// What to make up. Shares are of the scheduled readings, 0 to 1, each drawn on its own: a reading
+/// can be late, and corrected, and withdrawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorPlan {
     pub cities: u32,
@@ -38,14 +39,15 @@ pub struct GeneratorPlan {
     pub from: EventTime,
     /// Readings are scheduled before this time; what is held up still comes after it.
     pub to: EventTime,
-    /// Readings that arrive late: by whole intervals, at least one and at most 2 hours (or one interval, where
-    /// that is longer). Delays are exponentially distributed: most are short, and their mean is about 20 minutes.
+    /// Readings that arrive late: by whole intervals, at least one and at most 2 hours (or one
+    /// interval, where that is longer). Delays are exponentially distributed: most are short, and
+    /// their mean is about 20 minutes.
     pub late: f64,
-    /// Readings that another one of the same time corrects, by up to 5 °F and 10 % of humidity. It comes after the
-    /// reading and at most 24 hours after its time, evenly distributed.
+    /// Readings that another one of the same time corrects, by up to 5 °F and 10 % of humidity. It
+    /// comes after the reading and at most 24 hours after its time, evenly distributed.
     pub corrections: f64,
-    /// Readings that are withdrawn, as late as corrections come. One that comes before the correction of the same
-    /// reading leaves the corrected reading standing.
+    /// Readings that are withdrawn, as late as corrections come. One that comes before the
+    /// correction of the same reading leaves the corrected reading standing.
     pub withdrawals: f64,
     /// Readings that arrive twice: the second time at once or up to 3 intervals later.
     pub duplicates: f64,
@@ -84,7 +86,8 @@ pub struct Generator {
     weather: Weather,
     /// How many readings a city has on schedule.
     steps_per_city: u64,
-    /// The greatest delay of late readings, and the age that corrections and withdrawals reach, in intervals.
+    /// The greatest delay of late readings, and the age that corrections and withdrawals reach, in
+    /// intervals.
     max_delay_steps: u64,
     max_correction_steps: u64,
 }
@@ -103,8 +106,8 @@ pub enum GeneratedRecord<'a> {
     Invalid(BadReading<'a>),
 }
 
-/// A reading that must be refused, field by field; those that need text to be wrong are right here, and for the writer
-/// to spoil.
+/// A reading that must be refused, field by field; those that need text to be wrong are right here,
+/// and for the writer to spoil.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BadReading<'a> {
     pub kind: BadReadingKind,
@@ -181,7 +184,8 @@ impl Generator {
         if from < start {
             return Err(PlanError::BeforeWeather { weather: plan.weather, start, from });
         }
-        // The last one comes an interval after the settled age, or after a reading as late as can be.
+        // The last one comes an interval after the settled age, or after a reading as late as can
+        // be.
         let last = MAX_CORRECTION_AGE_MS
             .max(interval)
             .saturating_add(interval.saturating_mul(MAX_DUPLICATE_STEPS as i64 + 1));
@@ -211,12 +215,13 @@ impl Generator {
     }
 
     /// How many readings are on schedule, of all cities together.
+    #[cfg(test)]
     pub fn scheduled_readings(&self) -> u64 {
         self.steps_per_city.saturating_mul(u64::from(self.plan.cities))
     }
 
-    /// The log, in the order of arrival: interval by interval, in an interval city by city, of a city what is on
-    /// schedule first and then what was held up. Only what is held up is in memory.
+    /// The log, in the order of arrival: interval by interval, in an interval city by city, of a
+    /// city what is on schedule first and then what was held up. Only what is held up is in memory.
     pub fn timed_records(&self) -> TimedRecords<'_> {
         TimedRecords { generator: self, cursor: ScheduleCursor::default() }
     }
@@ -252,7 +257,8 @@ impl Generator {
         (whole as u64 + 1).min(self.max_delay_steps)
     }
 
-    /// How many intervals after its schedule a correction or a withdrawal comes, of a reading with this delay.
+    /// How many intervals after its schedule a correction or a withdrawal comes, of a reading with
+    /// this delay.
     fn draw_correction_age(&self, delay: u64, hash: u64) -> u64 {
         let choices = self.max_correction_steps.saturating_sub(delay).max(1);
         delay + 1 + (unit_interval(hash) * choices as f64) as u64
@@ -364,7 +370,8 @@ impl ScheduleCursor {
         }
     }
 
-    /// Takes the next reading from the schedule and holds up what does not arrive now, and what will come of it.
+    /// Takes the next reading from the schedule and holds up what does not arrive now, and what
+    /// will come of it.
     fn schedule_next_reading(&mut self, generator: &Generator) -> Option<ScheduledRecord> {
         let plan = &generator.plan;
         let (city, scheduled) = (self.city, self.step);

@@ -1,4 +1,5 @@
-//! A made-up log that is written as time goes by: a past at the start, and then readings when they are due.
+//! A made-up log that is written as time goes by: a past at the start, and then readings when they
+//! are due.
 
 use std::sync::Arc;
 use std::thread::Thread;
@@ -15,7 +16,8 @@ use crate::sources::{
     NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError, mix64, unit_interval,
 };
 
-/// What to make up, from `history` before the start on and without an end. Shares are those of [`GeneratorPlan`].
+/// What to make up, from `history` before the start on and without an end. Shares are those of
+/// [`GeneratorPlan`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PacedPlan {
     pub cities: u32,
@@ -23,8 +25,9 @@ pub struct PacedPlan {
     pub interval: Millis,
     /// How much past there is at the start.
     pub history: Millis,
-    /// Between two readings of a city in the past. Where it differs from `interval`, the past has no faults, and corrections
-    /// and withdrawals are of readings of the past, of the given share of what is read, and come at once: a steady load.
+    /// Between two readings of a city in the past. Where it differs from `interval`, the past has
+    /// no faults, and corrections and withdrawals are of readings of the past, of the given share
+    /// of what is read, and come at once: a steady load.
     pub history_interval: Millis,
     pub late: f64,
     pub corrections: f64,

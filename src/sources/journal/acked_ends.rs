@@ -1,10 +1,11 @@
-//! What the journal knows of itself outside of its storage: its format, its number of partitions, and how far it has
-//! acknowledged.
+//! What the journal knows of itself outside of its storage: its format, its number of partitions,
+//! and how far it has acknowledged.
 //!
-//! The storage takes whatever ends its write-ahead log for the torn end of a crash, also where a damaged byte in the middle
-//! hides all that follows. The marks are written once a commit is durable and before it is acknowledged, so a journal that ends
-//! before them has lost records. They are not synced for each commit: they outlive a killed process, and after a power loss say
-//! less, never more.
+//! The storage takes whatever ends its write-ahead log for the torn end of a crash, also where a
+//! damaged byte in the middle hides all that follows. The marks are written once a commit is
+//! durable and before it is acknowledged, so a journal that ends before them has lost records. They
+//! are not synced for each commit: they outlive a killed process, and after a power loss say less,
+//! never more.
 //!
 //! ```text
 //! magic 8 | format u32 | partitions u32 | sequence u64 | end of each partition u64 | checksum u64
@@ -18,7 +19,8 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{JournalError, MAX_PARTITIONS};
+use super::error::JournalError;
+use super::plan::MAX_PARTITIONS;
 use crate::fault;
 
 const MAGIC: &[u8; 8] = b"swelterj";

@@ -35,7 +35,8 @@ impl AppendQueue {
         AppendQueue { max_records, max_bytes, state: Mutex::default(), not_empty: Condvar::new() }
     }
 
-    /// All that waits, once there is some, and none after a while without; nothing when the queue is closed and empty.
+    /// All that waits, once there is some, and none after a while without; nothing when the queue
+    /// is closed and empty.
     pub(super) fn take_appends(&self, timeout: Duration) -> Option<Vec<QueuedAppend>> {
         let mut waiting = self.lock();
         let mut is_late = false;
@@ -56,7 +57,8 @@ impl AppendQueue {
         }
     }
 
-    /// Takes nothing more, for this reason; the first one counts. What waits is still taken by [`Queue::take`].
+    /// Takes nothing more, for this reason; the first one counts. What waits is still taken by
+    /// [`Queue::take`].
     pub(super) fn close(&self, reason: AppendError) {
         self.lock().close_reason.get_or_insert(reason);
         self.not_empty.notify_all();

@@ -1,11 +1,13 @@
 //! When records arrived, by a clock that is not believed when it suddenly says something else.
 //!
-//! A wall clock that is ahead, even for one record, would let readings of the future in. So the wall clock is compared with the
-//! time that it should be: the last time that was believed, plus how long the host has been up since. A clock that is ahead of that by
-//! more than the bound holds records back, until it has said the same for a minute. One that is behind is believed at once: stamps may fall.
+//! A wall clock that is ahead, even for one record, would let readings of the future in. So the
+//! wall clock is compared with the time that it should be: the last time that was believed, plus
+//! how long the host has been up since. A clock that is ahead of that by more than the bound holds
+//! records back, until it has said the same for a minute. One that is behind is believed at once:
+//! stamps may fall.
 //!
-//! The last time that was believed outlives the process in a file. After a restart of the host nothing says how long that was
-//! off: the last time that is known is all there is to compare with.
+//! The last time that was believed outlives the process in a file. After a restart of the host
+//! nothing says how long that was off: the last time that is known is all there is to compare with.
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,12 +19,14 @@ use serde::{Deserialize, Serialize};
 use crate::fault;
 use crate::model::clock::{boot_id, uptime_ms, wall_clock_ms};
 use crate::model::{AppendError, AppendHold, EventTime, HoldCause, Millis};
+use crate::test_hooks;
 
 /// In the journal's folder.
 pub(super) const FILE_NAME: &str = "clock";
 /// A clock that is ahead is believed once it has said the same for so long.
 const CLOCK_CONFIRM_MS: i64 = 60_000;
-/// Two looks agree that differ by no more, the time between them taken off; clocks are slewed and drift.
+/// Two looks agree that differ by no more, the time between them taken off; clocks are slewed and
+/// drift.
 const DRIFT_TOLERANCE_MS: i64 = 1_000;
 /// A clock that was put back by more is warned of.
 const BACKWARD_STEP_WARN_MS: i64 = 10_000;
@@ -56,11 +60,8 @@ impl Clock for HostClock {
         boot_id()
     }
 
-    #[cfg(debug_assertions)]
     fn confirm_ms(&self) -> i64 {
-        // For tests only: they have no minute.
-        let confirm_text = std::env::var("SWELTER_TEST_CLOCK_AGREE_MS").ok();
-        confirm_text.and_then(|text| text.parse().ok()).unwrap_or(CLOCK_CONFIRM_MS)
+        test_hooks::clock_confirm_ms().unwrap_or(CLOCK_CONFIRM_MS)
     }
 }
 
@@ -142,8 +143,8 @@ impl ArrivalClock {
         Arc::clone(&self.hold)
     }
 
-    /// The stamp of a record that arrives now. To be called about once a second even where none does, so that a clock that is ahead is
-    /// looked at again.
+    /// The stamp of a record that arrives now. To be called about once a second even where none
+    /// does, so that a clock that is ahead is looked at again.
     pub(super) fn stamp_now(&mut self) -> Result<EventTime, AppendError> {
         let (wall, uptime) = (self.clock.wall_ms(), self.clock.uptime_ms());
         let offset = wall.saturating_sub(uptime);
@@ -168,7 +169,8 @@ impl ArrivalClock {
         } else if ahead > self.max_ahead_ms {
             return Err(AppendError::OnHold(self.start_hold(wall, uptime, ahead)));
         } else {
-            // A small step: records are taken meanwhile, but several such steps in a row do not add up.
+            // A small step: records are taken meanwhile, but several such steps in a row do not add
+            // up.
             self.release_hold();
         }
         Ok(EventTime::from_millis(wall).unwrap_or(EventTime::MAX))

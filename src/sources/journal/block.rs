@@ -4,8 +4,9 @@
 //! kind u8 | records, arrival ms, length of the records' bytes: varints | those bytes, plain or zstd | checksum u32
 //! ```
 //!
-//! Each record is its length as a varint and its bytes. The checksum is of the key and all before it. A block of dead letters
-//! that were sent again says so in its kind; the bytes of each of its records begin with where it comes from:
+//! Each record is its length as a varint and its bytes. The checksum is of the key and all before
+//! it. A block of dead letters that were sent again says so in its kind; the bytes of each of its
+//! records begin with where it comes from:
 //!
 //! ```text
 //! attempt, first seen ms + 1 or 0, length of the origin: varints | origin | bytes of the record
@@ -17,7 +18,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::{ClientId, EventTime, RetryInfo};
 
-/// From here on a block is compressed by itself. Below, the storage's own compression of neighbouring blocks does as well.
+/// From here on a block is compressed by itself. Below, the storage's own compression of
+/// neighbouring blocks does as well.
 const MIN_COMPRESSED_BYTES: usize = 2 * 1024;
 const ZSTD_LEVEL: i32 = 1;
 const KIND_PLAIN: u8 = 0;
@@ -25,7 +27,8 @@ const KIND_ZSTD: u8 = 1;
 /// Added to the kind.
 const KIND_RETRIED: u8 = 2;
 
-/// A block's place: partition, then first position, both big endian, so that keys sort as the log runs.
+/// A block's place: partition, then first position, both big endian, so that keys sort as the log
+/// runs.
 pub(super) type BlockKey = [u8; 12];
 
 pub(super) fn block_key(partition: u32, first: u64) -> BlockKey {
@@ -49,7 +52,8 @@ pub(super) struct JournalBlock {
     /// All of its records are dead letters that were sent again; otherwise none is.
     pub is_retried: bool,
     records: Vec<u8>,
-    /// Who has posted them, and how many in a row; only of blocks that were written since the start.
+    /// Who has posted them, and how many in a row; only of blocks that were written since the
+    /// start.
     clients: Vec<(Option<ClientId>, u32)>,
 }
 
@@ -145,7 +149,8 @@ impl JournalBlock {
         &self.records[range]
     }
 
-    /// Where a dead letter that was sent again comes from, and the bytes of the record; nothing where it is damaged.
+    /// Where a dead letter that was sent again comes from, and the bytes of the record; nothing
+    /// where it is damaged.
     pub(super) fn split_retried(&self, range: Range<usize>) -> Option<(RetryInfo, &[u8])> {
         let mut rest = self.record_bytes(range);
         let attempt = u32::try_from(read_varint(&mut rest)?).ok()?;

@@ -14,11 +14,12 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::StoredBlock;
 use super::block::{self, BlockDecoder, BlockKey, JournalBlock};
+use super::error::JournalError;
 use super::store_contents::find_impossible_contents;
-use super::{JournalError, store_log};
-use crate::fault::{self, FaultClass};
+use super::store_error::StoreError;
+use super::store_log;
+use crate::fault;
 
 const CACHE_BYTES: u64 = 4 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
@@ -28,7 +29,8 @@ const MAX_WRITE_AHEAD_BYTES: u64 = 64 << 20;
 const WORKER_THREADS: usize = 1;
 /// Tables that are kept open.
 pub(super) const MAX_OPEN_TABLES: usize = 64;
-/// Read and compressed in one piece: replay is sequential, and small blocks compress well only together.
+/// Read and compressed in one piece: replay is sequential, and small blocks compress well only
+/// together.
 const TABLE_BLOCK_BYTES: u32 = 32 << 10;
 /// What a replaying reader takes from the disk at once, in bytes of records.
 const READ_AHEAD_BYTES: usize = 1 << 20;
@@ -37,6 +39,9 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 const REMOVE_BATCH_BLOCKS: usize = 1_000;
 /// Removed blocks keep their room until all is rewritten, which is not to be done for little.
 const MIN_COMPACT_BYTES: u64 = 16 << 20;
+
+/// A block as it is stored, with its key.
+pub type StoredBlock = (Vec<u8>, Vec<u8>);
 
 pub(super) struct BlockStore {
     database: Database,
@@ -134,7 +139,8 @@ impl BlockStore {
         })
     }
 
-    /// Removes the blocks of each partition that begin before its position, and gives back their room once they are much of all.
+    /// Removes the blocks of each partition that begin before its position, and gives back their
+    /// room once they are much of all.
     pub(super) fn remove_blocks_before(&self, log_starts: &[u64]) -> Result<(), StoreError> {
         let mut removed = self.trim_state.lock().unwrap_or_else(PoisonError::into_inner);
         catch_store_panics(|| {
@@ -218,8 +224,8 @@ impl BlockStore {
         })
     }
 
-    /// Blocks as they are stored, from the one that begins at the start of the range on, about so many bytes of them; none that begins
-    /// behind it.
+    /// Blocks as they are stored, from the one that begins at the start of the range on, about so
+    /// many bytes of them; none that begins behind it.
     pub(super) fn stored_blocks(
         &self,
         partition: u32,
@@ -264,8 +270,8 @@ fn open_store(path: &PathBuf) -> Result<BlockStore, fjall::Error> {
     let database = Database::builder(path)
         .cache_size(CACHE_BYTES)
         .max_journaling_size(MAX_WRITE_AHEAD_BYTES)
-        // Blocks worth it are compressed; and so a damaged one fails its checksum, not its decompression, which would be
-        // taken for a torn end.
+        // Blocks worth it are compressed; and so a damaged one fails its checksum, not its
+        // decompression, which would be taken for a torn end.
         .journal_compression(CompressionType::None)
         .worker_threads(WORKER_THREADS)
         .max_cached_files(Some(MAX_OPEN_TABLES))
@@ -280,8 +286,8 @@ fn open_store(path: &PathBuf) -> Result<BlockStore, fjall::Error> {
     Ok(BlockStore { database, blocks, trim_state: Mutex::default() })
 }
 
-/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one whose creation was cut
-/// off, and trusts the list of tables, of which `current` has the checksum.
+/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one
+/// whose creation was cut off, and trusts the list of tables, of which `current` has the checksum.
 fn check_table_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
     for id in ["0", "1"] {
         let folder = path.join("keyspaces").join(id);
@@ -320,60 +326,12 @@ fn decode_entry(guard: fjall::Guard, decoder: &mut BlockDecoder) -> Result<Journ
     })
 }
 
-/// What the store says, panics included: it has some for damage that it does not expect.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StoreError {
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Store(fjall::Error),
-    /// The store has stopped after a failure of its own threads, which they have logged.
-    #[error("its storage has stopped after {}", .0.as_deref().unwrap_or("a failed write of its own"))]
-    Stopped(Option<String>),
-    #[error("{0}")]
-    Damaged(String),
-}
-
-impl From<fjall::Error> for StoreError {
-    fn from(error: fjall::Error) -> StoreError {
-        match error {
-            fjall::Error::Io(error) => StoreError::Io(error),
-            fjall::Error::Poisoned => StoreError::Stopped(store_log::last_store_error()),
-            error => match fault::find_errno(&error) {
-                // What the host says of a file that is missing or cut off is damage here.
-                Some(errno) if fault::classify_fault(&error) == FaultClass::Transient => {
-                    StoreError::Io(errno.into())
-                }
-                _ => StoreError::Store(error),
-            },
-        }
-    }
-}
-
-impl StoreError {
-    /// What a person does about it, who finds the journal in `dir`.
-    pub(super) fn remedy(&self, dir: &Path) -> String {
-        let cause = match self {
-            StoreError::Io(error) => return fault::remedy_for(error, dir),
-            StoreError::Stopped(cause) => cause.as_deref().and_then(store_log::parse_os_error),
-            StoreError::Store(_) | StoreError::Damaged(_) => None,
-        };
-        cause.map_or_else(
-            || format!("see that the disk of {} has room and works", dir.display()),
-            |error| fault::remedy_for(&error, dir),
-        )
-    }
-
-    pub(super) fn damaged_block(partition: u32, position: u64) -> StoreError {
-        StoreError::Damaged(format!("partition {partition} cannot be read at position {position}"))
-    }
-}
-
 thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic of this thread is one of the store's, which becomes an error: a panic hook must not end the process.
+/// Whether a panic of this thread is one of the store's, which becomes an error: a panic hook must
+/// not end the process.
 pub fn is_catching_store_panics() -> bool {
     CATCHING.get()
 }

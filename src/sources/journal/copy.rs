@@ -1,4 +1,5 @@
-//! A journal copied block by block, as blocks are stored: out of one that may be in use, and into a new one.
+//! A journal copied block by block, as blocks are stored: out of one that may be in use, and into a
+//! new one.
 
 use std::fs;
 use std::io;
@@ -7,16 +8,16 @@ use std::sync::PoisonError;
 
 use super::acked_ends::AckedEnds;
 use super::block::{self, BlockDecoder, BlockKey};
-use super::block_store::{BlockStore, StoreError};
+use super::block_store::{BlockStore, StoredBlock};
+use super::error::JournalError;
 use super::id::{JournalId, ParentJournal};
 use super::log_starts::LogStarts;
-use super::{Journal, JournalError, MAX_PARTITIONS};
+use super::open_journal::Journal;
+use super::plan::MAX_PARTITIONS;
+use super::store_error::StoreError;
 
 /// Blocks that are read, or written, at a time.
 const COPY_BATCH_BYTES: usize = 4 << 20;
-
-/// A block as it is stored, with its key.
-pub type StoredBlock = (Vec<u8>, Vec<u8>);
 
 impl Journal {
     /// How many partitions the journal in a folder has.
@@ -29,14 +30,15 @@ impl Journal {
         self.shared.log_starts.positions()
     }
 
-    /// By partition, the position behind the last record: all before it are durable, and each append is before them as a whole or not
-    /// at all.
+    /// By partition, the position behind the last record: all before it are durable, and each
+    /// append is before them as a whole or not at all.
     pub fn log_ends(&self) -> Vec<u64> {
         let _whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.tails.iter().map(|tail| tail.log_end()).collect()
     }
 
-    /// The stored blocks of a partition from a position on, in their order, a few at a time; none behind `end`.
+    /// The stored blocks of a partition from a position on, in their order, a few at a time; none
+    /// behind `end`.
     pub fn stored_blocks(
         &self,
         partition: u32,

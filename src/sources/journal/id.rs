@@ -1,8 +1,11 @@
-//! What a journal is known by beside its folder: a random id, so that a checkpoint says which journal it was made of.
+//! What a journal is known by beside its folder: a random id, so that a checkpoint says which
+//! journal it was made of.
 //!
-//! The file `id` lies beside `marks`, as one line of JSON: `{"id":"<32 hexadecimal digits>"}`, and in a restored copy
-//! `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so that a file that is lost is noticed. A journal that was begun by a
-//! version without ids has none until a run has compared what there is to compare ([`Journal::keep_id`](super::Journal::keep_id)).
+//! The file `id` lies beside `marks`, as one line of JSON: `{"id":"<32 hexadecimal digits>"}`, and
+//! in a restored copy `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so
+//! that a file that is lost is noticed. A journal that was begun by a version without ids has none
+//! until a run has compared what there is to compare
+//! ([`Journal::keep_id`](super::Journal::keep_id)).
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,7 +13,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JournalError, sync_folder};
+use super::error::{JournalError, id_to_hex};
 use crate::fault;
 use crate::model::random_u64;
 
@@ -82,10 +85,6 @@ impl JournalId {
     }
 }
 
-pub(super) fn id_to_hex(id: u128) -> String {
-    format!("{id:032x}")
-}
-
 fn write_id<S: serde::Serializer>(id: &u128, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&format_args!("{id:032x}"))
 }
@@ -93,4 +92,9 @@ fn write_id<S: serde::Serializer>(id: &u128, to: S) -> Result<S::Ok, S::Error> {
 fn read_id<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
     let text = String::deserialize(from)?;
     JournalId::parse(&text).ok_or_else(|| serde::de::Error::custom("an id has 32 hexadecimal digits"))
+}
+
+/// Makes the entries of a folder durable.
+fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }

@@ -1,7 +1,7 @@
 //! Where partitions begin, since checkpoints cover what lay before.
 //!
-//! A journal of which nothing was removed has no such file. It is replaced as a whole before anything is removed, so the blocks that are there
-//! reach back to it or further.
+//! A journal of which nothing was removed has no such file. It is replaced as a whole before
+//! anything is removed, so the blocks that are there reach back to it or further.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::JournalError;
+use super::error::JournalError;
 use crate::fault;
 
 const FILE_NAME: &str = "begins";

@@ -1,12 +1,13 @@
-//! A partition as a worker reads it: out of memory where the worker keeps up, else from disk, block after block.
+//! A partition as a worker reads it: out of memory where the worker keeps up, else from disk, block
+//! after block.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::Thread;
 
-use super::JournalShared;
 use super::block::{BlockDecoder, JournalBlock};
-use super::block_store::StoreError;
+use super::shared::JournalShared;
+use super::store_error::StoreError;
 use super::tail::TailLookup;
 use crate::codec::JsonRecordDecoder;
 use crate::model::{Fingerprint, RawRecord, Upsert};

@@ -1,11 +1,13 @@
-//! Looks at the tables of contents of the store's files before the store does: it allocates as many entries as one says that it has, and
-//! compares its checksum only then, so one flipped bit would end the process.
+//! Looks at the tables of contents of the store's files before the store does: it allocates as many
+//! entries as one says that it has, and compares its checksum only then, so one flipped bit would
+//! end the process.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// The end of a file of the format "sfa": magic, version, type of checksum, checksum, position and length of the table of contents.
+/// The end of a file of the format "sfa": magic, version, type of checksum, checksum, position and
+/// length of the table of contents.
 const TRAILER_MAGIC: &[u8] = b"SFA!";
 const TRAILER_BYTES: u64 = 4 + 1 + 1 + 16 + 8 + 8;
 const POSITION_OFFSET: usize = 4 + 1 + 1 + 16;
@@ -15,8 +17,8 @@ const CONTENTS_HEAD_BYTES: usize = 4 + 4;
 /// An entry has a position, a length and the length of its name.
 const MIN_ENTRY_BYTES: u64 = 8 + 8 + 2;
 
-/// The first file in a folder, or below it, whose table of contents says more entries than the file has room for. What else may be wrong
-/// with a file the store finds itself.
+/// The first file in a folder, or below it, whose table of contents says more entries than the file
+/// has room for. What else may be wrong with a file the store finds itself.
 pub(super) fn find_impossible_contents(folder: &Path) -> io::Result<Option<PathBuf>> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -27,7 +27,8 @@ pub(super) fn last_store_error() -> Option<String> {
     LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// The error of the operating system within a text of the store, which writes errors as `Debug` does.
+/// The error of the operating system within a text of the store, which writes errors as `Debug`
+/// does.
 pub(super) fn parse_os_error(text: &str) -> Option<io::Error> {
     let (_, rest) = text.split_once("Os { code: ")?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;

@@ -9,21 +9,28 @@ mod measure;
 mod trim;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::mpsc;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
+use super::acked_ends::AckedEnds;
+use super::append_queue::AppendQueue;
+use super::arrival_clock::{ArrivalClock, HostClock};
+use super::block::BlockEncoder;
+use super::block_store::StoredBlock;
+use super::writer::{JournalWriter, SizeWarning};
 use super::*;
 use crate::codec::{RecordFields, push_json_record};
 use crate::model::{
-    AppendCallback, AppendReport, AppendedRange, Measurement, NewRecord, RawRecord, ReadingEvent, Refusal,
-    RetryInfo, Upsert,
+    AppendCallback, AppendError, AppendReport, AppendedRange, Appender, EventTime, HoldCheck, Measurement,
+    NewRecord, RawRecord, ReadingEvent, Refusal, RetryInfo, Upsert,
 };
-use crate::sources::{NextPoll, RecordHandler, RecordPosition};
+use crate::sources::{NextPoll, RecordHandler, RecordPosition, Source, SourceError};
 
 /// A record as it was read: position, arrival, bytes or what they came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -284,7 +291,8 @@ fn concurrent_appenders_keep_their_order() {
     assert!(by_city.values().all(|numbers| numbers.iter().copied().eq(0..200)));
 }
 
-/// The journal takes nothing more, says why, and its readers do, once they have read what is durable.
+/// The journal takes nothing more, says why, and its readers do, once they have read what is
+/// durable.
 fn has_failed(journal: &Journal, durable: usize) {
     let line = journal.failure().unwrap();
     assert!(line.contains("cannot be written") && line.contains(", then start again"), "{line}");

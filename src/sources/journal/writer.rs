@@ -11,15 +11,18 @@ use super::acked_ends::AckedEnds;
 use super::append_queue::{AppendQueue, QueuedAppend};
 use super::arrival_clock::ArrivalClock;
 use super::block::{self, BlockEncoder, JournalBlock};
-use super::block_store::{StoreError, catch_store_panics};
-use super::{JournalShared, SOURCE_NAME};
+use super::block_store::catch_store_panics;
+use super::plan::SOURCE_NAME;
+use super::shared::JournalShared;
+use super::store_error::StoreError;
 use crate::fault::{self, RetryBackoff};
 use crate::model::{
     self, AppendError, AppendReport, AppendedRange, EventTime, NewRecord, PartitionName, Reason,
     RecordAddress, Refusal,
 };
 
-/// Where a partition's records of one commit go on in a further block, so that no reader must hold much.
+/// Where a partition's records of one commit go on in a further block, so that no reader must hold
+/// much.
 const MAX_BLOCK_BYTES: usize = 256 * 1024;
 const SIZE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// The clock is looked at so often, also where nothing is appended.
@@ -107,7 +110,8 @@ impl JournalWriter {
         Ok(written)
     }
 
-    /// Notes the ends. What is written is acknowledged only then, so a disk without room makes it wait, other than at the end.
+    /// Notes the ends. What is written is acknowledged only then, so a disk without room makes it
+    /// wait, other than at the end.
     fn write_acked_ends(&mut self) -> Result<(), StoreError> {
         let mut retries =
             RetryBackoff::new("journal", "note the ends of the journal", "posted readings wait");
@@ -177,7 +181,8 @@ impl Drop for JournalWriter {
     }
 }
 
-/// Where an append has ended in each of its partitions; `ends` are those before it, then those behind it.
+/// Where an append has ended in each of its partitions; `ends` are those before it, then those
+/// behind it.
 fn append_ranges(records: &[NewRecord], ends: &mut [u64]) -> Vec<AppendedRange> {
     let mut touched: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
     for record in records {
@@ -197,8 +202,8 @@ fn append_ranges(records: &[NewRecord], ends: &mut [u64]) -> Vec<AppendedRange> 
 /// The records of one append that are not written.
 type RefusedRecords = Vec<(u32, Refusal)>;
 
-/// Takes posted readings out that are dated too far after the stamp that they would get: admission would refuse them. Appends of which
-/// nothing is left are answered.
+/// Takes posted readings out that are dated too far after the stamp that they would get: admission
+/// would refuse them. Appends of which nothing is left are answered.
 fn refuse_future(
     appends: Vec<QueuedAppend>,
     now: EventTime,

@@ -11,7 +11,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 
-use super::{KafkaSourcePlan, RecordWriter};
+use super::plan::KafkaSourcePlan;
+use super::record_writer::RecordWriter;
 use crate::codec::ReadOptions;
 use crate::kafka::broker_reminder::BrokerReminder;
 use crate::kafka::error_log::KafkaErrorLog;
@@ -55,7 +56,8 @@ struct AppenderState {
     broker_reminder: BrokerReminder,
 }
 
-/// Appends to the topic of a source. The records of a city stand in it in the order in which they were appended.
+/// Appends to the topic of a source. The records of a city stand in it in the order in which they
+/// were appended.
 pub struct KafkaAppender {
     source: Arc<str>,
     topic: String,
@@ -238,8 +240,8 @@ impl InFlightRecords {
         self.records.load(Ordering::Acquire) == 0 && !self.has_missed.load(Ordering::Relaxed)
     }
 
-    /// One that is larger than all there is may be alone. Whoever asks holds the lock of the writer, and only acknowledgements,
-    /// which make room, come between.
+    /// One that is larger than all there is may be alone. Whoever asks holds the lock of the
+    /// writer, and only acknowledgements, which make room, come between.
     fn try_acquire(&self, records: usize, bytes: usize, limits: AppendLimits) -> bool {
         let (has_records, has_bytes) =
             (self.records.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire));

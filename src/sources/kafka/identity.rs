@@ -1,7 +1,8 @@
-//! What says that a topic is the one that was read before: its id, and the record before a position. And which topic it is that
-//! records come from: librdkafka goes on with another one of the same name without an error.
+//! What says that a topic is the one that was read before: its id, and the record before a
+//! position. And which topic it is that records come from: librdkafka goes on with another one of
+//! the same name without an error.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,13 +11,12 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 use xxhash_rust::xxh3::Xxh3Default;
 
-use super::watch::SourceClientContext;
-use super::{KafkaSourceShared, REQUEST_TIMEOUT};
-use crate::kafka::native::{
-    FetchedRecord, LogQueue, RecordQueue, TopicState, describe_topic_ids, url_safe_topic_id,
-};
+use super::client_context::SourceClientContext;
+use super::fetched_topic::{TOPIC_REMEDY, topic_recreated_text};
+use super::shared::{KafkaSourceShared, REQUEST_TIMEOUT};
+use crate::kafka::native::{FetchedRecord, RecordQueue, TopicState, describe_topic_ids};
+use crate::kafka::prefetch_metadata;
 use crate::kafka::topic_identity::TopicIdentity;
-use crate::kafka::{self, prefetch_metadata};
 use crate::model::{Fingerprint, LogPosition};
 use crate::sources::SourceError;
 
@@ -33,77 +33,6 @@ pub(super) fn record_fingerprint(record: FetchedRecord<'_>) -> Fingerprint {
     }
     let position = u64::try_from(record.offset()).unwrap_or(0);
     Fingerprint { position, digest: digest.digest(), leader_epoch: record.leader_epoch() }
-}
-
-/// Which topic the client's fetches are of.
-pub(super) struct FetchedTopic {
-    topic: String,
-    /// As it was when the source was opened.
-    id: Option<String>,
-    client_log: Mutex<ClientLog>,
-}
-
-struct ClientLog {
-    queue: LogQueue<SourceClientContext>,
-    /// The id of another topic, which the client has gone over to.
-    other_id: Option<String>,
-}
-
-impl FetchedTopic {
-    pub(super) fn new(
-        topic: &str,
-        id: Option<String>,
-        client: &Arc<BaseConsumer<SourceClientContext>>,
-    ) -> Option<Self> {
-        let queue = LogQueue::redirect_from(client)?;
-        Some(FetchedTopic {
-            topic: topic.to_owned(),
-            id,
-            client_log: Mutex::new(ClientLog { queue, other_id: None }),
-        })
-    }
-
-    pub(super) fn id(&self) -> Option<&str> {
-        self.id.as_deref()
-    }
-
-    /// Whether all that was fetched by now is of the topic that was opened. The client writes a line about another id before it fetches
-    /// by that, so whoever takes records first and then asks here, gives none of another topic. That holds for brokers that are asked
-    /// by id, from 3.1 on.
-    pub(super) fn check_topic_id(&self) -> Result<(), SourceError> {
-        let mut lines = self.client_log.lock().unwrap_or_else(PoisonError::into_inner);
-        let ClientLog { queue, other_id: another } = &mut *lines;
-        queue.drain(|level, facility, text| {
-            kafka::log_librdkafka(level, facility, text);
-            if let (Some(changed), Some(own)) = (parse_changed_id(text, &self.topic), &self.id)
-                && changed != *own
-            {
-                another.get_or_insert(changed);
-            }
-        });
-        match another {
-            None => Ok(()),
-            Some(id) => Err(SourceError::Fatal(topic_recreated_text(
-                &self.topic,
-                id,
-                self.id.as_deref().unwrap_or("none"),
-            ))),
-        }
-    }
-}
-
-fn topic_recreated_text(topic: &str, id: &str, own: &str) -> String {
-    format!(
-        "topic {topic} was deleted and made anew while it was read: it has the id {id}, and had {own}; nothing of the new one was read: \
-         {TOPIC_REMEDY}"
-    )
-}
-
-/// The id that a line says a topic has now.
-fn parse_changed_id(text: &str, topic: &str) -> Option<String> {
-    let (_, ids) = text.split_once(&format!("Topic {topic} changed id from "))?;
-    let (_, id) = ids.split_once(" to ")?;
-    Some(url_safe_topic_id(id.trim()))
 }
 
 /// A topic, and what is recorded of it.
@@ -169,7 +98,8 @@ impl KafkaSourceShared {
         topic.check_record(partition, before, found).map_err(SourceError::RecordDiffers)
     }
 
-    /// Whether the topic is the one that was opened: to be asked where the client has lost its place.
+    /// Whether the topic is the one that was opened: to be asked where the client has lost its
+    /// place.
     pub(super) fn check_same_topic(&self) -> Result<(), SourceError> {
         self.fetched_topic.check_topic_id()?;
         let topic = &*self.plan.topic;
@@ -270,21 +200,9 @@ impl KafkaSourceShared {
     }
 }
 
-const TOPIC_REMEDY: &str =
-    "restore the topic that was read, or begin anew with empty outputs (docs/disaster-recovery.md)";
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn topic_id_change_is_parsed_from_client_log_line() {
-        let line =
-            "[thrd:main]: Topic readings changed id from AAAAAAAAAAAAAAAAAAAAAA to b+c/fE1xT4qk5Vn0Zs2zUg";
-        assert_eq!(parse_changed_id(line, "readings").as_deref(), Some("b-c_fE1xT4qk5Vn0Zs2zUg"));
-        assert_eq!(parse_changed_id(line, "reading"), None);
-        assert_eq!(parse_changed_id("Topic readings [0] Leader 1 Epoch 0", "readings"), None);
-    }
 
     #[test]
     fn topic_comparison_uses_id_digest_and_leader_epoch() {
@@ -308,7 +226,8 @@ mod tests {
         assert!(compare(Some("a"), &own, None).is_ok() && compare(None, &own, None).is_ok());
         assert!(compare(Some("b"), &none, None).is_ok());
         assert!(compare(Some("b"), &own, None).unwrap_err().contains("is gone"));
-        // The same record of another leader: what was read was cut off. A copy's leaders are its own.
+        // The same record of another leader: what was read was cut off. A copy's leaders are its
+        // own.
         let again = Some(Fingerprint { leader_epoch: Some(4), ..read });
         assert!(compare(Some("a"), &own, again).unwrap_err().contains("unclean leader election"));
         for (id, recorded) in

@@ -9,10 +9,11 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::client_context::SourceClientContext;
 use super::identity::record_fingerprint;
+use super::partition_offsets::PartitionOffsets;
+use super::shared::{KafkaSourceShared, REQUEST_TIMEOUT};
 use super::topic_decoder::{DecodeOutcome, TopicDecoder};
-use super::watch::{PartitionOffsets, SourceClientContext};
-use super::{KafkaSourceShared, REQUEST_TIMEOUT};
 use crate::kafka::native::{FetchedRecord, RecordQueue};
 use crate::kafka::topic_identity::{is_truncation, may_be_another_topic};
 use crate::model::{EventTime, Fingerprint, LogPosition};
@@ -67,8 +68,9 @@ impl KafkaPartition {
         let records = TopicDecoder::new(&shared)?;
         let offsets = shared.register_reader(partition, position, end)?;
         let number = shared.kafka_partition(partition)?;
-        // Before it is assigned: else the first records would go to the consumer's own queue. librdkafka keeps a queue split
-        // once an application has asked, also when the partition is assigned again.
+        // Before it is assigned: else the first records would go to the consumer's own queue.
+        // librdkafka keeps a queue split once an application has asked, also when the partition is
+        // assigned again.
         let queue =
             RecordQueue::split_from_consumer(&shared.consumer, &shared.plan.topic, number, move || {
                 worker.unpark()
@@ -110,8 +112,8 @@ impl KafkaPartition {
         let _ = self.shared.consumer.incremental_unassign(&assigned);
     }
 
-    /// Has the client fetch on where it has given the partition up, if the log still goes on there. What fails in passing is done at the
-    /// next poll: nothing else would ever come.
+    /// Has the client fetch on where it has given the partition up, if the log still goes on there.
+    /// What fails in passing is done at the next poll: nothing else would ever come.
     fn reassign_if_needed(&mut self) -> Result<(), SourceError> {
         if self.needs_reassignment {
             let at = LogPosition { position: self.cursor.position, before: self.fingerprint };
@@ -145,7 +147,8 @@ impl KafkaPartition {
         }
     }
 
-    /// Offers the first of the queue, and takes it off if it was taken; nothing where the queue is empty.
+    /// Offers the first of the queue, and takes it off if it was taken; nothing where the queue is
+    /// empty.
     fn offer_first_record(&mut self, until: u64, handler: &mut dyn RecordHandler) -> Option<OfferOutcome> {
         match self.queue.first_record()? {
             Ok(record) => {

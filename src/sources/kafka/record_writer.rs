@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{KafkaSourcePlan, RecordFormat, RegistryPlan};
+use super::plan::{KafkaSourcePlan, RecordFormat, RegistryPlan};
 use crate::codec::{
     DecodeSettings, JsonRecordDecoder, READING_SCHEMA, ReadOptions, RecordFields, push_wire_header,
     reading_to_avro,
@@ -96,7 +96,8 @@ impl RecordWriter {
         RecordWriter(RecordEncoding::Avro(Box::new(AvroEncoder { decoder, schema, value: Vec::new() })))
     }
 
-    /// The value of a record that came as JSON. What is no reading stays as it is: whoever reads it refuses it.
+    /// The value of a record that came as JSON. What is no reading stays as it is: whoever reads it
+    /// refuses it.
     pub fn encode_value<'a>(&'a mut self, json: &'a [u8]) -> &'a [u8] {
         let RecordEncoding::Avro(avro) = &mut self.0 else { return json };
         let Ok(upsert) = avro.decoder.decode(json) else { return json };

@@ -1,6 +1,6 @@
 //! The topics of a source, as they must be.
 
-use super::KafkaSourcePlan;
+use super::plan::KafkaSourcePlan;
 use crate::kafka::dead_letter_topics;
 use crate::kafka::native::TopicState;
 use crate::kafka::topic_admin::{
@@ -8,13 +8,15 @@ use crate::kafka::topic_admin::{
 };
 use crate::sources::SourceError;
 
-/// A start reads the log from the first start's positions on, so what is made here keeps its records.
+/// A start reads the log from the first start's positions on, so what is made here keeps its
+/// records.
 const RETAIN_ALL: [(&str, &str); 3] =
     [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")];
 const LOG_APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
 
-/// Looks at the topic and those of its dead letters, makes what is missing where it may, and says how many partitions the
-/// topic has, and its id, where the cluster has ids. What earlier starts know of is not missing: that was looked at before.
+/// Looks at the topic and those of its dead letters, makes what is missing where it may, and says
+/// how many partitions the topic has, and its id, where the cluster has ids. What earlier starts
+/// know of is not missing: that was looked at before.
 pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<String>), SourceError> {
     let dead_letter_topics = dead_letter_topics(&plan.topic);
     let names = [&*plan.topic, &*dead_letter_topics[0], &*dead_letter_topics[1]];

@@ -1,6 +1,7 @@
 //! What a record of a topic says.
 
-use super::{KafkaSourceShared, RecordFormat};
+use super::plan::RecordFormat;
+use super::shared::KafkaSourceShared;
 use crate::codec::JsonRecordDecoder;
 use crate::kafka::dead_letter_headers;
 use crate::kafka::native::FetchedRecord;
@@ -97,7 +98,8 @@ fn decode_tombstone<'a>(
     upsert.map_err(|refusal| Refusal::new(refusal.reason, format!("{RULE}: {}", refusal.detail)))
 }
 
-/// What the headers of a dead letter that was sent again say. Others have no such headers, or not of this form.
+/// What the headers of a dead letter that was sent again say. Others have no such headers, or not
+/// of this form.
 fn parse_retry_headers(record: FetchedRecord<'_>) -> Option<RetryInfo> {
     let text = |name: &str| {
         let (_, value) = record.headers().find(|(found, _)| *found == name)?;

@@ -1,82 +1,33 @@
-//! What goes on beside the workers: a thread that serves the consumer, looks for new partitions and ends of logs, and
-//! tells monitors how far the workers are.
+//! What goes on beside the workers: a thread that serves the consumer, looks for new partitions and
+//! ends of logs, and tells monitors how far the workers are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::KafkaSourceShared;
+use super::partition_offsets::PartitionOffsets;
+use super::shared::KafkaSourceShared;
+use crate::kafka::broker_reminder::BrokerReminder;
 use crate::kafka::native::high_watermark;
-use crate::kafka::{self, broker_reminder::BrokerReminder, error_log::KafkaErrorLog};
 
 /// How soon a stop is seen.
 const CONSUMER_POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the cluster may take to answer here.
 const WATCH_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often logs are looked at for their ends, and topics for partitions; the latter is also how often positions are
-/// committed.
+/// How often logs are looked at for their ends, and topics for partitions; the latter is also how
+/// often positions are committed.
 const LOG_END_INTERVAL: Duration = Duration::from_secs(1);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(5);
 /// How long records may wait for the end of a transaction before that is said.
 const OPEN_TRANSACTION_WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// How far a partition is read, and how far it goes.
-#[derive(Debug)]
-pub(super) struct PartitionOffsets {
-    /// Where the client stands: of the next record, or behind the marks of transactions that follow on the last one.
-    position: AtomicU64,
-    /// Of what may be read: the first record of an open transaction, or the log's end.
-    end: AtomicU64,
-    /// The log's end.
-    high_watermark: AtomicU64,
-    is_at_end: AtomicBool,
-    withheld: AtomicU64,
-}
-
-impl PartitionOffsets {
-    pub(super) fn new(position: u64, end: u64) -> PartitionOffsets {
-        PartitionOffsets {
-            position: position.into(),
-            end: end.into(),
-            high_watermark: end.into(),
-            is_at_end: false.into(),
-            withheld: 0.into(),
-        }
-    }
-
-    /// Positions from the end of what may be read on that wait for the end of a transaction.
-    pub(super) fn withheld(&self) -> u64 {
-        self.withheld.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn update_position(&self, position: u64, at_end: bool) {
-        self.position.store(position, Ordering::Relaxed);
-        self.is_at_end.store(at_end, Ordering::Relaxed);
-    }
-
-    pub(super) fn end(&self) -> u64 {
-        self.end.load(Ordering::Relaxed)
-    }
-
-    fn position(&self) -> u64 {
-        self.position.load(Ordering::Relaxed)
-    }
-
-    fn lag(&self) -> u64 {
-        let end = if self.is_at_end.load(Ordering::Relaxed) { self.position() } else { self.end() };
-        end.max(self.high_watermark.load(Ordering::Relaxed)).saturating_sub(self.position())
-    }
-}
-
-/// What was seen of a partition whose reader has come to the end of what may be read, though the log goes on.
+/// What was seen of a partition whose reader has come to the end of what may be read, though the
+/// log goes on.
 struct StalledPartition {
     position: u64,
     since: Instant,
@@ -88,7 +39,8 @@ struct StalledPartition {
 struct OpenTransactions(BTreeMap<u32, StalledPartition>);
 
 impl OpenTransactions {
-    /// By then a partition has stood still for one look at least: what has just come is fetched within less.
+    /// By then a partition has stood still for one look at least: what has just come is fetched
+    /// within less.
     fn check_partitions(&mut self, shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffsets>>) {
         self.0.retain(|partition, _| open.contains_key(partition));
         for (partition, offsets) in open {
@@ -231,45 +183,5 @@ fn commit_positions(shared: &KafkaSourceShared, committed: &mut BTreeMap<u32, u6
         && let Err(error) = shared.consumer.commit(&moved, CommitMode::Async)
     {
         shared.consumer.context().warn_commit_failed(&error);
-    }
-}
-
-/// Hears what the consumer says of itself.
-pub(super) struct SourceClientContext {
-    error_log: KafkaErrorLog,
-    commit_failed: AtomicBool,
-}
-
-impl SourceClientContext {
-    pub(super) fn new(source: Arc<str>) -> SourceClientContext {
-        SourceClientContext { error_log: KafkaErrorLog::new(source), commit_failed: AtomicBool::new(false) }
-    }
-
-    /// Once: nothing depends on it.
-    fn warn_commit_failed(&self, error: &KafkaError) {
-        if !self.commit_failed.swap(true, Ordering::Relaxed) {
-            let source = &**self.error_log.source();
-            tracing::warn!(source, %error, "positions cannot be shown under the consumer group: monitors of lag do not see them");
-        }
-    }
-}
-
-impl ClientContext for SourceClientContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        kafka::log_librdkafka(level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.error_log.log_error(&error, reason);
-    }
-}
-
-impl ConsumerContext for SourceClientContext {
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        match result {
-            Ok(()) => self.commit_failed.store(false, Ordering::Relaxed),
-            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => self.warn_commit_failed(&error),
-        }
     }
 }

@@ -28,8 +28,9 @@ pub(super) struct Climate {
 }
 
 impl Climate {
-    /// Between the places of [`USUAL`]: what they have more than [`by_latitude`] says, weighted by the inverse fourth
-    /// power of the distance. Elevation is not known, so a city in the mountains has it only from such a place nearby.
+    /// Between the places of [`USUAL`]: what they have more than [`by_latitude`] says, weighted by
+    /// the inverse fourth power of the distance. Elevation is not known, so a city in the mountains
+    /// has it only from such a place nearby.
     pub(super) fn at(latitude: f64, longitude: f64) -> Climate {
         let here = unit_sphere_point(latitude, longitude);
         let mut weights = 0.0;
@@ -37,7 +38,8 @@ impl Climate {
         for &(name_latitude, name_longitude, values) in REFERENCE_CLIMATES {
             let there = unit_sphere_point(name_latitude, name_longitude);
             let distance = here.iter().zip(there).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
-            // 0.0005 is (140 km)², in squares of the globe's radius: within it, distance matters less.
+            // 0.0005 is (140 km)², in squares of the globe's radius: within it, distance matters
+            // less.
             let near = distance + 0.0005;
             let weight = 1.0 / (near * near);
             weights += weight;
@@ -52,7 +54,8 @@ impl Climate {
         let [january, july, day_range, january_dew_point, july_dew_point] = values;
         Climate {
             temperature: YearlyCycle::new(january, july),
-            // Air cannot hold more on the average than a little less than its mean temperature allows.
+            // Air cannot hold more on the average than a little less than its mean temperature
+            // allows.
             dew_point: YearlyCycle::new(january_dew_point.min(january - 1.0), july_dew_point.min(july - 1.0)),
             day_range: day_range.max(4.0),
         }
@@ -73,9 +76,9 @@ fn by_latitude(latitude: f64) -> [f64; 5] {
     [january, july, 17.0, january - 12.0, july - 12.0]
 }
 
-/// Mean temperature of January and July, mean daily range, mean dew point of January and July, all °F, of places spread
-/// over the globe. Round figures of general knowledge, not taken from a data set: they may be off by several degrees, and
-/// are for making up weather only.
+/// Mean temperature of January and July, mean daily range, mean dew point of January and July, all
+/// °F, of places spread over the globe. Round figures of general knowledge, not taken from a data
+/// set: they may be off by several degrees, and are for making up weather only.
 #[rustfmt::skip]
 const REFERENCE_CLIMATES: &[(f64, f64, [f64; 5])] = &[
     // North America

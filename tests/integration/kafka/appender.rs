@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::process::{Output, Stdio};
 use std::sync::mpsc;
 
-use swelter::codec::DecodeSettings;
-use swelter::kafka::KafkaCluster;
-use swelter::kafka::partitioner::{Partitioner, partition_for_key};
-use swelter::model::{AppendError, AppendReport, Appender, NewRecord as New};
-use swelter::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter};
+use swelter::internals::codec::DecodeSettings;
+use swelter::internals::kafka::KafkaCluster;
+use swelter::internals::kafka::partitioner::{Partitioner, partition_for_key};
+use swelter::internals::model::{AppendError, AppendReport, Appender, NewRecord as New};
+use swelter::internals::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter};
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::topic_reader::{ConsumedRecord, read_committed};
@@ -189,7 +189,7 @@ fn produce_paces_generated_readings() {
         - log.iter().map(|record| record.timestamp).min().unwrap();
     assert!(seconds as usize >= (log.len() - 20) * 2, "{seconds} ms for {}", log.len());
     let settings = DecodeSettings::default();
-    let mut decoder = swelter::codec::JsonRecordDecoder::new(settings);
+    let mut decoder = swelter::internals::codec::JsonRecordDecoder::new(settings);
     let good = log.iter().filter(|record| decoder.decode(record.value.as_ref().unwrap()).is_ok());
     assert_eq!(good.count(), 240);
 }

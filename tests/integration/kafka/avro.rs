@@ -4,7 +4,7 @@ use apache_avro::Schema;
 use apache_avro::types::Value as Datum;
 use apache_avro::writer::datum::GenericDatumWriter;
 use serde_json::{Value, json};
-use swelter::codec::{READING_SCHEMA, push_wire_header};
+use swelter::internals::codec::{READING_SCHEMA, push_wire_header};
 
 use super::broker::{BrokerAccess, shared_broker};
 use super::config::KafkaConfig;

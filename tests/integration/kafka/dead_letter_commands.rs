@@ -5,9 +5,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use swelter::kafka::KafkaCluster;
-use swelter::kafka::dead_letter_retry::{DeadLetterFilter, DeadLetterRetrier};
-use swelter::kafka::dead_letter_topic::DlqTopicError;
+use swelter::internals::kafka::KafkaCluster;
+use swelter::internals::kafka::dead_letter_retry::{DeadLetterFilter, DeadLetterRetrier};
+use swelter::internals::kafka::dead_letter_topic::DlqTopicError;
 use tempfile::TempDir;
 
 use super::broker::{BrokerAccess, shared_broker};

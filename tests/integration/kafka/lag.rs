@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
-use swelter::kafka::topic_admin::describe_topics;
-use swelter::model::{RawRecord, Refusal, Upsert};
-use swelter::sources::{Partition, RecordHandler, RecordPosition, Source};
+use swelter::internals::kafka::topic_admin::describe_topics;
+use swelter::internals::model::{RawRecord, Refusal, Upsert};
+use swelter::internals::sources::{Partition, RecordHandler, RecordPosition, Source};
 
 use super::broker::{BrokerAccess, shared_broker};
 use super::source::{create_source_topic, kafka_plan, kafka_source};

@@ -9,8 +9,8 @@ use std::time::Instant;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::time::{ClockId, clock_gettime};
-use swelter::model::{RawRecord, Refusal, Upsert};
-use swelter::sources::{RecordHandler, RecordPosition, Source};
+use swelter::internals::model::{RawRecord, Refusal, Upsert};
+use swelter::internals::sources::{RecordHandler, RecordPosition, Source};
 
 use super::broker::{BrokerAccess, shared_broker};
 use super::source::{create_source_topic, kafka_plan, kafka_source};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use swelter::model::{EventTime, ReadingEvent};
+use swelter::internals::model::{EventTime, ReadingEvent};
 
 use super::topics::NewRecord;
 use crate::support::{

@@ -4,11 +4,13 @@
 use std::thread;
 use std::time::Duration;
 
-use swelter::codec::DecodeSettings;
-use swelter::kafka::{KafkaCluster, dead_letter_headers, dead_letter_topics};
-use swelter::model::{EventTime, Fingerprint, LogPosition, RawRecord, ReadingEvent, Reason, Refusal, Upsert};
-use swelter::sources::kafka::{KafkaSource, KafkaSourcePlan, OffsetReset, RecordFormat};
-use swelter::sources::{NextPoll, Partition, RecordHandler, RecordPosition, Source, SourceError};
+use swelter::internals::codec::DecodeSettings;
+use swelter::internals::kafka::{KafkaCluster, dead_letter_headers, dead_letter_topics};
+use swelter::internals::model::{
+    EventTime, Fingerprint, LogPosition, RawRecord, ReadingEvent, Reason, Refusal, Upsert,
+};
+use swelter::internals::sources::kafka::{KafkaSource, KafkaSourcePlan, OffsetReset, RecordFormat};
+use swelter::internals::sources::{NextPoll, Partition, RecordHandler, RecordPosition, Source, SourceError};
 
 use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin, unique_name};

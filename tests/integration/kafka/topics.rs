@@ -14,8 +14,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
-use swelter::kafka::KafkaCluster;
-use swelter::kafka::broker_reminder::BrokerReminder;
+use swelter::internals::kafka::KafkaCluster;
+use swelter::internals::kafka::broker_reminder::BrokerReminder;
 
 use super::broker::BrokerAccess;
 use crate::support::{WAIT_TIMEOUT, wait_for};

@@ -4,7 +4,7 @@ use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 use jiff::Timestamp;
 use serde_json::Value;
-use swelter::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
+use swelter::internals::codec::{CURRENT_SCHEMA, ROW_SCHEMA};
 
 use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};

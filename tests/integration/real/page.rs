@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use swelter::model::EventTime;
+use swelter::internals::model::EventTime;
 
 use super::browser::Browser;
 use crate::support::prepared::{limit_browsers, prepared_variable, print_line};

@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use serde_json::{Value, json};
-use swelter::model::{EventTime, Measurement, ReadingEvent};
+use swelter::internals::model::{EventTime, Measurement, ReadingEvent};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use crate::support::prepared::prepared_variable;

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use swelter::dataflow::rolling::serving::ServingUpdate;
-use swelter::model::{Category, CurrentRow, CurrentRowUpdate, EventTime, OutcomeCounts, Row};
+use swelter::internals::dataflow::rolling::serving::ServingUpdate;
+use swelter::internals::model::{Category, CurrentRow, CurrentRowUpdate, EventTime, OutcomeCounts, Row};
 
 use crate::support::dataflow_runner::{self, EpochOutput, HOTTEST_CITIES, WATCHED_CITY_AND_EPOCHS};
 use crate::support::{Oracle, city_name, city_number};

@@ -1,7 +1,7 @@
 //! Random logs, with their settings and the ends of their epochs.
 
 use proptest::prelude::*;
-use swelter::model::{EventTime, Measurement, ReadingEvent};
+use swelter::internals::model::{EventTime, Measurement, ReadingEvent};
 
 use crate::support::{LogEntry, PROPERTY_TEST_FORMULA, RunSettings};
 
@@ -22,7 +22,7 @@ fn any_settings() -> impl Strategy<Value = RunSettings> {
             0..3 * DAY_MS
         ]
     };
-    let lateness = prop_oneof![1 => Just(swelter::model::Millis::MAX.millis()), 3 => span()];
+    let lateness = prop_oneof![1 => Just(swelter::internals::model::Millis::MAX.millis()), 3 => span()];
     (span(), lateness, span()).prop_map(|(window, lateness, history)| RunSettings {
         formula: PROPERTY_TEST_FORMULA,
         window,

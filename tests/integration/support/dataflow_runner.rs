@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use swelter::admission::{Admission, AdmissionRules, AdmittedArrival};
-use swelter::dataflow::rolling::query_responder::QueryLimits;
-use swelter::dataflow::rolling::serving::ServingUpdate;
-use swelter::dataflow::rolling::snapshot::InitialState;
-use swelter::dataflow::{self, Closed, Graph, GraphPlan};
-use swelter::directory::Directory;
-use swelter::model::{
+use swelter::internals::admission::{Admission, AdmissionRules, AdmittedArrival};
+use swelter::internals::dataflow::rolling::query_responder::QueryLimits;
+use swelter::internals::dataflow::rolling::serving::ServingUpdate;
+use swelter::internals::dataflow::rolling::snapshot::InitialState;
+use swelter::internals::dataflow::{self, Closed, Graph, GraphPlan};
+use swelter::internals::directory::Directory;
+use swelter::internals::model::{
     AnswerPiece, Arrival, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, DaySummary,
     EventTime, OutcomeKind, Query, QueryKind, RemainingRows, Row, SnapshotSink, Upsert, state_shard,
 };
@@ -30,7 +30,7 @@ pub struct EpochOutput {
     pub days: ChangeList<(u32, i32), DaySummary>,
     pub current: Vec<(u32, CurrentRow, isize)>,
     pub hottest: Vec<(String, i64, isize)>,
-    pub categories: Vec<(swelter::dataflow::rankings::CountryCategory, isize)>,
+    pub categories: Vec<(swelter::internals::dataflow::rankings::CountryCategory, isize)>,
     /// By index in the log.
     pub outcomes: BTreeMap<usize, OutcomeKind>,
     /// Serving updates, in order.

@@ -1,9 +1,9 @@
 //! Logs of readings as the tests write them: cities are numbers, to make short logs easy to read.
 
 use serde_json::{Value, json};
-use swelter::dataflow::heat_index::Formula;
-use swelter::dataflow::rolling::Retention;
-use swelter::model::{EventTime, Millis, ReadingEvent, Revision, Upsert};
+use swelter::internals::dataflow::heat_index::Formula;
+use swelter::internals::dataflow::rolling::Retention;
+use swelter::internals::model::{EventTime, Millis, ReadingEvent, Revision, Upsert};
 
 pub const MINUTE_MS: i64 = 60_000;
 

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use swelter::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
-use swelter::model::{
+use swelter::internals::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
+use swelter::internals::model::{
     Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Row,
 };
 

@@ -1,6 +1,6 @@
 //! Random logs for the built program.
 
-use swelter::model::{Measurement, ReadingEvent};
+use swelter::internals::model::{Measurement, ReadingEvent};
 
 use super::entries::{LogEntry, MINUTE_MS, RUN_SETTINGS};
 use super::oracle::Oracle;

@@ -1,7 +1,7 @@
 //! Rows as REST and WebSocket give them.
 
 use serde_json::{Value, json};
-use swelter::model::{CurrentRow, EventTime, Row};
+use swelter::internals::model::{CurrentRow, EventTime, Row};
 
 pub fn row_json(city: &str, millis: i64, row: &Row) -> Value {
     json!({

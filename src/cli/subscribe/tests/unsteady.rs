@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-/// A service whose state is changed at random, and which drops connections, forgets tokens and cuts snapshots as it likes.
+/// A service whose state is changed at random, and which drops connections, forgets tokens and cuts
+/// snapshots as it likes.
 struct Unsteady {
     random: u64,
     /// After each epoch.

@@ -1,4 +1,5 @@
-//! A log of files is read as the files one after the other, whatever they are called and wherever reading begins.
+//! A log of files is read as the files one after the other, whatever they are called and wherever
+//! reading begins.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};

@@ -168,8 +168,8 @@ fn clock_behind_last_record_is_accepted() {
     assert_eq!(stamps.stamp_now().unwrap().millis(), START);
 }
 
-/// The journal as a whole: what was stamped stays as it was stamped, a reading of the future is refused as soon as the clock is
-/// right, also by a replay.
+/// The journal as a whole: what was stamped stays as it was stamped, a reading of the future is
+/// refused as soon as the clock is right, also by a replay.
 #[test]
 fn clock_ahead_during_one_post_keeps_future_bound() {
     let dir = tempfile::tempdir().unwrap();

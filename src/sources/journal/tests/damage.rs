@@ -97,7 +97,8 @@ fn flipped_byte_is_refused_or_harmless() {
     assert!(noticed > 100, "{noticed} noticed, {harmless} harmless");
 }
 
-/// The store would allocate as many entries as a table of contents says, before it compares a checksum.
+/// The store would allocate as many entries as a table of contents says, before it compares a
+/// checksum.
 #[test]
 fn flipped_contents_length_is_refused_before_allocation() {
     let root = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! What the journal costs. Run by hand: `cargo test --release --lib journal::tests::measure -- --ignored --nocapture`.
+//! What the journal costs. Run by hand: `cargo test --release --lib journal::tests::measure --
+//! --ignored --nocapture`.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +39,8 @@ fn report(what: &str, records: u64, elapsed: Duration) {
     writeln!(std::io::stderr(), "{what}: {records} in {elapsed:.2?}, {rate:.0}/s").unwrap();
 }
 
-/// Appends from so many threads, each waiting for its own, for some seconds; returns how many records.
+/// Appends from so many threads, each waiting for its own, for some seconds; returns how many
+/// records.
 fn run(journal: &Journal, threads: usize, batch: i64, span: Duration) -> (u64, Duration) {
     let next = AtomicU64::new(0);
     let start = Instant::now();

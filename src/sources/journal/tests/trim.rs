@@ -1,4 +1,5 @@
-//! What is trimmed is gone and says so; what is not is there, also where a process is killed in between.
+//! What is trimmed is gone and says so; what is not is there, also where a process is killed in
+//! between.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -141,7 +142,8 @@ fn damaged_begins_file_is_refused() {
     assert!(Journal::open(dir.path(), plan(2)).is_ok());
 }
 
-/// The process that is killed: appends and trims for ever, and prints what was acknowledged and how far it trimmed.
+/// The process that is killed: appends and trims for ever, and prints what was acknowledged and how
+/// far it trimmed.
 #[test]
 #[ignore = "child process of `kill_during_trim_keeps_records_behind_position`"]
 fn child_process_appends_and_trims_until_killed() {

@@ -11,6 +11,7 @@ use object_store::{
 };
 
 use super::*;
+use crate::checkpoint::store::FetchResult;
 
 #[test]
 fn location_parses_folders_and_buckets() {

@@ -1,0 +1,59 @@
+//! The objects of checkpoints in a store: their paths, and the checks of what is read.
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::error::CheckpointError;
+use super::manifest::{FileEntry, Manifest};
+use super::name::CheckpointName;
+use super::store::{BlobStore, FetchResult};
+
+/// Larger than any manifest.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// Suffix of a quarantined object.
+pub const DAMAGED_SUFFIX: &str = ".damaged";
+pub const NO_CHECKSUM: &str = "does not have its checksum";
+
+/// The names of the published checkpoints, newest first.
+pub fn list_names(store: &BlobStore) -> Result<Vec<CheckpointName>, CheckpointError> {
+    let found = store.list_objects("manifests")?;
+    let name = |path: &String| {
+        path.strip_prefix("manifests/")?.strip_suffix(".json")?.parse::<CheckpointName>().ok()
+    };
+    // A manifest is read by the path that its name has, so one with another spelling of the name
+    // does not count.
+    let mut names: Vec<CheckpointName> =
+        found.keys().filter_map(|path| name(path).filter(|name| manifest_path(*name) == *path)).collect();
+    names.sort_by(|a, b| b.cmp(a));
+    Ok(names)
+}
+
+pub fn parse_manifest(name: CheckpointName, found: FetchResult) -> Result<Manifest, CheckpointError> {
+    match found {
+        FetchResult::Missing => Err(CheckpointError::Missing(name)),
+        FetchResult::Content(content) => Manifest::parse(name, &content),
+        FetchResult::SizeMismatch(bytes) => Err(CheckpointError::damaged_object(
+            name,
+            &manifest_path(name),
+            &format!("has {bytes} bytes, more than any manifest"),
+        )),
+    }
+}
+
+pub fn expect_content(
+    name: CheckpointName,
+    file: &FileEntry,
+    found: FetchResult,
+) -> Result<Bytes, CheckpointError> {
+    let wrong = |what: String| CheckpointError::damaged_object(name, &file.path, &what);
+    found.into_content(&file.bytes.to_string()).map_err(wrong)
+}
+
+pub fn manifest_path(name: CheckpointName) -> String {
+    format!("manifests/{name}.json")
+}
+
+pub fn checksum(bytes: &[u8]) -> String {
+    format!("{:016x}", xxh3_64(bytes))
+}

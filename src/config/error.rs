@@ -1,0 +1,37 @@
+//! What is wrong with a configuration.
+
+use std::fmt;
+
+use super::value_origin::ValueOrigin;
+
+/// All errors of a configuration, one a line.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ConfigError::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// One error of a configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigError {
+    /// `None` if the error is about all of a file or variable.
+    pub key: Option<String>,
+    /// Where the value is written; `None` if it is missing.
+    pub origin: Option<ValueOrigin>,
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.key, &self.origin) {
+            (Some(key), Some(origin)) => write!(f, "{key} ({origin}): {}", self.problem),
+            (Some(key), None) => write!(f, "{key}: {}", self.problem),
+            (None, Some(origin)) => write!(f, "{origin}: {}", self.problem),
+            (None, None) => f.write_str(&self.problem),
+        }
+    }
+}

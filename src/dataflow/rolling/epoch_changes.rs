@@ -1,0 +1,102 @@
+//! The changes of an epoch, and the outputs that a run asks for.
+
+use crate::model::time::DayZone;
+use crate::model::{
+    ArrivalOutcome, BatchBuilder, CityId, CityNames, CurrentRow, DayChange, OutcomeCounts, Render, RowChange,
+};
+
+/// The outputs that a run asks for. An output that is not asked for costs nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RollingOutputs {
+    /// Every change of a row.
+    pub rows: bool,
+    /// The current row of each city.
+    pub current: bool,
+    /// The summary of each city and day.
+    pub days: bool,
+    /// The time zone whose days they are.
+    pub day_zone: DayZone,
+    /// What became of each arrival.
+    pub outcomes: bool,
+    /// Updates for serving: changes of current rows and of watched cities, query responses, and
+    /// counts.
+    pub serving: bool,
+    /// Also rows and current rows that an epoch has touched without a change. A sink that may have
+    /// written an intermediate row of a longer epoch needs them to write the final one.
+    pub touched_unchanged: bool,
+}
+
+/// The changes of one epoch. The vectors are reused from epoch to epoch.
+#[derive(Debug, Default)]
+pub struct EpochChanges {
+    /// In pieces, because one vector of many rows would be copied whenever it grows.
+    pub rows: Vec<Vec<RowChange>>,
+    pub current: Vec<(CityId, CurrentRow, isize)>,
+    /// Touched cities that had no current row and have none, if current rows are asked for.
+    pub cities_without_row: Vec<CityId>,
+    pub days: Vec<DayChange>,
+    pub outcomes: Vec<ArrivalOutcome>,
+    /// Counts of the outcomes of the arrivals.
+    pub counts: OutcomeCounts,
+    /// The initial capacity of the first piece, in rows.
+    pub(super) first_piece_capacity: usize,
+}
+
+/// The most row changes of a piece.
+pub(super) const CHANGES_PER_PIECE: usize = 1024;
+
+impl EpochChanges {
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+        self.current.clear();
+        self.cities_without_row.clear();
+        self.days.clear();
+        self.outcomes.clear();
+        self.counts = OutcomeCounts::default();
+    }
+
+    /// The last piece, with capacity for one more change.
+    #[inline(always)]
+    pub(super) fn last_piece(&mut self) -> &mut Vec<RowChange> {
+        if self.rows.last().is_none_or(|piece| piece.len() == CHANGES_PER_PIECE) {
+            // Most epochs have a row of each arrival.
+            let room = if self.rows.is_empty() { self.first_piece_capacity } else { CHANGES_PER_PIECE };
+            self.rows.push(Vec::with_capacity(room));
+        }
+        let last = self.rows.len() - 1;
+        &mut self.rows[last]
+    }
+
+    /// Renders the changed rows of an epoch and its changed current rows as records of a sink.
+    pub(super) fn render_records(
+        &self,
+        epoch: u64,
+        names: &CityNames,
+        render: &mut dyn Render,
+        out: &mut BatchBuilder,
+    ) {
+        for change in self.rows.iter().flatten() {
+            render.render_row(epoch, names, change, out);
+        }
+        for (city, row) in self.changed_current_rows() {
+            render.render_current(epoch, names, city, row, out);
+        }
+        for city in &self.cities_without_row {
+            render.render_current(epoch, names, *city, None, out);
+        }
+    }
+
+    /// The cities whose current row has changed, each once.
+    pub(super) fn changed_current_rows(&self) -> impl Iterator<Item = (CityId, Option<&CurrentRow>)> {
+        let mut changes = self.current.iter().peekable();
+        std::iter::from_fn(move || {
+            let (city, row, diff) = changes.next()?;
+            if *diff > 0 {
+                return Some((*city, Some(row)));
+            }
+            // A retraction is followed by the row that takes its place, where there is one.
+            let next = changes.next_if(|(next, _, diff)| next == city && *diff > 0);
+            Some((*city, next.map(|(_, row, _)| row)))
+        })
+    }
+}

@@ -1,0 +1,303 @@
+//! The state of the cities of one worker, and how an epoch's arrivals change it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::chunk::PackedHeat;
+use super::city_table::CityTable;
+use super::current_rows::CurrentRows;
+use super::day_summaries::DaySummaries;
+use super::edit::ReadingDelta;
+use super::epoch_changes::{CHANGES_PER_PIECE, EpochChanges, RollingOutputs};
+use super::retention::Retention;
+use super::store::{EditState, ReadingStore};
+use crate::dataflow::heat_index::Formula;
+use crate::model::{
+    Arrival, ArrivalOutcome, CityId, CityIntroduction, CityNames, EventTime, Measurement, OutcomeCounts,
+    OutcomeKind, ReadingEvent, Row, RowChange,
+};
+
+/// The state of the cities of one worker.
+#[derive(Debug)]
+pub struct Rolling {
+    formula: Formula,
+    pub(super) outputs: RollingOutputs,
+    pub(super) store: ReadingStore,
+    pub(super) cities: CityTable,
+    pub(super) current: Option<CurrentRows>,
+    days: Option<DaySummaries>,
+    /// Buffers of the current epoch: the city of each arrival, or [`TOO_LATE`]; the edited cities;
+    /// the edits.
+    arrival_cities: Vec<u32>,
+    edited_cities: Vec<u32>,
+    deltas: Vec<(u32, ReadingDelta)>,
+    city_deltas: Vec<ReadingDelta>,
+}
+
+/// Stands for the city of an arrival that is older than the lateness allows.
+const TOO_LATE: u32 = u32::MAX;
+
+/// Warns, once in the process, of readings outside the range of the formula.
+fn warn_unsuitable_formula_once(formula: Formula, measurement: &Measurement) {
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    if !WARNED.load(Ordering::Relaxed) && !WARNED.swap(true, Ordering::Relaxed) {
+        tracing::warn!(formula = formula.name(), "{}", formula.warning(measurement));
+    }
+}
+
+/// The number of appends whose memory is prefetched together.
+const PREFETCH_APPENDS: usize = 64;
+
+impl Rolling {
+    /// A state without cities. Each city that is introduced adds its key to `names`.
+    pub fn new(formula: Formula, retention: Retention, wanted: RollingOutputs, names: CityNames) -> Rolling {
+        Rolling {
+            formula,
+            outputs: wanted,
+            store: ReadingStore::new(retention, wanted.days),
+            cities: CityTable { names, ..CityTable::default() },
+            current: (wanted.current || wanted.serving).then(CurrentRows::default),
+            days: wanted.days.then(|| DaySummaries::new(wanted.day_zone)),
+            arrival_cities: Vec::new(),
+            edited_cities: Vec::new(),
+            deltas: Vec::new(),
+            city_deltas: Vec::new(),
+        }
+    }
+
+    /// Introduces a city by the key of a source, before the first arrival with that key.
+    pub fn introduce_city(&mut self, city: &CityIntroduction) {
+        if self.cities.introduce_key(city) {
+            self.add_city();
+        }
+    }
+
+    pub(super) fn add_city(&mut self) {
+        self.store.add_city();
+        if let Some(current) = &mut self.current {
+            current.add_city();
+        }
+        if let Some(days) = &mut self.days {
+            days.add_city();
+        }
+    }
+
+    /// Applies the arrivals of one epoch, in log order, and collects the changes in `changed`. Row
+    /// changes are collected only for cities that `wants_rows` accepts.
+    pub fn apply_arrivals(
+        &mut self,
+        arrivals: &[Vec<Arrival>],
+        wants_rows: impl Fn(CityId) -> bool,
+        changed: &mut EpochChanges,
+    ) {
+        changed.clear();
+        changed.counts = OutcomeCounts {
+            split_city: std::mem::take(&mut self.cities.new_multi_source_cities),
+            ..OutcomeCounts::default()
+        };
+        changed.first_piece_capacity = arrivals.iter().map(Vec::len).sum::<usize>().min(CHANGES_PER_PIECE);
+        self.classify_arrivals(arrivals);
+        let mut cities = std::mem::take(&mut self.arrival_cities);
+        let mut next = 0;
+        for (at, (arrival, &city)) in arrivals.iter().flatten().zip(&cities).enumerate() {
+            if at == next {
+                next = (at + PREFETCH_APPENDS).min(cities.len());
+                self.store.prefetch_appends(&cities[at..next]);
+            }
+            let kind = match city {
+                TOO_LATE => OutcomeKind::TooLate,
+                _ => self.apply_arrival(city, arrival, &wants_rows, changed),
+            };
+            changed.counts.count_outcome(kind);
+            if self.outputs.outcomes {
+                let Arrival { reading_at, position, event, .. } = *arrival;
+                changed.outcomes.push(ArrivalOutcome {
+                    city: CityId(city),
+                    reading_at,
+                    position,
+                    event,
+                    kind,
+                });
+            }
+        }
+        cities.clear();
+        self.arrival_cities = cities;
+        self.finish_edits(changed);
+        self.finish_epoch(changed);
+    }
+
+    /// Looks up the city of each arrival, advances `high`, and marks the cities that need edits.
+    /// Lateness is decided here, while the arrivals are in log order.
+    fn classify_arrivals(&mut self, arrivals: &[Vec<Arrival>]) {
+        let retention = self.store.retention;
+        for arrival in arrivals.iter().flatten() {
+            let city = self.cities.city_of_key(arrival.city);
+            let head = &mut self.store.heads[city as usize];
+            let millis = arrival.reading_at.millis();
+            if millis < retention.oldest_accepted(head.high) {
+                self.arrival_cities.push(TOO_LATE);
+                continue;
+            }
+            let reading = arrival.event != ReadingEvent::Withdrawal;
+            if reading {
+                head.high = head.high.max(millis);
+            }
+            // Whether a retried one counts is decided where all of its key is known.
+            let retried = matches!(arrival.event, ReadingEvent::RetriedReading(_));
+            let withdrawn =
+                head.tombstones_ahead && self.store.index[city as usize].tombstones.contains_key(&millis);
+            if reading && !retried && !withdrawn && millis > head.newest {
+                head.newest = millis;
+            } else if head.edit_state == EditState::None {
+                head.edit_state = EditState::Expected;
+            }
+            self.arrival_cities.push(city);
+        }
+    }
+
+    #[inline]
+    fn apply_arrival(
+        &mut self,
+        city: u32,
+        arrival: &Arrival,
+        wants_rows: impl Fn(CityId) -> bool,
+        changed: &mut EpochChanges,
+    ) -> OutcomeKind {
+        let millis = arrival.reading_at.millis();
+        let measurement = arrival.event.measurement().copied();
+        let held = measurement.map(|measurement| {
+            if !self.formula.is_made_for(&measurement) {
+                warn_unsuitable_formula_once(self.formula, &measurement);
+            }
+            let (heat_index, category) = self.formula.evaluate(&measurement);
+            PackedHeat::new(heat_index, category)
+        });
+        let kind = match (self.store.heads[city as usize].edit_state, held) {
+            (EditState::None, Some(held)) => {
+                let (sum, count) = self.store.append_reading(city, millis, held, arrival.revision);
+                if wants_rows(CityId(city)) {
+                    let after = Some(Row::new(held.heat_index(), held.category(), sum, count));
+                    let reading_at = arrival.reading_at;
+                    changed.last_piece().push(RowChange {
+                        city: CityId(city),
+                        reading_at,
+                        before: None,
+                        after,
+                    });
+                }
+                if let Some(days) = &mut self.days {
+                    days.replace_reading(city, millis, None, Some(held));
+                }
+                OutcomeKind::Inserted
+            }
+            _ => self.edit_reading(city, arrival, held, wants_rows),
+        };
+        if let Some(current) = &mut self.current {
+            // A reading moves `high` even where it loses, so the city's current row may turn
+            // unservable.
+            current.touch_city(city);
+            if !matches!(kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
+                current.record_measurement(city, millis, measurement);
+            }
+        }
+        kind
+    }
+
+    fn edit_reading(
+        &mut self,
+        city: u32,
+        arrival: &Arrival,
+        held: Option<PackedHeat>,
+        wants_rows: impl Fn(CityId) -> bool,
+    ) -> OutcomeKind {
+        let head = &mut self.store.heads[city as usize];
+        if head.edit_state != EditState::Begun {
+            head.edit_state = EditState::Begun;
+            self.edited_cities.push(city);
+            self.store.begin_edits(city);
+        }
+        let retried = matches!(arrival.event, ReadingEvent::RetriedReading(_));
+        let millis = arrival.reading_at.millis();
+        let (kind, delta) = self.store.edit_reading(city, millis, held, arrival.revision, retried);
+        if let Some(delta) = delta {
+            if wants_rows(CityId(city)) {
+                self.deltas.push((city, delta));
+            }
+            if let Some(days) = &mut self.days {
+                days.replace_reading(city, delta.millis, delta.before, delta.after);
+            }
+        }
+        kind
+    }
+
+    /// Sweeps the rows that edits have changed, and prepares the edited cities for appends.
+    fn finish_edits(&mut self, changed: &mut EpochChanges) {
+        // Stable: the deltas of a key stay in log order.
+        self.deltas.sort_by_key(|(city, delta)| (*city, delta.millis));
+        for deltas in self.deltas.chunk_by(|(a, _), (b, _)| a == b) {
+            let city = deltas[0].0;
+            self.city_deltas.clear();
+            for key in deltas.chunk_by(|(_, a), (_, b)| a.millis == b.millis) {
+                let (first, last) = (key[0].1, key[key.len() - 1].1);
+                if self.outputs.touched_unchanged || first.before != last.after {
+                    self.city_deltas.push(ReadingDelta { after: last.after, ..first });
+                }
+            }
+            self.store.sweep_deltas(
+                city,
+                &self.city_deltas,
+                self.outputs.touched_unchanged,
+                |millis, before, after| {
+                    // Held times come from event times.
+                    let Some(reading_at) = EventTime::from_millis(millis) else { return };
+                    changed.last_piece().push(RowChange { city: CityId(city), reading_at, before, after });
+                },
+            );
+        }
+        self.deltas.clear();
+        for city in self.edited_cities.drain(..) {
+            self.store.finish_edits(city);
+            #[cfg(debug_assertions)]
+            self.store.assert_city_invariants(city);
+        }
+    }
+
+    fn finish_epoch(&mut self, changed: &mut EpochChanges) {
+        if let Some(days) = &mut self.days {
+            for (city, millis, held) in
+                self.store.retired_readings.iter_mut().flat_map(|departed| departed.drain(..))
+            {
+                days.retire_reading(city, millis, held);
+            }
+            days.finish_epoch(&self.store, |change| changed.days.push(change));
+        }
+        if let Some(current) = &mut self.current {
+            current.finish_epoch(&mut self.store, self.outputs.touched_unchanged, changed);
+        }
+    }
+
+    /// Calls `each` with the servable rows of a city with `reading_at` in `from..=to`, by time,
+    /// until it returns `Break`.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn for_each_servable_row(
+        &mut self,
+        city: CityId,
+        from: EventTime,
+        to: EventTime,
+        each: impl FnMut(i64, Row) -> std::ops::ControlFlow<()>,
+    ) {
+        self.store.seal_tail(city.0);
+        let oldest = self.store.retention.oldest_servable(self.store.heads[city.0 as usize].high);
+        self.store.for_each_row(city.0, from.millis().max(oldest), to.millis(), each);
+    }
+
+    /// The city of this name, if it was introduced.
+    pub fn find_city(&self, name: &str) -> Option<CityId> {
+        self.cities.by_name.get(name).copied().map(CityId)
+    }
+
+    /// Bytes of memory that hold readings.
+    #[cfg(any(test, feature = "internals"))]
+    pub fn memory_bytes(&self) -> usize {
+        self.store.memory_bytes()
+    }
+}
