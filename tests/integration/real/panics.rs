@@ -82,7 +82,7 @@ fn request_panic_is_answered_500_and_others_continue() {
     assert_eq!(ping(&mut subscriber).unwrap(), "pong");
     service.wait_until_applied(&service.post(&reading()));
     assert_eq!(caught_panics(&service, "request"), 1);
-    check_panic_logged_once(&service, "request", "routes.rs:");
+    check_panic_logged_once(&service, "request", "context.rs:");
     drop(subscriber);
     service.send_terminate();
     assert_eq!(service.wait_for_exit().code(), Some(0));
