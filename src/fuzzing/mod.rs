@@ -41,6 +41,7 @@ pub const TARGETS: [FuzzTarget; 9] = [
 ];
 
 /// Runs the target of a name.
+#[cfg(fuzzing)]
 pub fn run(name: &str, bytes: &[u8]) -> bool {
     let target = TARGETS.iter().find(|target| target.name == name).expect("a target of that name");
     (target.run)(bytes)
