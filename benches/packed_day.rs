@@ -1,7 +1,7 @@
 //! A day of 15,000 cities, each with a sensor that sends a reading a second: 1.3 G readings held by
 //! one process, what memory they take, and what becomes of them at a restart.
 //!
-//! `cargo bench --bench packed_day` prints, every few seconds, what is held and what memory that
+//! `cargo bench -p swelter-benches --bench packed_day` prints, every few seconds, what is held and what memory that
 //! takes; what corrections of a random age take then; how long a full checkpoint takes, and what it
 //! does to the epochs meanwhile; and how long another process takes from its start until all of it
 //! is loaded and every current row is told. The window is a day, history and lateness 10 minutes.

@@ -1,12 +1,12 @@
 //! What the way from topic to topic costs, and how late it is: the release binary, `swelter run`,
 //! with one broker beside it.
 //!
-//! `cargo bench --bench kafka -- [SCENARIO...] [--millions N] [--seconds N] [--rounds N]`; all
+//! `cargo bench -p swelter-benches --bench kafka -- [SCENARIO...] [--millions N] [--seconds N] [--rounds N]`; all
 //! scenarios without an argument:
 //!
-//! - `backlog`: N million readings of 15,000 cities, in JSON and Avro, of about 100 bytes and of 1 kB, to a topic of results,
-//!   exactly once; beside it a bare loop over librdkafka that reads the same and writes records
-//! like those; and how long the next   start takes to serve
+//! - `backlog`: N million readings of 15,000 cities, in JSON and Avro, of about 100 bytes and of
+//!   1 kB, to a topic of results, exactly once; beside it a bare loop over librdkafka that reads the
+//!   same and writes such records; and how long the next start takes to serve
 //! - `latency`: from the scheduled time of a reading to a read_committed consumer of its result, by commit interval
 //!
 //! The broker is that of `SWELTER_KAFKA`, or one that is started, with the jars that `scripts/kafka

@@ -5,7 +5,7 @@
 //! Times are CPU times of the thread, so that what else the machine does counts only by the caches
 //! it takes.
 //!
-//! `taskset -c 1 cargo bench --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`,
+//! `taskset -c 1 cargo bench -p swelter-benches --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`,
 //! `corrections`, `late`, `every-second`, `memory`, `resume`; all without an argument.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]

@@ -1,7 +1,7 @@
 //! What the live service costs and how late it is. Each scenario starts the release binary,
 //! `swelter run`, as a process of its own; this process is its clients.
 //!
-//! `cargo bench --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without
+//! `cargo bench -p swelter-benches --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without
 //! an argument:
 //!
 //! - `latency`: from the scheduled time of a reading of the generator to its arrival at a subscriber of all cities
