@@ -9,9 +9,9 @@ use tracing_subscriber::EnvFilter;
 use super::config_reader::{ConfigReader, quoted};
 use super::plan::{
     CheckpointPlan, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan,
-    SourceKind, SourcePlan, StartMode,
+    SinkKind, SourceKind, SourcePlan, StartMode,
 };
-use super::{cluster, kafka, read_options, sources, tokens};
+use super::{cluster, kafka, read_options, sinks, sources, tokens};
 use crate::checkpoint::{self, CheckpointLocation};
 use crate::dataflow::rolling::Retention;
 use crate::directory::{Directory, PlacesFile};
@@ -45,7 +45,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let decode = read_options::read_decode_settings(keys);
     let common = decode.unwrap_or_default();
     let mut sources = sources::read_sources(keys, common, retention.lateness);
-    let sink = sources::read_sink(keys, &mut sources);
+    let sinks = sinks::read_sinks(keys, &mut sources.topic_uses);
     let ingest = read_ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = read_checkpoints(keys, &data_dir);
     let dead_letters = read_dead_letter_limits(keys);
@@ -59,7 +59,10 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
         );
         keys.add_error("serve.limits.body_bytes", problem);
     }
-    let is_fenced = sink.as_ref().is_none_or(|sink| sink.output.delivery == Delivery::ExactlyOnce);
+    let is_fenced = sinks.iter().all(|sink| match &sink.kind {
+        SinkKind::Kafka(kafka) => kafka.output.delivery == Delivery::ExactlyOnce,
+        SinkKind::Folder(_) => true,
+    });
     if cluster.start_mode != StartMode::Claim && !is_fenced {
         let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
         keys.add_error("cluster.start", problem);
@@ -91,7 +94,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
         checkpoints,
         ingest,
         sources: sources.plans,
-        sink,
+        sinks,
         dead_letters,
         serve,
         cluster,

@@ -12,6 +12,7 @@ mod kafka;
 pub mod layers;
 mod plan;
 mod read_options;
+mod sinks;
 mod sources;
 mod suggest;
 mod tokens;
@@ -28,7 +29,8 @@ use self::config_reader::{ConfigReader, Setting};
 use self::layers::{ConfigLayers, MergedLayers, TableItem, ValueOrigin};
 pub use self::plan::{
     CheckpointPlan, ClusterConfig, ClusterTlsPlan, DataDirMode, FileSourcePlan, GeneratorSourcePlan,
-    IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan, SourceKind, SourcePlan, StartMode,
+    IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan, SinkKind, SinkPlan, SourceKind,
+    SourcePlan, StartMode,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::tokens::tokens_from_variable;

@@ -39,7 +39,7 @@ use self::rankings::{CountryCategory, RankedCity};
 use self::rolling::query_responder::QueryLimits;
 use self::rolling::serving::{ProcessSet, ProgressReport, ServingUpdate};
 use self::rolling::snapshot::InitialState;
-use self::rolling::{Retention, Rolling, RollingInputs, RollingOutputs};
+use self::rolling::{Retention, Rolling, RollingInputs, RollingOutputs, SinkRenderer};
 use crate::directory::Directory;
 use crate::model::time::DayZone;
 use crate::model::{
@@ -76,19 +76,24 @@ pub struct GraphPlan {
 }
 
 /// How results become the records of durable sinks.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct EncodedBatchesPlan {
-    /// Makes what writes a worker's rows; without it there are only the parcels that come in.
-    pub make_renderer: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
-    /// Current rows are written, too.
-    pub write_current: bool,
+    /// One for each sink of results; without any there are only the batches that come in.
+    pub renderers: Vec<RendererPlan>,
+}
+
+/// What encodes results for one sink.
+#[derive(Clone)]
+pub struct RendererPlan {
+    /// Makes what encodes a worker's results.
+    pub make: Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>,
     /// Rows that an epoch has touched are written, changed or not.
     pub write_touched: bool,
 }
 
-impl fmt::Debug for EncodedBatchesPlan {
+impl fmt::Debug for RendererPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EncodedBatchesPlan").field("current", &self.write_current).finish_non_exhaustive()
+        f.debug_struct("RendererPlan").field("write_touched", &self.write_touched).finish_non_exhaustive()
     }
 }
 
@@ -222,12 +227,19 @@ pub fn build_graph(
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
     let GraphPlan { rows, days, day_zone, outcomes, serving: told, .. } = *plan;
-    let written = plan.encoded_batches.as_ref().filter(|parcels| parcels.make_renderer.is_some());
-    let current = plan.current || ranked || written.is_some_and(|parcels| parcels.write_current);
-    let touched = written.is_some_and(|parcels| parcels.write_touched);
-    let wanted =
-        RollingOutputs { rows, current, days, day_zone, outcomes, serving: told, touched_unchanged: touched };
-    let render = written.and_then(|parcels| parcels.make_renderer.as_ref().map(|make| make()));
+    let plans = plan.encoded_batches.iter().flat_map(|batches| &batches.renderers);
+    let renderers: Vec<SinkRenderer> =
+        plans.map(|plan| SinkRenderer::new((plan.make)(), plan.write_touched)).collect();
+    let sinks = RollingOutputs::of_sinks(&renderers);
+    let wanted = RollingOutputs {
+        rows,
+        current: plan.current || ranked || sinks.current,
+        days: days || sinks.days,
+        day_zone,
+        outcomes: outcomes || sinks.outcomes,
+        serving: told,
+        touched_unchanged: sinks.touched_unchanged,
+    };
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);
     worker.dataflow(|scope| {
@@ -240,7 +252,7 @@ pub fn build_graph(
         let state = Rolling::new(plan.formula, plan.retention, wanted, names.clone());
         let inputs = RollingInputs { cities, arrivals, queries, barriers: marks.broadcast() };
         let streams =
-            rolling::build_rolling(inputs, state, render, initial_state, snapshot_sink, plan.query_limits);
+            rolling::build_rolling(inputs, state, renderers, initial_state, snapshot_sink, plan.query_limits);
 
         let probe = ProbeHandle::new();
         let heard = Rc::new(Cell::new(0));

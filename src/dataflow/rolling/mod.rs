@@ -20,6 +20,7 @@ mod pinned;
 pub mod query_responder;
 mod revisions;
 pub mod serving;
+mod sink_renderer;
 pub mod snapshot;
 pub mod store;
 mod sweep;
@@ -37,12 +38,13 @@ use self::store::{EditState, ReadingStore};
 use super::heat_index::Formula;
 use crate::model::time::DayZone;
 use crate::model::{
-    Arrival, ArrivalOutcome, BatchBuilder, CityId, CityIntroduction, CityKey, CityNames, CurrentRow,
-    DayChange, EventTime, Measurement, OutcomeCounts, OutcomeKind, ReadingEvent, Render, Row, RowChange,
+    Arrival, ArrivalOutcome, CityId, CityIntroduction, CityKey, CityNames, CurrentRow, DayChange, EventTime,
+    Measurement, OutcomeCounts, OutcomeKind, ReadingEvent, Row, RowChange,
 };
 
 pub use self::edit::MAX_TOMBSTONES_WITHOUT_READING;
 pub use self::operator::{RollingInputs, RollingStreams, build_rolling};
+pub use self::sink_renderer::SinkRenderer;
 pub use self::store::Retention;
 
 /// What a run wants to know besides row changes; what it does not ask for costs it nothing.
@@ -107,31 +109,25 @@ impl EpochChanges {
     }
 }
 
-impl EpochChanges {
-    /// Writes an epoch's changed rows, and the current rows that it leaves, as records of a sink.
-    fn render_records(&self, epoch: u64, names: &CityNames, render: &mut dyn Render, out: &mut BatchBuilder) {
-        for change in self.rows.iter().flatten() {
-            render.render_row(epoch, names, change, out);
-        }
-        for (city, row) in self.changed_current_rows() {
-            render.render_current(epoch, names, city, row, out);
-        }
-        for city in &self.cities_without_row {
-            render.render_current(epoch, names, *city, None, out);
-        }
-    }
+/// A city's current row before and after an epoch.
+struct CurrentChange<'a> {
+    city: CityId,
+    before: Option<&'a CurrentRow>,
+    after: Option<&'a CurrentRow>,
+}
 
-    /// The cities whose current row has changed, each once.
-    fn changed_current_rows(&self) -> impl Iterator<Item = (CityId, Option<&CurrentRow>)> {
+impl EpochChanges {
+    /// The cities whose current row the epoch has changed, or touched, each once.
+    fn current_changes(&self) -> impl Iterator<Item = CurrentChange<'_>> {
         let mut changes = self.current.iter().peekable();
         std::iter::from_fn(move || {
             let (city, row, diff) = changes.next()?;
             if *diff > 0 {
-                return Some((*city, Some(row)));
+                return Some(CurrentChange { city: *city, before: None, after: Some(row) });
             }
-            // A retraction is followed by the row that takes its place, where there is one.
+            // A retraction is followed by the row that takes its place, if there is one.
             let next = changes.next_if(|(next, _, diff)| next == city && *diff > 0);
-            Some((*city, next.map(|(_, row, _)| row)))
+            Some(CurrentChange { city: *city, before: Some(row), after: next.map(|(_, row, _)| row) })
         })
     }
 }

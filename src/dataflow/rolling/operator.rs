@@ -15,10 +15,10 @@ use timely::scheduling::Activator;
 use super::query_responder::{QueryLimits, QueryResponder, WorkSlice};
 use super::serving::{CityWatchers, ProcessSet, ServingUpdate};
 use super::snapshot::{InitialState, SnapshotStreamer};
-use super::{EpochChanges, Rolling};
+use super::{EpochChanges, Rolling, SinkRenderer};
 use crate::model::{
     Arrival, ArrivalOutcome, BatchBuilder, CheckpointBarrier, CityId, CityIntroduction, CityKey, CurrentRow,
-    DayChange, EncodedBatch, Query, Render, RowChange, SnapshotSink, state_shard,
+    DayChange, EncodedBatch, Query, RowChange, SnapshotSink, state_shard,
 };
 
 /// What the operator gives out: at each epoch what that epoch changed, once no more input can come for it.
@@ -46,12 +46,12 @@ pub struct RollingInputs<'scope> {
 }
 
 /// Sends each arrival and query to the worker that owns its city, and its epoch through `rolling` once the epoch is complete. What is
-/// changed is written by `render`, where there is one. It begins with what is `resumed`, and gives the state to `snapshots` whenever
-/// a mark comes. Answers are made within `limits`.
+/// changed is written by the `renderers`, one for each sink. It begins with `initial_state`, and gives the state to `snapshot_sink` whenever
+/// a barrier comes. Answers are made within `limits`.
 pub fn build_rolling<'scope>(
     inputs: RollingInputs<'scope>,
     rolling: Rolling,
-    render: Option<Box<dyn Render>>,
+    renderers: Vec<SinkRenderer>,
     initial_state: InitialState,
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
     limits: QueryLimits,
@@ -80,7 +80,7 @@ pub fn build_rolling<'scope>(
         });
         let mut operator = RollingOperator {
             rolling,
-            render,
+            renderers,
             watchers: CityWatchers::default(),
             query_responder: QueryResponder::new(limits),
             response_capability: None,
@@ -199,7 +199,7 @@ impl PendingEpochs {
 /// [`Rolling`] with all that follows it at the end of an epoch.
 struct RollingOperator {
     rolling: Rolling,
-    render: Option<Box<dyn Render>>,
+    renderers: Vec<SinkRenderer>,
     watchers: CityWatchers,
     query_responder: QueryResponder,
     /// For what is said of answers between epochs.
@@ -235,13 +235,11 @@ impl RollingOperator {
             marks.into_iter().for_each(|mark| snapshots.begin_snapshot(mark, epoch, &mut self.rolling));
         }
         let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { return };
-        if let Some(render) = &mut self.render {
-            self.epoch_changes.render_records(
-                epoch,
-                &self.rolling.cities.names,
-                &mut **render,
-                &mut self.batch_builder,
-            );
+        if !self.renderers.is_empty() {
+            for sink in &mut self.renderers {
+                let names = &self.rolling.cities.names;
+                sink.render_epoch(epoch, names, &self.epoch_changes, &mut self.batch_builder);
+            }
             let mut written = self.batch_builder.take_batches();
             self.outputs.encoded_batches.activate().session(packed).give_container(&mut written);
         }
@@ -274,7 +272,7 @@ impl RollingOperator {
             snapshots.copy_before_write(arrivals, rolling);
         }
         answers.pin_before_write(arrivals, rolling);
-        let all = rolling.outputs.rows || self.render.is_some();
+        let all = rolling.outputs.rows || !self.renderers.is_empty();
         rolling.apply_arrivals(arrivals, |city| all || watched.is_watched(city), changed);
     }
 
