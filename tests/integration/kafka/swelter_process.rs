@@ -147,6 +147,17 @@ impl SwelterProcess {
         after: Option<u64>,
         arguments: &[&str],
     ) -> SwelterProcess {
+        let dies = after.map(|after| ("SWELTER_TEST_DIE_BEFORE_COMMIT", after.to_string()));
+        SwelterProcess::launch(toml, data, workers, dies.as_slice(), arguments)
+    }
+
+    fn launch(
+        toml: &str,
+        data: &Path,
+        workers: u64,
+        variables: &[(&str, String)],
+        arguments: &[&str],
+    ) -> SwelterProcess {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("swelter.toml");
         std::fs::write(&config, toml).unwrap();
@@ -161,11 +172,25 @@ impl SwelterProcess {
         command.args(["run", "--listen", "127.0.0.1:0", "--workers", &workers.to_string(), "--config"]);
         // Not by its flag, which is refused where there is no journal.
         command.arg(&config).env("SWELTER_DATA_DIR", data).args(arguments);
-        if let Some(after) = after {
-            command.env("SWELTER_TEST_DIE_BEFORE_COMMIT", after.to_string());
-        }
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(out("out")).stderr(out("log")).spawn().unwrap();
-        SwelterProcess { child, folder, dies: after.is_some() }
+        SwelterProcess { child, folder, dies: !variables.is_empty() }
+    }
+
+    /// One with a further variable.
+    pub fn start_with_variable(setup: &KafkaConfig, data: &Path, variable: (&str, &str)) -> SwelterProcess {
+        let toml = setup.to_toml();
+        SwelterProcess::launch(&toml, data, 1, &[(variable.0, variable.1.to_owned())], &[])
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, as `-STOP`.
+    pub fn send_signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
     }
 
     /// Waits until it serves, and says at which address.
