@@ -217,6 +217,22 @@ impl Graph {
     }
 }
 
+/// What the operator gives out: what the plan asks for, and what its sinks need.
+fn wanted_outputs(plan: &GraphPlan, renderers: &[SinkRenderer]) -> RollingOutputs {
+    let GraphPlan { rows, days, day_zone, outcomes, serving, .. } = *plan;
+    let ranked = plan.hottest.is_some() || plan.by_country.is_some();
+    let sinks = RollingOutputs::of_sinks(renderers);
+    RollingOutputs {
+        rows,
+        current: plan.current || ranked || sinks.current,
+        days: days || sinks.days,
+        day_zone,
+        outcomes: outcomes || sinks.outcomes,
+        serving,
+        touched_unchanged: sinks.touched_unchanged,
+    }
+}
+
 /// Builds the graph, the same on every worker, with what is `resumed` as the state that it begins with. `snapshots` takes the state
 /// at each [mark](Graph::mark). A plan with days has neither: summaries of days are in no checkpoint.
 pub fn build_graph(
@@ -226,20 +242,10 @@ pub fn build_graph(
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let GraphPlan { rows, days, day_zone, outcomes, serving: told, .. } = *plan;
     let plans = plan.encoded_batches.iter().flat_map(|batches| &batches.renderers);
     let renderers: Vec<SinkRenderer> =
         plans.map(|plan| SinkRenderer::new((plan.make)(), plan.write_touched)).collect();
-    let sinks = RollingOutputs::of_sinks(&renderers);
-    let wanted = RollingOutputs {
-        rows,
-        current: plan.current || ranked || sinks.current,
-        days: days || sinks.days,
-        day_zone,
-        outcomes: outcomes || sinks.outcomes,
-        serving: told,
-        touched_unchanged: sinks.touched_unchanged,
-    };
+    let wanted = wanted_outputs(plan, &renderers);
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);
     worker.dataflow(|scope| {

@@ -1,4 +1,4 @@
-//! Who may write a folder: files in `claims/`, numbered in their order.
+//! Who may write a folder: files with numbers, one for each claim.
 //!
 //! A claim is made by a link that fails if its name is taken, so each number has one owner, and the next one begins behind it. It is
 //! held as long as its file is there and the next number's is not. There is no lock: a lock that a stopped process holds could not be taken over.

@@ -1,4 +1,4 @@
-//! `folder.json`: that a folder is one of swelter's, and what its results are made with.
+//! The manifest of a folder: that it is one of swelter's, and what its results are made with.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
