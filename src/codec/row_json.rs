@@ -88,6 +88,18 @@ pub fn push_row_values(out: &mut Vec<u8>, row: &Row, units: OutputUnits) {
     out.push(b'"');
 }
 
+/// Appends the same values as fields of CSV, each behind a comma.
+pub fn push_row_csv(out: &mut Vec<u8>, row: &Row, units: OutputUnits) {
+    out.push(b',');
+    push_degrees(row.heat_index(), units.temperature, out);
+    out.push(b',');
+    push_number(units.temperature.mean(row.sum(), row.count()), out);
+    out.push(b',');
+    push_integer(row.count().into(), out);
+    out.push(b',');
+    out.extend_from_slice(row.category().name().as_bytes());
+}
+
 /// Appends a heat index in a unit.
 #[inline]
 pub(super) fn push_degrees(heat_index: HeatIndex, unit: TemperatureUnit, out: &mut Vec<u8>) {

@@ -51,7 +51,7 @@ impl std::fmt::Debug for TextFileWriter {
 }
 
 /// Appends a field of CSV, quoted only if it must be.
-pub(super) fn push_csv_text(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn push_csv_text(text: &str, out: &mut Vec<u8>) {
     if !text.bytes().any(|byte| matches!(byte, b'"' | b',' | b'\n' | b'\r')) {
         out.extend_from_slice(text.as_bytes());
         return;

@@ -11,9 +11,10 @@ use super::config_reader::{ConfigReader, quoted};
 use super::kafka;
 use super::plan::{
     CheckpointPlan, ClusterConfig, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits,
-    ServicePlan, SourceKind, SourcePlan, StartMode,
+    ServicePlan, SinkKind, SourceKind, SourcePlan, StartMode,
 };
 use super::read_options;
+use super::sinks;
 use super::sources;
 use super::tokens;
 use crate::checkpoint::{self, CheckpointLocation};
@@ -49,13 +50,16 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let decode = read_options::read_decode_settings(keys);
     let common = decode.unwrap_or_default();
     let mut sources = sources::read_sources(keys, common, retention.lateness);
-    let sink = sources::read_sink(keys, &mut sources);
+    let sinks = sinks::read_sinks(keys, &mut sources.topic_uses);
     let ingest = read_ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = read_checkpoints(keys, &data_dir);
     let dead_letters = read_dead_letter_limits(keys);
     let serve = read_serve(keys);
     let cluster = cluster::read_cluster(keys);
-    let is_fenced = sink.as_ref().is_none_or(|sink| sink.output.delivery == Delivery::ExactlyOnce);
+    let is_fenced = sinks.iter().all(|sink| match &sink.kind {
+        SinkKind::Kafka(kafka) => kafka.output.delivery == Delivery::ExactlyOnce,
+        SinkKind::Folder(_) => true,
+    });
     if cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.source.is_none()) {
         check_forwarded_bodies(keys, &serve.limits);
     }
@@ -80,7 +84,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
         checkpoints,
         ingest,
         sources: sources.plans,
-        sink,
+        sinks,
         dead_letters,
         serve,
         cluster,

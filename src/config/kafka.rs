@@ -345,7 +345,7 @@ pub fn kafka_warnings(plan: &ServicePlan) -> Vec<String> {
             registries.extend(urls);
         }
     }
-    if let Some(sink) = &plan.sink {
+    for sink in plan.kafka_sinks() {
         clusters.push(&sink.output.cluster);
         if let RowFormat::Avro { urls, user: Some(_) } = &sink.format {
             registries.extend(urls);

@@ -233,11 +233,7 @@ impl MergedLayers {
         let name = text("name").or_else(topic).or_else(|| text("type")).unwrap_or_else(|| number.to_string());
         let key = format!("{list}.{}", key_segment(&name));
         if self.tables.contains_key(&key) {
-            let problem = match list {
-                "sinks" => "is a second sink: one is the most",
-                _ => "is there twice: give one another name, as in name = \"second\"",
-            };
-            let problem = problem.into();
+            let problem = "is there twice: give one another name, as in name = \"second\"".into();
             return self.errors.push(ConfigError { key: Some(key), origin: Some(here), problem });
         }
         for (name, value) in table {

@@ -14,6 +14,7 @@ pub mod layers;
 mod plan;
 mod read_options;
 mod service_config;
+mod sinks;
 mod sources;
 mod suggest;
 mod tokens;
@@ -27,7 +28,8 @@ pub use self::cluster_secret::make_cluster_secret;
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::plan::{
     CheckpointPlan, ClusterConfig, ClusterTlsPlan, DataDirMode, FileSourcePlan, GeneratorSourcePlan,
-    IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan, SourceKind, SourcePlan, StartMode,
+    IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan, SinkKind, SourceKind,
+    SourcePlan, StartMode,
 };
 pub use self::service_config::Config;
 #[cfg(any(test, fuzzing))]

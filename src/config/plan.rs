@@ -12,6 +12,7 @@ use crate::directory::Directory;
 use crate::model::{Millis, OutputUnits};
 use crate::serve::ServePlan;
 use crate::sinks::dead_letters::DeadLetterLimits;
+use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::kafka::KafkaSourcePlan;
 use crate::sources::weather::WeatherKind;
@@ -41,7 +42,7 @@ pub struct ServicePlan {
     pub ingest: Option<IngestPlan>,
     pub sources: Vec<SourcePlan>,
     /// Where every change of a row goes.
-    pub sink: Option<KafkaSinkPlan>,
+    pub sinks: Vec<SinkPlan>,
     /// How many dead letters are kept in the data directory.
     pub dead_letters: DeadLetterLimits,
     pub serve: ServePlan,
@@ -60,6 +61,43 @@ impl ServicePlan {
         let into = self.ingest.as_ref().and_then(|ingest| ingest.source.as_deref());
         let source = into.and_then(|into| self.sources.iter().find(|source| source.name == into));
         source.map_or(self.decode.into(), |source| source.read_options.clone())
+    }
+}
+
+/// A durable sink of results.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SinkPlan {
+    pub name: String,
+    pub kind: SinkKind,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum SinkKind {
+    Kafka(KafkaSinkPlan),
+    Folder(FolderSinkPlan),
+}
+
+impl ServicePlan {
+    /// The sinks that are topics of Kafka.
+    pub fn kafka_sinks(&self) -> impl Iterator<Item = &KafkaSinkPlan> {
+        self.sinks.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::Kafka(kafka) => Some(kafka),
+            SinkKind::Folder(_) => None,
+        })
+    }
+
+    /// The sinks that are folders.
+    pub fn folder_sinks(&self) -> impl Iterator<Item = &FolderSinkPlan> {
+        self.sinks.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::Kafka(_) => None,
+            SinkKind::Folder(folder) => Some(folder),
+        })
+    }
+
+    /// Whether a sink or a source of dead letters records the generations of the run in a progress topic.
+    pub fn has_progress_topic(&self) -> bool {
+        let is_kafka = |source: &SourcePlan| matches!(source.kind, SourceKind::Kafka(_));
+        self.kafka_sinks().next().is_some() || self.sources.iter().any(is_kafka)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The lists of sources and sinks.
+//! The list of sources.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,6 @@ use super::read_options;
 use crate::codec::{self, Compression, DecodeSettings, Format, ReadOptions};
 use crate::directory::Directory;
 use crate::model::{LocalTimePolicy, Millis};
-use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::weather::WeatherKind;
 
 /// Positions and dead letters of posted readings have this name.
@@ -22,8 +21,8 @@ const MAX_SOURCES: usize = 1_000;
 #[derive(Default)]
 pub struct SourcePlans {
     pub plans: Vec<SourcePlan>,
-    /// What they use, which nothing else may.
-    topic_uses: TopicUses,
+    /// The topics that they use, and nothing else may.
+    pub topic_uses: TopicUses,
 }
 
 pub fn read_sources(keys: &mut ConfigReader, common: DecodeSettings, lateness: Millis) -> SourcePlans {
@@ -68,16 +67,6 @@ fn check_name(keys: &mut ConfigReader, at: &str, name: &str) -> bool {
         keys.add_error(at, problem);
     }
     keys.is_valid(&key) && keys.is_valid(at)
-}
-
-pub fn read_sink(keys: &mut ConfigReader, sources: &mut SourcePlans) -> Option<KafkaSinkPlan> {
-    let items = keys.list_items("sinks");
-    if let Some(TableItem { key, .. }) = items.get(1) {
-        keys.add_error(key, "is a second sink: one is the most");
-    }
-    let at = &items.first()?.key;
-    keys.read_one_of(&format!("{at}.type"), &["kafka"])?;
-    kafka::read_kafka_sink(keys, at, &mut sources.topic_uses)
 }
 
 fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePlan {

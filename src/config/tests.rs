@@ -135,10 +135,11 @@ fn example_sources_and_sinks_list_all_keys_with_defaults() {
     let short = "[[sources]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'readings'\n\
                  [[sources]]\ntype = 'generator'\nname = 'made-up'\ncities = 1000\n\
                  [[sources]]\ntype = 'file'\nname = 'archive'\npath = 'readings.csv'\n\
-                 [[sinks]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'heat-index'\n";
+                 [[sinks]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'heat-index'\n\
+                 [[sinks]]\ntype = 'folder'\npath = 'archive'\n";
     let written = Written::new(short).load().unwrap();
     assert_eq!(shown.plan.sources, written.plan.sources);
-    assert_eq!(shown.plan.sink, written.plan.sink);
+    assert_eq!(shown.plan.sinks, written.plan.sinks);
     let keys = |config: &Config| config.settings.keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&shown), keys(&written));
     let sources = &shown.plan.sources;

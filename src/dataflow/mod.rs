@@ -41,7 +41,7 @@ use self::rankings::{CountryCategory, RankedCity};
 use self::rolling::query_responder::QueryLimits;
 use self::rolling::serving::{ProcessSet, ProgressReport, ServingUpdate};
 use self::rolling::snapshot::InitialState;
-use self::rolling::{Retention, Rolling, RollingInputs, RollingOutputs};
+use self::rolling::{Retention, Rolling, RollingInputs, RollingOutputs, SinkRenderer};
 use crate::directory::Directory;
 use crate::model::time::DayZone;
 use crate::model::{
@@ -82,22 +82,24 @@ pub struct GraphPlan {
 }
 
 /// How results become the records of durable sinks.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct EncodedBatchesPlan {
-    /// Makes the renderer of a worker's rows. Without it only the batches that are sent in are
-    /// routed.
-    pub make_renderer: Option<Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>>,
-    /// Current rows are rendered, too.
-    pub write_current: bool,
+    /// One for each sink of results. Without any only the batches that are sent in are routed.
+    pub renderers: Vec<RendererPlan>,
+}
+
+/// How results are encoded for one sink.
+#[derive(Clone)]
+pub struct RendererPlan {
+    /// Makes the renderer of a worker's results.
+    pub make: Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>,
     /// Rows that an epoch has touched are rendered, changed or not.
     pub write_touched: bool,
 }
 
-impl fmt::Debug for EncodedBatchesPlan {
+impl fmt::Debug for RendererPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EncodedBatchesPlan")
-            .field("write_current", &self.write_current)
-            .finish_non_exhaustive()
+        f.debug_struct("RendererPlan").field("write_touched", &self.write_touched).finish_non_exhaustive()
     }
 }
 
@@ -235,6 +237,22 @@ impl Graph {
     }
 }
 
+/// The outputs that the plan and its sinks ask for.
+fn wanted_outputs(plan: &GraphPlan, renderers: &[SinkRenderer]) -> RollingOutputs {
+    let GraphPlan { rows, days, day_zone, outcomes, serving, .. } = *plan;
+    let ranked = plan.hottest.is_some() || plan.by_country.is_some();
+    let sinks = RollingOutputs::of_sinks(renderers);
+    RollingOutputs {
+        rows,
+        current: plan.current || ranked || sinks.current,
+        days: days || sinks.days,
+        day_zone,
+        outcomes: outcomes || sinks.outcomes,
+        serving,
+        touched_unchanged: sinks.touched_unchanged,
+    }
+}
+
 /// Builds the graph, the same on every worker, from `initial_state`. At each
 /// [barrier](Graph::send_barrier) the state of the worker goes to `snapshot_sink`. A plan with days
 /// has neither, because day summaries are in no checkpoint.
@@ -245,13 +263,10 @@ pub fn build_graph(
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let GraphPlan { rows, days, day_zone, outcomes, serving, .. } = *plan;
-    let rendered = plan.encoded_batches.as_ref().filter(|encoded| encoded.make_renderer.is_some());
-    let current = plan.current || ranked || rendered.is_some_and(|encoded| encoded.write_current);
-    let touched = rendered.is_some_and(|encoded| encoded.write_touched);
-    let outputs =
-        RollingOutputs { rows, current, days, day_zone, outcomes, serving, touched_unchanged: touched };
-    let render = rendered.and_then(|encoded| encoded.make_renderer.as_ref().map(|make| make()));
+    let plans = plan.encoded_batches.iter().flat_map(|batches| &batches.renderers);
+    let renderers: Vec<SinkRenderer> =
+        plans.map(|plan| SinkRenderer::new((plan.make)(), plan.write_touched)).collect();
+    let outputs = wanted_outputs(plan, &renderers);
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);
     worker.dataflow(|scope| {
@@ -264,7 +279,7 @@ pub fn build_graph(
         let state = Rolling::new(plan.formula, plan.retention, outputs, names.clone());
         let inputs = RollingInputs { cities, arrivals, queries, barriers: barriers.broadcast() };
         let streams =
-            rolling::build_rolling(inputs, state, render, initial_state, snapshot_sink, plan.query_limits);
+            rolling::build_rolling(inputs, state, renderers, initial_state, snapshot_sink, plan.query_limits);
 
         let probe = ProbeHandle::new();
         let newest_epoch = Rc::new(Cell::new(0));

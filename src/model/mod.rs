@@ -34,7 +34,7 @@ pub use self::log::{
 pub use self::output::dead_letter;
 pub use self::output::{
     BatchBuilder, ChangeLine, CityRows, DayLine, DeadLetter, DeadLetterLine, EncodedBatch, EncodedRecord,
-    RecordLocation, Render, ResultRow, Shard,
+    RecordLocation, Render, RenderWants, ResultRow, Shard,
 };
 pub use self::random::random_u64;
 pub use self::reading::{Measurement, ReadingEvent, Revision, Upsert};

@@ -39,6 +39,10 @@ pub enum VersionedArtifact {
     DeadLetters {
         path: String,
     },
+    /// The folder of a sink.
+    Folder {
+        path: String,
+    },
 }
 
 /// Data that was written under another version of the rules.
@@ -78,6 +82,10 @@ impl VersionedArtifact {
                  start again: the logs are read from their beginnings; where they do not reach back, take an empty data directory and \
                  send the readings again"
             }
+            VersionedArtifact::Folder { .. } => {
+                "To begin anew, name another folder, or move this one away, and start again: where the logs do not reach back to their \
+                 beginnings, take an empty data directory and send the readings again"
+            }
             VersionedArtifact::ProgressTopic { .. } => {
                 "To begin anew, name new result and progress topics and another place for checkpoints, or delete the topics of results, \
                  progress and dead letters, and start again: the input is read from its beginning"
@@ -93,6 +101,7 @@ impl fmt::Display for VersionedArtifact {
             VersionedArtifact::ProgressTopic { topic } => {
                 write!(f, "the results of progress topic {topic} were made")
             }
+            VersionedArtifact::Folder { path } => write!(f, "the results in folder {path} were made"),
             VersionedArtifact::DeadLetters { path } => write!(f, "the dead letters {path} were written"),
         }
     }

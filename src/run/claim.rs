@@ -3,21 +3,34 @@
 use super::lead::{Lead, Member};
 use super::protocol::{ControlCommand, ControlEvent, FenceOrder};
 use super::run_error::RunError;
-use crate::sinks::kafka::SuccessorClaim;
+use crate::panics::panic_point;
+use crate::sinks::progress::{ClaimRequest, SinkClaim, SuccessorClaim};
 
-/// Claims the sinks in their fixed order, the authority first: whoever has the first one has all. `after` are the claims that are to follow
-/// those of a generation that was followed.
+/// Claims the sinks in their fixed order, the authority first: who loses that one ends before it touches the next. `after` are the claims
+/// that are to follow those of a generation that was followed, and `generation` is that of the data directory, for a run whose sinks count none.
 pub fn claim_sinks(
     lead: &Lead,
     member: &mut impl Member,
     after: Option<&[SuccessorClaim]>,
+    generation: Option<&str>,
 ) -> Result<(), RunError> {
     let is_takeover = after.is_some();
     let lost = |error: RunError| if is_takeover { error.into_lost_race() } else { error };
     let mut progress = Vec::new();
+    let mut authority: Option<SinkClaim> = None;
     for sink in 0..member.sinks()?.inspected().len() {
+        let inspected = member.sinks()?.inspected();
+        if let Some(authority) = &authority {
+            panic_point("between_claims");
+            inspected.check_claim(0, authority).map_err(lost)?;
+        }
+        let counted = authority.as_ref().map(SinkClaim::generation);
         let after = after.and_then(|after| after.get(sink));
-        let claim = member.sinks()?.inspected().claim(sink, after).map_err(lost)?;
+        let request = ClaimRequest { generation: counted.as_deref().or(generation), after };
+        let claim = inspected.claim_sink(sink, &request).map_err(lost)?;
+        if sink == 0 && inspected.has_authority() {
+            authority = Some(claim.clone());
+        }
         let order = FenceOrder { sink, claim: claim.clone(), is_takeover };
         let is_fenced = |event| match event {
             ControlEvent::SinkFenced { sink: fenced } if fenced == sink => Some(()),

@@ -10,7 +10,7 @@ use super::data_dir::DataDir;
 use super::protocol::ControlCommand;
 use super::run_error::{Failure, RunError};
 use crate::fault::RetryBackoff;
-use crate::sinks::kafka::ProgressWriter;
+use crate::sinks::ProgressWriter;
 use crate::worker::{self, SharedState};
 
 /// Epochs are reserved for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at

@@ -57,6 +57,7 @@ impl<'a> Follower<'a> {
         let Restored { lead, member, basis: FollowedBasis(primary), .. } = &mut self.restored;
         member.tick()?;
         let durable = primary.durable_positions(&member.partitions);
+        let durable = member.sinks()?.inspected().limit_followed(durable, &member.partitions);
         if durable != self.read_until {
             lead.control().append(ControlCommand::ReadUntil(durable.clone()));
             self.read_until.clone_from(&durable);
@@ -70,7 +71,7 @@ impl<'a> Follower<'a> {
         let began = Instant::now();
         let mut restored = self.restored;
         let Restored { lead, member, registry, basis: FollowedBasis(primary), .. } = &mut restored;
-        if let Err(error) = claim_sinks(lead, member, Some(primary.successors())) {
+        if let Err(error) = claim_sinks(lead, member, Some(primary.successors()), None) {
             return Err(restored.member.stop_unreleased(error, restored.lead.events()));
         }
         let sinks = member.sinks()?.claimed()?;

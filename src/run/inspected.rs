@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::claim::claim_sinks;
-use super::durable_sinks::{FIRST_INSPECTION_TIMEOUT, InspectedSinks};
+use super::durable_sinks::{FIRST_INSPECTION_TIMEOUT, InspectedSinks, SinkFacts};
 use super::lead::{Lead, Member as _};
 use super::logs::Logs;
 use super::primary_follower::PrimaryFollower;
@@ -12,7 +12,7 @@ use super::restored::{ClaimedBasis, FollowedBasis, Restored};
 use super::run_error::RunError;
 use super::starting_member::StartingMember;
 use crate::config::{ClusterConfig, SourceKind, SourcePlan, StartMode};
-use crate::sinks::kafka::progress::ProgressSnapshot;
+use crate::sinks::progress::ProgressSnapshot;
 
 /// See the module.
 pub struct Inspected<'a> {
@@ -25,7 +25,7 @@ pub struct Inspected<'a> {
 impl<'a> Inspected<'a> {
     /// Inspects the sinks, and refuses what a start could not continue.
     pub fn inspect(lead: Lead, mut member: StartingMember<'a>) -> Result<Inspected<'a>, RunError> {
-        let facts = InspectedSinks::find_topics(member.plan())?;
+        let facts = SinkFacts::find(member.plan(), member.logs().log_ids()?)?;
         lead.execute(&mut member, ControlCommand::OpenSinks(facts))?;
         let progress = inspect_progress(member.sinks()?.inspected(), member.logs())?;
         Ok(Inspected { lead, member, progress })
@@ -43,12 +43,17 @@ impl<'a> Inspected<'a> {
                 "cluster.start: only a run whose sources are all topics of Kafka can take over from another one: a journal has one owner".into(),
             ));
         }
-        Ok(PrimaryFollower::new(start_mode, standby_after, sinks, &self.progress)?.map(Arc::new))
+        let primary = PrimaryFollower::new(start_mode, standby_after, sinks, &self.progress)?;
+        if primary.is_some() {
+            sinks.check_followable(&self.progress)?;
+        }
+        Ok(primary.map(Arc::new))
     }
 
     /// Claims the sinks, restores the newest checkpoint, and starts the workers.
     pub fn claim(mut self) -> Result<Restored<'a, ClaimedBasis>, RunError> {
-        claim_sinks(&self.lead, &mut self.member, None)?;
+        let generation = self.member.logs().data_dir().map(|dir| dir.generation());
+        claim_sinks(&self.lead, &mut self.member, None, generation.as_deref())?;
         let sinks = self.member.sinks()?;
         // What the sinks hold now is final.
         let progress: Vec<ProgressSnapshot> = sinks.claimed()?.progress().into_iter().cloned().collect();

@@ -6,7 +6,7 @@ use super::durable_sinks::{DurableSinks, FencedSink, InspectedSinks};
 use super::protocol::FenceOrder;
 use super::run_error::RunError;
 use crate::model::Topology;
-use crate::sinks::kafka::progress::ProgressSnapshot;
+use crate::sinks::progress::ProgressSnapshot;
 
 /// See the module.
 pub struct LocalSinks {

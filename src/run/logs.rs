@@ -56,6 +56,10 @@ pub fn needs_data_dir(plan: &ServicePlan) -> bool {
 
 /// Whether a run keeps anything on disk: a journal, or the place of a generator that appends to a topic.
 pub fn uses_data_dir(plan: &ServicePlan) -> bool {
+    // The authority of a run whose sinks count no generations.
+    if plan.folder_sinks().next().is_some() && !plan.has_progress_topic() {
+        return true;
+    }
     let Some(ingest) = &plan.ingest else { return false };
     ingest.source.is_none()
         || plan.sources.iter().any(|source| matches!(source.kind, SourceKind::Generator(_)))

@@ -11,9 +11,10 @@ use super::run_error::RunError;
 use crate::config::StartMode;
 use crate::model::{PartitionIndex, PartitionTable};
 use crate::registry::{RegistryResponse, ResponseFetcher};
+use crate::sinks::error::SinkError;
+use crate::sinks::kafka::KafkaSinkError;
 use crate::sinks::kafka::follow::{self, Liveness, ProgressRecord};
-use crate::sinks::kafka::progress::{self, CLAIM, Claim, Positions, ProgressSnapshot, START_PREFIX};
-use crate::sinks::kafka::{KafkaSinkError, SuccessorClaim};
+use crate::sinks::progress::{self, CLAIM, Claim, Positions, ProgressSnapshot, START_PREFIX, SuccessorClaim};
 use crate::sources::SourceError;
 use crate::worker::LogPartition;
 
@@ -57,12 +58,13 @@ impl PrimaryFollower {
         prepared: &InspectedSinks,
         kept: &[ProgressSnapshot],
     ) -> Result<Option<PrimaryFollower>, RunError> {
+        // Other sinks follow the authority.
+        let counts: Vec<u16> = prepared.progress_topics().map(|(_, _, shards)| shards).collect();
         let successors: Option<Vec<SuccessorClaim>> =
-            kept.iter().map(SuccessorClaim::after).collect::<Result<_, _>>()?;
+            kept[..counts.len()].iter().map(SuccessorClaim::after).collect::<Result<_, _>>()?;
         let Some(successors) = successors.filter(|successors| !successors.is_empty()) else {
             return Ok(None);
         };
-        let counts = prepared.progress_topics().map(|(_, _, shards)| shards).collect();
         Ok(Some(PrimaryFollower::of(kind, standby_after, successors, PrimaryState::new(counts, kept))))
     }
 
@@ -334,8 +336,7 @@ fn start_positions(kept: &ProgressSnapshot) -> BTreeMap<String, BTreeMap<u32, u6
 fn is_transient(error: &RunError) -> bool {
     matches!(
         error,
-        RunError::Outlet(KafkaSinkError::Hangs { .. })
-            | RunError::Source { error: SourceError::Transient(_), .. }
+        RunError::Sink(SinkError::Unavailable(_)) | RunError::Source { error: SourceError::Transient(_), .. }
     )
 }
 
@@ -348,7 +349,7 @@ impl Drop for PrimaryFollower {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sinks::kafka::progress::ShardProgress;
+    use crate::sinks::progress::ShardProgress;
 
     const AFTER: Duration = Duration::from_secs(3);
 
@@ -430,7 +431,7 @@ mod tests {
 
     #[test]
     fn losing_takeover_race_is_a_restartable_error() {
-        let lost = RunError::Outlet(KafkaSinkError::Fenced { topic: "progress".into(), generation: 4 });
+        let lost = RunError::Sink(SinkError::Fenced("generation 4 has it".into()));
         assert!(lost.is_takeover());
         let lost = lost.into_lost_race();
         assert!(!lost.is_takeover() && lost.to_string().contains("generation 4"), "{lost}");

@@ -38,7 +38,9 @@ const FOLLOWED_FILES: u64 = 3;
 const GENERATOR_FILES: u64 = 2;
 /// Clients that dead letters of a topic are sent again by.
 const RETRY_CLIENTS: u64 = 2;
-/// Clients of an outlet beside one for each shard: its progress, the watch for other claims, the sign of life.
+/// The open segment of a folder's shard, its commit log, and two that come and go.
+const FOLDER_SHARD_FILES: u64 = 4;
+/// Clients of a Kafka sink beside one for each shard: its progress, the watch for other claims, the heartbeat.
 const SINK_CLIENTS: u64 = 3;
 /// Clients of a start, which come and go.
 const START_CLIENTS: u64 = 4;
@@ -99,8 +101,9 @@ pub fn limit_connections(plan: &mut ServicePlan) -> Result<OpenFiles, LimitError
 pub fn check_threads_of(plan: &ServicePlan) -> Result<(), LimitError> {
     let is_kafka = |source: &&SourcePlan| matches!(source.kind, SourceKind::Kafka(_));
     let clients = plan.sources.iter().filter(is_kafka).count()
-        + plan.sink.as_ref().map_or(0, |sink| usize::from(sink.output.shards));
-    let needed = PROCESS_THREADS + WORKER_THREADS * plan.workers + CLIENT_THREADS * clients;
+        + plan.kafka_sinks().map(|sink| usize::from(sink.output.shards)).sum::<usize>();
+    let folder_shards: usize = plan.folder_sinks().map(|folder| usize::from(folder.shards)).sum();
+    let needed = PROCESS_THREADS + WORKER_THREADS * plan.workers + CLIENT_THREADS * clients + folder_shards;
     check_threads_available(needed).map_err(|error| LimitError::Threads { needed, error })
 }
 
@@ -156,10 +159,11 @@ fn reserved_files(plan: &ServicePlan) -> u64 {
             SourceKind::Kafka(kafka) => kafka_source_files(plan, &source.name, kafka),
         };
     }
-    if let Some(KafkaSinkPlan { output: outlet, .. }) = &plan.sink {
-        let clients = SINK_CLIENTS + u64::from(outlet.shards) + START_CLIENTS;
-        files += clients * client_files(&outlet.cluster) + REGISTRY_CONNECTIONS;
+    for KafkaSinkPlan { output, .. } in plan.kafka_sinks() {
+        let clients = SINK_CLIENTS + u64::from(output.shards) + START_CLIENTS;
+        files += clients * client_files(&output.cluster) + REGISTRY_CONNECTIONS;
     }
+    files += plan.folder_sinks().map(|folder| FOLDER_SHARD_FILES * u64::from(folder.shards)).sum::<u64>();
     let processes = plan.cluster.processes as u64;
     if processes > 1 {
         files += HANDSHAKE_FILES + (processes - 1) * PEER_FILES;
@@ -174,8 +178,8 @@ fn kafka_source_files(plan: &ServicePlan, name: &str, kafka: &KafkaSourcePlan) -
     if kafka.retry_after.is_some() {
         clients += RETRY_CLIENTS;
     }
-    // Its dead letters go out with the results of the same cluster, else by an outlet of one shard.
-    if plan.sink.as_ref().is_none_or(|sink| sink.output.cluster != kafka.cluster) {
+    // Its dead letters go out with the results of the same cluster, else by a shard of their own.
+    if plan.kafka_sinks().all(|sink| sink.output.cluster != kafka.cluster) {
         clients += SINK_CLIENTS + 1 + START_CLIENTS;
     }
     clients * of_cluster + REGISTRY_CONNECTIONS

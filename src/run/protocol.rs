@@ -42,14 +42,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::durable_sinks::SharedTopics;
+use super::durable_sinks::SinkFacts;
 use crate::model::{AppendError, CheckpointBarrier, LogPosition, NewRecord, PartitionIndex, PartitionName};
-use crate::sinks::kafka::SinkClaim;
-use crate::sinks::kafka::progress::{Positions, ProgressSnapshot};
+use crate::sinks::progress::{Positions, ProgressSnapshot, SinkClaim};
 use crate::worker::{AlignedBarrier, Release, ResumePoints};
 
 /// Counts the changes of the format. The processes of a run must agree on it.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 
 /// A message on the link between process 0 and another one.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,7 +71,7 @@ pub enum PeerMessage {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ControlCommand {
     /// What process 0 has found out about the sinks and their topics.
-    OpenSinks(SharedTopics),
+    OpenSinks(SinkFacts),
     /// Fence every earlier writer of the shards that the process writes.
     FenceSink(FenceOrder),
     /// All sinks are fenced, and hold this, by sink: they are this run's.

@@ -18,7 +18,7 @@ use crate::checkpoint::Manifest;
 use crate::kafka::topic_identity::TopicWatch;
 use crate::model::{PartitionName, random_u64};
 use crate::registry::ResponseFetcher;
-use crate::sinks::kafka::progress::ProgressSnapshot;
+use crate::sinks::progress::ProgressSnapshot;
 use crate::worker::ingest_clock_ms;
 
 /// What a start stands on.

@@ -10,7 +10,7 @@ use crate::kafka::topic_admin::TopicAdminError;
 use crate::registry::RegistryError;
 use crate::serve::ServeError;
 use crate::sinks::dead_letters::DlqFileError;
-use crate::sinks::kafka::KafkaSinkError;
+use crate::sinks::error::SinkError;
 use crate::sources::generator::PlanError;
 use crate::sources::generator::feed::FeedError;
 use crate::sources::journal::JournalError;
@@ -33,7 +33,7 @@ pub enum RunError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error(transparent)]
-    Outlet(#[from] KafkaSinkError),
+    Sink(#[from] SinkError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error("source {name}: {error}")]
@@ -56,7 +56,7 @@ pub enum RunError {
 impl RunError {
     /// Whether the run has ended because another generation has taken over, so that it should not be started again.
     pub fn is_takeover(&self) -> bool {
-        matches!(self, RunError::TakenOver(_) | RunError::Outlet(KafkaSinkError::Fenced { .. }))
+        matches!(self, RunError::TakenOver(_) | RunError::Sink(SinkError::Fenced(_)))
     }
 
     /// Whether it was asked to stop, and had not started.
@@ -67,7 +67,7 @@ impl RunError {
     /// The error of a claim that was to follow another one. Whoever comes too late has lost nothing: it may be started again, to follow.
     pub fn into_lost_race(self) -> RunError {
         match self {
-            RunError::Outlet(error @ KafkaSinkError::Fenced { .. }) => RunError::Failed(error.to_string()),
+            RunError::Sink(error @ SinkError::Fenced(_)) => RunError::Failed(error.to_string()),
             error => error,
         }
     }

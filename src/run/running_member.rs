@@ -18,7 +18,7 @@ use crate::cluster::PeerStream;
 use crate::fault::RetryBackoff;
 use crate::model::{Appender, PartitionTable};
 use crate::serve::RunningServer;
-use crate::sinks::kafka::KafkaSinkError;
+use crate::sinks::error::SinkError;
 use crate::worker::{
     InstalledSinks, LogPartition, SharedState, WorkerCommand, WorkerCommandSender, WorkerPlan,
 };
@@ -159,8 +159,8 @@ impl RunningMember<'_> {
     /// Starts the writers of this process's shards.
     fn start_writing(&mut self) -> Result<RunningSinks, RunError> {
         let control = self.context.control.clone();
-        let failed = move |error: KafkaSinkError| {
-            let is_takeover = matches!(error, KafkaSinkError::Fenced { .. });
+        let failed = move |error: SinkError| {
+            let is_takeover = error.is_fenced();
             control.fail(Failure { why: error.to_string(), is_takeover });
         };
         // Whoever loses a sink, all end: one process watches for claims.

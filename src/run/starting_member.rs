@@ -156,8 +156,8 @@ impl<'a> StartingMember<'a> {
 impl Member for StartingMember<'_> {
     fn execute(&mut self, command: ControlCommand) -> Result<(), RunError> {
         match command {
-            ControlCommand::OpenSinks(topics) => {
-                let inspected = InspectedSinks::new(self.plan(), topics);
+            ControlCommand::OpenSinks(facts) => {
+                let inspected = InspectedSinks::new(self.plan(), &facts);
                 self.sinks = Some(LocalSinks::new(inspected, self.context.topology));
             }
             ControlCommand::FenceSink(order) => {

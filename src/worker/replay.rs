@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::model::{Fingerprint, LogPosition, PartitionIndex, PartitionProgress, Shard};
-use crate::sinks::kafka::ShardSenders;
+use crate::sinks::shard::ShardSenders;
 
 /// Positions that shards have made durable. An epoch ends exactly at each, the same one at all workers, so each shard continues behind
 /// what it has written.

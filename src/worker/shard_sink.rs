@@ -7,8 +7,8 @@ use super::closed_epochs::ClosedEpochs;
 use super::replay::{InstalledSinks, Replay};
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::model::{EncodedBatch, PartitionIndex, PartitionTable, Shard, Topology};
-use crate::sinks::kafka::progress::BySource;
-use crate::sinks::kafka::{ShardBatch, ShardSenders};
+use crate::sinks::progress::BySource;
+use crate::sinks::shard::{ShardBatch, ShardSenders};
 
 /// Bytes that may wait for the sinks before sources wait for them.
 const MAX_PENDING_BYTES: usize = 64 * 1024 * 1024;
@@ -103,7 +103,7 @@ impl ShardSink {
                 (of_source(replay.positions()), Arc::new(by_source(replay.before(), &self.partitions)))
             });
             let batch = ShardBatch {
-                parcels: std::mem::take(&mut owned.waiting),
+                batches: std::mem::take(&mut owned.waiting),
                 epoch,
                 positions: Arc::clone(positions),
                 before: Arc::clone(before),

@@ -66,7 +66,7 @@ fn readings_per_checkpoint(listed: &[Value]) -> impl Iterator<Item = u64> {
     listed.iter().map(|one| one["readings"].as_u64().unwrap())
 }
 
-fn config(url: &str) -> String {
+pub fn config(url: &str) -> String {
     format!("[checkpoints]\nevery = \"1s\"\nkeep = 2\nurl = \"{url}\"\n")
 }
 
@@ -225,7 +225,7 @@ fn checkpoints_command_lists_and_verifies() {
 }
 
 /// A service whose journal has been trimmed, stopped.
-fn make_trimmed_journal(data: &Path, config: &str) {
+pub fn make_trimmed_journal(data: &Path, config: &str) {
     let service = ServiceProcess::start(data, config).wait_until_ready();
     // Until records are gone: a journal keeps its last block.
     wait_for("that the journal is trimmed", || {

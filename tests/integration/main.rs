@@ -18,6 +18,8 @@ mod dead_letters;
 mod documents;
 mod earlier_build;
 mod examples;
+mod folder_reader;
+mod folder_sink;
 mod heat_index;
 mod imports;
 mod kafka;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::kafka::partitioner::Partitioner;
 use crate::model::EventTime;
+use crate::sinks::folder::FolderFormat;
 use crate::sinks::kafka::{Delivery, KafkaSinkPlan, RowFormat};
 use crate::sources::kafka::{KafkaSourcePlan, OffsetReset, RecordFormat, RegistryPlan};
 
@@ -30,7 +31,7 @@ fn source(config: &Config) -> &KafkaSourcePlan {
 }
 
 fn sink(config: &Config) -> &KafkaSinkPlan {
-    config.plan.sink.as_ref().unwrap()
+    config.plan.kafka_sinks().next().unwrap()
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn errors_name_their_key() {
         "sinks.kafka.shards (swelter.toml, line 35): 65 is not a whole number from 1 to 64",
         "sinks.kafka.transaction_timeout (default): is less than ten times commit_interval",
         "sinks.kafka.topic (swelter.toml, line 33): is one.failed.1, as is sources.one.topic",
-        "sinks.kafka (swelter.toml, line 36): is a second sink",
+        "sinks.kafka (swelter.toml, line 36): is there twice: give one another name",
     ];
     for expected in expected {
         assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
@@ -298,4 +299,38 @@ fn passwords_without_tls_warn() {
     );
     assert!(warnings("a.example:1", "sasl_ssl", "https://a.example/r").is_empty());
     assert_eq!(warnings("127.0.0.1:1,a.example:1", "sasl_plaintext", "http://a.example:8081").len(), 2);
+}
+
+#[test]
+fn sinks_of_both_types_are_read_in_their_order() {
+    let config = Written::new(&format!(
+        "{PLAIN}[[sinks]]\ntype = 'folder'\npath = '/archive'\nformat = 'csv'\nsegment_bytes = '1 MiB'\n\
+         [[sinks]]\ntype = 'folder'\nname = 'second'\npath = 'other'\nshards = 4\n"
+    ));
+    let plan = config.load().unwrap().plan;
+    let names: Vec<&str> = plan.sinks.iter().map(|sink| sink.name.as_str()).collect();
+    assert_eq!(names, ["kafka", "folder", "second"]);
+    let folders: Vec<_> = plan.folder_sinks().collect();
+    assert_eq!(
+        (folders[0].format, folders[0].shards, folders[0].segments.bytes),
+        (FolderFormat::Csv, 1, 1 << 20)
+    );
+    assert_eq!((folders[1].format, folders[1].shards), (FolderFormat::Json, 4));
+    assert_eq!(folders[1].commit_interval, Duration::from_secs(1));
+}
+
+#[test]
+fn folder_sinks_that_cannot_be_written_are_refused() {
+    let written = Written::new(
+        "[[sinks]]\ntype = 'folder'\npath = 'a'\n[[sinks]]\ntype = 'folder'\nname = 'b'\npath = 'a'\n\
+         [[sinks]]\ntype = 'folder'\nname = 'c'\npath = ''\n[[sinks]]\ntype = 'disk'\nname = 'd'\n",
+    );
+    let lines = lines(&written.load().unwrap_err(), &written);
+    for expected in [
+        "sinks.b.path (swelter.toml, line 7): is the folder of sink folder as well: name another one",
+        "sinks.c.path (swelter.toml, line 11): \"\" is not a path: write path = \"/var/lib/swelter/archive\"",
+        "sinks.d.type (swelter.toml, line 13): \"disk\" is not",
+    ] {
+        assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
+    }
 }

@@ -1,9 +1,7 @@
 //! The changes of an epoch, and the outputs that a run asks for.
 
 use crate::model::time::DayZone;
-use crate::model::{
-    ArrivalOutcome, BatchBuilder, CityId, CityNames, CurrentRow, DayChange, OutcomeCounts, Render, RowChange,
-};
+use crate::model::{ArrivalOutcome, CityId, CurrentRow, DayChange, OutcomeCounts, RowChange};
 
 /// The outputs that a run asks for. An output that is not asked for costs nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,36 +65,24 @@ impl EpochChanges {
         &mut self.rows[last]
     }
 
-    /// Renders the changed rows of an epoch and its changed current rows as records of a sink.
-    pub(super) fn render_records(
-        &self,
-        epoch: u64,
-        names: &CityNames,
-        render: &mut dyn Render,
-        out: &mut BatchBuilder,
-    ) {
-        for change in self.rows.iter().flatten() {
-            render.render_row(epoch, names, change, out);
-        }
-        for (city, row) in self.changed_current_rows() {
-            render.render_current(epoch, names, city, row, out);
-        }
-        for city in &self.cities_without_row {
-            render.render_current(epoch, names, *city, None, out);
-        }
-    }
-
-    /// The cities whose current row has changed, each once.
-    pub(super) fn changed_current_rows(&self) -> impl Iterator<Item = (CityId, Option<&CurrentRow>)> {
+    /// The cities whose current row the epoch has changed, or touched, each once.
+    pub(super) fn current_changes(&self) -> impl Iterator<Item = CurrentChange<'_>> {
         let mut changes = self.current.iter().peekable();
         std::iter::from_fn(move || {
             let (city, row, diff) = changes.next()?;
             if *diff > 0 {
-                return Some((*city, Some(row)));
+                return Some(CurrentChange { city: *city, before: None, after: Some(row) });
             }
-            // A retraction is followed by the row that takes its place, where there is one.
+            // A retraction is followed by the row that takes its place, if there is one.
             let next = changes.next_if(|(next, _, diff)| next == city && *diff > 0);
-            Some((*city, next.map(|(_, row, _)| row)))
+            Some(CurrentChange { city: *city, before: Some(row), after: next.map(|(_, row, _)| row) })
         })
     }
+}
+
+/// A city's current row before and after an epoch.
+pub(super) struct CurrentChange<'a> {
+    pub city: CityId,
+    pub before: Option<&'a CurrentRow>,
+    pub after: Option<&'a CurrentRow>,
 }

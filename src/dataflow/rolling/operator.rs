@@ -15,11 +15,12 @@ use timely::scheduling::Activator;
 use super::epoch_changes::EpochChanges;
 use super::query_responder::{QueryLimits, QueryResponder, WorkSlice};
 use super::serving::{CityWatchers, ProcessSet, ServingUpdate};
+use super::sink_renderer::SinkRenderer;
 use super::snapshot::{InitialState, SnapshotStreamer};
 use super::state::Rolling;
 use crate::model::{
     Arrival, ArrivalOutcome, BatchBuilder, CheckpointBarrier, CityId, CityIntroduction, CityKey, CurrentRow,
-    DayChange, EncodedBatch, Query, Render, RowChange, SnapshotSink, state_shard,
+    DayChange, EncodedBatch, Query, RowChange, SnapshotSink, state_shard,
 };
 
 /// The outputs of the operator: the changes of each epoch, once no more input can come for it.
@@ -47,13 +48,13 @@ pub struct RollingInputs<'scope> {
 }
 
 /// Sends each arrival and query to the worker that owns its city, and applies an epoch to `rolling`
-/// once it is complete. `render`, if given, writes the changes. The state starts from
+/// once it is complete. The `renderers`, one for each sink, write the changes. The state starts from
 /// `initial_state`, and goes to `snapshot_sink` at each barrier. Query responses are made within
 /// `limits`.
 pub fn build_rolling<'scope>(
     inputs: RollingInputs<'scope>,
     rolling: Rolling,
-    render: Option<Box<dyn Render>>,
+    renderers: Vec<SinkRenderer>,
     initial_state: InitialState,
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
     limits: QueryLimits,
@@ -82,7 +83,7 @@ pub fn build_rolling<'scope>(
         });
         let mut operator = RollingOperator {
             rolling,
-            render,
+            renderers,
             watchers: CityWatchers::default(),
             query_responder: QueryResponder::new(limits),
             response_capability: None,
@@ -201,7 +202,7 @@ impl PendingEpochs {
 /// [`Rolling`] with all that follows it at the end of an epoch.
 struct RollingOperator {
     rolling: Rolling,
-    render: Option<Box<dyn Render>>,
+    renderers: Vec<SinkRenderer>,
     watchers: CityWatchers,
     query_responder: QueryResponder,
     /// For updates about query responses between epochs.
@@ -237,13 +238,11 @@ impl RollingOperator {
             marks.into_iter().for_each(|mark| snapshots.begin_snapshot(mark, epoch, &mut self.rolling));
         }
         let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { return };
-        if let Some(render) = &mut self.render {
-            self.epoch_changes.render_records(
-                epoch,
-                &self.rolling.cities.names,
-                &mut **render,
-                &mut self.batch_builder,
-            );
+        if !self.renderers.is_empty() {
+            for sink in &mut self.renderers {
+                let names = &self.rolling.cities.names;
+                sink.render_epoch(epoch, names, &self.epoch_changes, &mut self.batch_builder);
+            }
             let mut written = self.batch_builder.take_batches();
             self.outputs.encoded_batches.activate().session(packed).give_container(&mut written);
         }
@@ -277,7 +276,7 @@ impl RollingOperator {
             snapshots.copy_before_write(arrivals, rolling);
         }
         answers.pin_before_write(arrivals, rolling);
-        let all = rolling.outputs.rows || self.render.is_some();
+        let all = rolling.outputs.rows || !self.renderers.is_empty();
         rolling.apply_arrivals(arrivals, |city| all || watched.is_watched(city), changed);
     }
 

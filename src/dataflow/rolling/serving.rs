@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::epoch_changes::EpochChanges;
+use super::epoch_changes::{CurrentChange, EpochChanges};
 use super::state::Rolling;
 use crate::model::{
     AnswerPiece, CityId, CityIntroduction, CurrentRowUpdate, OutcomeCounts, PartitionProgress, Query,
@@ -82,8 +82,8 @@ impl CityWatchers {
         if changed.counts != OutcomeCounts::default() {
             updates.push((ALL_PROCESSES, ServingUpdate::OutcomeCounts(changed.counts)));
         }
-        for (city, row) in changed.changed_current_rows() {
-            let current = CurrentRowUpdate { epoch, city: names.get(city), row: row.copied() };
+        for CurrentChange { city, after, .. } in changed.current_changes() {
+            let current = CurrentRowUpdate { epoch, city: names.get(city), row: after.copied() };
             updates.push((ALL_PROCESSES, ServingUpdate::CurrentRow(current)));
         }
         if self.watchers_by_id.is_empty() {

@@ -2,7 +2,6 @@
 //! with them.
 
 use super::encoded_batch::{ABSENT_LENGTH, EncodedBatch, Shard, TARGET_BATCH_BYTES};
-use crate::model::{CityId, CityNames, CurrentRow, RowChange};
 
 /// Collects records into encoded batches.
 #[derive(Debug, Default)]
@@ -113,21 +112,6 @@ impl RecordBuilder<'_> {
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.extend_from_slice(value);
     }
-}
-
-/// Renders an epoch's changes as the records of a sink.
-pub trait Render {
-    fn render_row(&mut self, epoch: u64, names: &CityNames, change: &RowChange, out: &mut BatchBuilder);
-
-    /// Renders a city's current row from this epoch on; `None` if it has none any more.
-    fn render_current(
-        &mut self,
-        epoch: u64,
-        names: &CityNames,
-        city: CityId,
-        row: Option<&CurrentRow>,
-        out: &mut BatchBuilder,
-    );
 }
 
 #[cfg(test)]

@@ -190,8 +190,9 @@ impl<'a> CheckpointCandidates<'a> {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
             if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
                 return Err(RunError::Failed(format!(
-                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): configure the sinks \
-                     as they were, restore their progress topics, or begin with another data directory and another place for checkpoints"
+                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): if the sink is new, \
+                     leave the sink out; if it was written before, configure it as it was, or restore its progress topic or folder; to begin anew, \
+                     take another data directory and another place for checkpoints, and send the readings again"
                 )));
             }
         }
@@ -220,8 +221,9 @@ pub(super) fn missing_in_sinks(
             // A partition without a recorded position was not read beyond its start.
             let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
             let has = has.unwrap_or_else(|| start_of(source, partition));
-            (has < at)
-                .then(|| format!("the sinks are complete up to {source}/{partition}/{has}, it up to {at}"))
+            (has < at).then(|| {
+                format!("{} is complete up to {source}/{partition}/{has}, it up to {at}", shard.sink)
+            })
         })
     };
     written.iter().find_map(of_shard)

@@ -16,7 +16,7 @@ use crate::model::{CheckpointBarrier, PartitionTable};
 use crate::run::control::Control;
 use crate::run::protocol::ControlCommand;
 use crate::run::run_error::RunError;
-use crate::sinks::kafka::progress::Positions;
+use crate::sinks::progress::Positions;
 use crate::sources::journal::Journal;
 use crate::worker::{AlignedBarrier, SharedState};
 

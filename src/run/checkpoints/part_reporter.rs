@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::checkpoint::WorkerPart;
 use crate::run::control::Control;
 use crate::run::protocol::ControlEvent;
-use crate::sinks::kafka::ShardSenders;
-use crate::sinks::kafka::progress::Positions;
+use crate::sinks::progress::Positions;
+use crate::sinks::shard::ShardSenders;
 
 /// See the module.
 pub struct PartReporter {

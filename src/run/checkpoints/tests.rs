@@ -107,7 +107,11 @@ fn journal_trim_stops_at_oldest_checkpoint_of_journal() {
 
 fn written(positions: &[(&str, &[(u32, u64)])]) -> DurableShard {
     let of = |(source, of): &(&str, &[(u32, u64)])| (Arc::from(*source), of.iter().copied().collect());
-    DurableShard { positions: positions.iter().map(of).collect(), dead_letters_of: None }
+    DurableShard {
+        sink: "the sink".into(),
+        positions: positions.iter().map(of).collect(),
+        dead_letters_of: None,
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! What outlets are made with, and may not be continued without.
+//! What the results of sinks are made with: they are never continued with anything else.
 
 use std::collections::BTreeMap;
 
-use super::SinkSpec;
+use super::specs::{KafkaSpec, kafka_sources};
 use crate::checkpoint;
 use crate::codec::{DecodeSettings, Format, ReadOptions};
 use crate::config::{FileSourcePlan, ServicePlan, SourceKind, SourcePlan};
@@ -10,36 +10,70 @@ use crate::kafka::dead_letter_topics;
 use crate::kafka::topic_admin::{self, TopicMetadata};
 use crate::model::rules_version::{RULES_VERSION, RULES_VERSION_KEY};
 use crate::run::run_error::RunError;
-use crate::sinks::kafka::Identity;
-use crate::sinks::kafka::progress::{ProgressSnapshot, start_key};
+use crate::sinks::error::SinkError;
+use crate::sinks::folder::FolderSinkPlan;
+use crate::sinks::kafka::read_progress_topic;
+use crate::sinks::progress::{ProgressSnapshot, SinkIdentity, start_key};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};
 
-/// What the results, or the dead letters, of an outlet are made with.
-pub(super) fn sink_identity(
+/// What the results, or the dead letters, in a cluster are made with.
+pub(super) fn kafka_identity(
     plan: &ServicePlan,
-    draft: &SinkSpec,
-    facts: &BTreeMap<String, TopicMetadata>,
-) -> Identity {
+    spec: &KafkaSpec,
+    topics: &BTreeMap<String, TopicMetadata>,
+) -> SinkIdentity {
     let mut identity = log_identity(plan);
-    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
-    say("shards", draft.plan.shards.to_string());
-    if let Some(sink) = plan.sink.as_ref().filter(|_| draft.has_results) {
-        say("results.formula", plan.formula.name().to_owned());
-        say("results.window", plan.retention.window.to_string());
-        say("results.history", plan.retention.history.to_string());
+    identity.insert("shards".to_owned(), spec.plan.shards.to_string());
+    if let Some(sink) = &spec.results {
+        identity.extend(results_identity(plan));
+        let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
         for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
-            let partitions = facts.get(topic).map_or(0, |facts| facts.partitions);
+            let partitions = topics.get(topic).map_or(0, |metadata| metadata.partitions);
             say(&format!("partitions of topic {topic}"), partitions.to_string());
         }
     }
     identity
 }
 
+/// What the results in a folder are made with. Topics are known to the authority by their ids; other logs are to the folder.
+pub(super) fn folder_identity(
+    plan: &ServicePlan,
+    folder: &FolderSinkPlan,
+    authority: &str,
+    log_ids: &BTreeMap<String, String>,
+) -> SinkIdentity {
+    let mut identity = log_identity(plan);
+    identity.extend(results_identity(plan));
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
+    say("shards", folder.shards.to_string());
+    say("format", folder.format.name().to_owned());
+    say("generations", format!("counted by {authority}"));
+    for (source, id) in log_ids {
+        if !kafka_sources(plan).any(|(name, _)| name == source) {
+            say(&format!("source {source}: log"), id.clone());
+        }
+    }
+    identity
+}
+
+/// What decides the results of a log.
+fn results_identity(plan: &ServicePlan) -> SinkIdentity {
+    let window = plan.retention.window.to_string();
+    let history = plan.retention.history.to_string();
+    [
+        ("results.formula", plan.formula.name().to_owned()),
+        ("results.window", window),
+        ("results.history", history),
+    ]
+    .map(|(what, value)| (what.to_owned(), value))
+    .into()
+}
+
 /// What decides how the logs are read.
-pub fn log_identity(plan: &ServicePlan) -> Identity {
+pub fn log_identity(plan: &ServicePlan) -> SinkIdentity {
     let DecodeSettings { local_time, temperature_unit: units, moisture, humidity, wind_unit: wind_units } =
         plan.decode;
-    let mut identity = Identity::new();
+    let mut identity = SinkIdentity::new();
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say(RULES_VERSION_KEY, RULES_VERSION.to_string());
     say("results.lateness", plan.retention.lateness.to_string());
@@ -87,25 +121,25 @@ fn file_records_identity(file: &FileSourcePlan, read: &ReadOptions) -> String {
     format!("file as {format}{followed}{comma}{options}")
 }
 
-/// Under which the identities of all outlets say which progress topic knows of a source's dead letters, start and schemas.
+/// Under which the identities of all Kafka sinks say which progress topic knows of a source's dead letters, start and schemas.
 pub(super) fn dead_letters_key(source: &str) -> String {
     format!("source {source}: dead letters by progress topic")
 }
 
-/// Where a source is new to its outlet, its dead letters must be new as well: else they would be written twice, and it would forget
-/// where it was first read from and what its registry has answered.
+/// If a source is new to its sink, its dead letters must be new as well: else they would be written twice, and where the source was
+/// first read from and what its registry has answered would be forgotten.
 pub(super) fn check_dead_letters_topic(
     name: &str,
     source: &KafkaSourcePlan,
-    draft: &SinkSpec,
-    kept: &ProgressSnapshot,
+    spec: &KafkaSpec,
+    progress: &ProgressSnapshot,
 ) -> Result<(), RunError> {
-    let (own, used) = (&source.progress_topic, &draft.plan.progress_topic);
-    if kept.get::<BTreeMap<u32, u64>>(&start_key(name))?.is_some() {
+    let (own, used) = (&source.progress_topic, &spec.plan.progress_topic);
+    if progress.get::<BTreeMap<u32, u64>>(&start_key(name))?.is_some() {
         return Ok(());
     }
     let [first, second] = dead_letter_topics(&source.topic);
-    if own == used && !draft.has_results {
+    if own == used && spec.results.is_none() {
         let cluster = &source.cluster;
         return match topic_admin::first_topic_with_records(cluster, &[&first, &second])?.is_some() {
             false => Ok(()),
@@ -113,8 +147,9 @@ pub(super) fn check_dead_letters_topic(
         };
     }
     let own_holds = topic_admin::topic_exists(&source.cluster, own)?
-        .then(|| ProgressSnapshot::read_now(&source.cluster, own))
-        .transpose()?;
+        .then(|| read_progress_topic(&source.cluster, own))
+        .transpose()
+        .map_err(SinkError::from)?;
     let start = own_holds.map(|holds| holds.get::<BTreeMap<u32, u64>>(&start_key(name))).transpose()?;
     match start.flatten() {
         None => Ok(()),
@@ -126,7 +161,7 @@ pub(super) fn check_dead_letters_topic(
     }
 }
 
-/// Why dead letters that nothing is known of are not added to.
+/// Why a run does not add to dead letters that its progress topic does not know.
 pub(super) fn unknown_dead_letters(name: &str, source: &KafkaSourcePlan, used: &str) -> RunError {
     let [first, second] = dead_letter_topics(&source.topic);
     RunError::Failed(format!(

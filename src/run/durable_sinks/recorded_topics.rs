@@ -1,10 +1,10 @@
-//! The topics of outlets as the progress has them recorded: which there must be, and what they are known by.
+//! The topics of Kafka sinks as their progress topics have them recorded: which there must be, and what they are known by.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::identity::unknown_dead_letters;
-use super::{SinkSpec, SinkSpecs, kafka_sources};
+use super::specs::{KafkaSpec, SinkSpecs, kafka_sources};
 use crate::config::ServicePlan;
 use crate::kafka::native::TopicState;
 use crate::kafka::topic_admin::{self, TopicSurvey};
@@ -12,10 +12,12 @@ use crate::kafka::topic_identity::{TopicChange, TopicIdentities, TopicIdentity, 
 use crate::kafka::{KafkaCluster, dead_letter_headers, dead_letter_topics};
 use crate::run::checkpoints::place::topics_in_checkpoints;
 use crate::run::run_error::RunError;
-use crate::sinks::kafka::progress::{CLAIM, Claim, IDENTITY, ProgressSnapshot, TOPICS};
-use crate::sinks::kafka::{Identity, ProgressWriter};
+use crate::sinks::ProgressWriter;
+use crate::sinks::error::SinkError;
+use crate::sinks::kafka::read_progress_topic;
+use crate::sinks::progress::{CLAIM, Claim, IDENTITY, ProgressSnapshot, SinkIdentity, TOPICS};
 
-/// What an outlet's topics are for.
+/// What a sink's topics are for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SinkTopics {
     progress: String,
@@ -27,10 +29,10 @@ pub(super) struct SinkTopics {
 }
 
 impl SinkTopics {
-    pub(super) fn of(plan: &ServicePlan, draft: &SinkSpec) -> SinkTopics {
+    pub(super) fn of(plan: &ServicePlan, spec: &KafkaSpec) -> SinkTopics {
         let own = |source: &&(&str, &crate::sources::kafka::KafkaSourcePlan)| {
-            source.1.cluster == draft.plan.cluster
-                && draft.topics.contains(&dead_letter_topics(&source.1.topic)[0])
+            source.1.cluster == spec.plan.cluster
+                && spec.topics.contains(&dead_letter_topics(&source.1.topic)[0])
         };
         let sources: Vec<_> = kafka_sources(plan).collect();
         let inputs: BTreeMap<String, String> = sources
@@ -39,8 +41,8 @@ impl SinkTopics {
             .map(|(name, source)| ((*name).to_owned(), source.topic.clone()))
             .collect();
         let letters: Vec<String> = inputs.values().flat_map(|topic| dead_letter_topics(topic)).collect();
-        let results = draft.topics.iter().filter(|topic| !letters.contains(topic)).cloned().collect();
-        SinkTopics { progress: draft.plan.progress_topic.clone(), results, dead_letters: letters, inputs }
+        let results = spec.topics.iter().filter(|topic| !letters.contains(topic)).cloned().collect();
+        SinkTopics { progress: spec.plan.progress_topic.clone(), results, dead_letters: letters, inputs }
     }
 
     fn all(&self) -> Vec<&str> {
@@ -60,7 +62,7 @@ impl SinkTopics {
             return Ok(self.all().into_iter().filter(|topic| records.contains_key(*topic)).collect());
         }
         // Of a version that did not record them.
-        let identity = kept.get::<Identity>(IDENTITY)?.unwrap_or_default();
+        let identity = kept.get::<SinkIdentity>(IDENTITY)?.unwrap_or_default();
         let has_read = |(source, topic): &(&String, &String)| {
             let made_of = identity.get(&format!("source {source}"));
             made_of.is_some_and(|made_of| made_of.starts_with(&format!("topic {topic} as ")))
@@ -75,7 +77,7 @@ impl SinkTopics {
         Ok(results.chain(inputs).chain(letters).collect())
     }
 
-    /// Why a run cannot go on with a topic as it is, and what to do; `is_compared` where the records of inputs fit.
+    /// Why a run cannot go on with a topic as it is, and what to do; `is_compared` if the records of inputs fit.
     fn refuse(&self, change: &TopicChange, is_compared: bool) -> RunError {
         let (topic, progress, outputs) = (change.topic(), &self.progress, self.outputs());
         let is_input = self.inputs.values().any(|input| input == topic);
@@ -117,21 +119,22 @@ impl SinkTopics {
     }
 }
 
-/// Refuses to go on, before any topic is made, where one is gone that the progress or a checkpoint knows, or the progress itself.
+/// Refuses to go on, before any topic is made, if one is gone that the progress or a checkpoint knows, or the progress itself.
 pub fn check_nothing_is_lost(plan: &ServicePlan, in_data_dir: bool) -> Result<(), RunError> {
-    let SinkSpecs { specs: drafts, .. } = SinkSpecs::of(plan);
-    for draft in &drafts {
-        let (topics, cluster) = (SinkTopics::of(plan, draft), &draft.plan.cluster);
+    let SinkSpecs { kafka: specs, .. } = SinkSpecs::of(plan);
+    for spec in &specs {
+        let (topics, cluster) = (SinkTopics::of(plan, spec), &spec.plan.cluster);
         let survey = topic_admin::survey_topics(cluster, &topics.all())?;
         let is_gone = |topic: &str| survey.states.get(topic) == Some(&TopicState::Missing);
         let kept = (!is_gone(&topics.progress))
-            .then(|| ProgressSnapshot::read_now(cluster, &topics.progress))
-            .transpose()?;
+            .then(|| read_progress_topic(cluster, &topics.progress))
+            .transpose()
+            .map_err(SinkError::from)?;
         let is_claimed = |kept: &&ProgressSnapshot| !matches!(kept.get::<Claim>(CLAIM), Ok(None));
         let known = match kept.as_ref().filter(is_claimed) {
             Some(kept) => topics.known(kept)?,
             None => {
-                check_progress_is_new(plan, draft, &topics, cluster)?;
+                check_progress_is_new(plan, spec, &topics, cluster)?;
                 BTreeSet::new()
             }
         };
@@ -146,7 +149,7 @@ pub fn check_nothing_is_lost(plan: &ServicePlan, in_data_dir: bool) -> Result<()
 /// Progress that nobody has claimed is new, so its outputs are to be new, too.
 fn check_progress_is_new(
     plan: &ServicePlan,
-    draft: &SinkSpec,
+    spec: &KafkaSpec,
     topics: &SinkTopics,
     cluster: &KafkaCluster,
 ) -> Result<(), RunError> {
@@ -157,7 +160,7 @@ fn check_progress_is_new(
     for (name, source) in kafka_sources(plan).filter(|(name, _)| topics.inputs.contains_key(*name)) {
         let letters = dead_letter_topics(&source.topic);
         let letters = [&*letters[0], &*letters[1]];
-        let is_own = !draft.has_results && source.progress_topic == topics.progress;
+        let is_own = spec.results.is_none() && source.progress_topic == topics.progress;
         if is_own && topic_admin::first_topic_with_records(cluster, &letters)?.is_some() {
             return Err(unknown_dead_letters(name, source, &topics.progress));
         }
@@ -194,23 +197,23 @@ fn check_checkpoints<'a>(
     }
 }
 
-/// What the topics of a run's outlets are known by, as it is or will be recorded.
+/// What the topics of a run's sinks are known by, as it is or will be recorded.
 pub(super) struct RecordedTopics {
     topics: Vec<SinkTopics>,
     clusters: Vec<KafkaCluster>,
     adopt: bool,
     records: Mutex<Vec<TopicIdentities>>,
-    /// Once the outlets are this run's.
+    /// Once the sinks are this run's.
     writers: OnceLock<Vec<ProgressWriter>>,
 }
 
 impl RecordedTopics {
-    pub(super) fn new(plan: &ServicePlan, drafts: &[SinkSpec]) -> RecordedTopics {
+    pub(super) fn new(plan: &ServicePlan, specs: &[KafkaSpec]) -> RecordedTopics {
         RecordedTopics {
-            topics: drafts.iter().map(|draft| SinkTopics::of(plan, draft)).collect(),
-            clusters: drafts.iter().map(|draft| draft.plan.cluster.clone()).collect(),
+            topics: specs.iter().map(|spec| SinkTopics::of(plan, spec)).collect(),
+            clusters: specs.iter().map(|spec| spec.plan.cluster.clone()).collect(),
             adopt: plan.adopt_logs,
-            records: Mutex::new(vec![TopicIdentities::new(); drafts.len()]),
+            records: Mutex::new(vec![TopicIdentities::new(); specs.len()]),
             writers: OnceLock::new(),
         }
     }
@@ -249,9 +252,25 @@ impl RecordedTopics {
         Ok(recorded)
     }
 
-    /// What is to be recorded of an outlet's topics.
-    pub(super) fn of_sink(&self, outlet: usize) -> TopicIdentities {
-        self.lock().get(outlet).cloned().unwrap_or_default()
+    /// What is to be recorded of a sink's topics.
+    pub(super) fn of_sink(&self, sink: usize) -> TopicIdentities {
+        self.lock().get(sink).cloned().unwrap_or_default()
+    }
+
+    /// Records the topics of a sink that was claimed, if others are recorded.
+    pub(super) fn record_claimed(
+        &self,
+        sink: usize,
+        progress: &ProgressSnapshot,
+        writer: Option<&ProgressWriter>,
+    ) -> Result<(), SinkError> {
+        let topics = self.of_sink(sink);
+        match writer {
+            Some(writer) if progress.get::<TopicIdentities>(TOPICS)?.as_ref() != Some(&topics) => {
+                writer.write(TOPICS, &topics)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// From now on, what has to be recorded is.
@@ -268,17 +287,17 @@ impl RecordedTopics {
         let watched = self.clusters.iter().cloned().zip(records);
         let watched = watched.map(|(cluster, topics)| WatchedCluster { cluster, topics }).collect();
         let (changing, writing) = (Arc::clone(self), Arc::clone(self));
-        let changed = move |outlet: usize, change: &TopicChange| {
-            failed(format!("while the service runs: {}", changing.topics[outlet].refuse(change, false)));
+        let changed = move |sink: usize, change: &TopicChange| {
+            failed(format!("while the service runs: {}", changing.topics[sink].refuse(change, false)));
         };
-        let written = move |outlet: usize, topics: &BTreeSet<String>| writing.record_written(outlet, topics);
+        let written = move |sink: usize, topics: &BTreeSet<String>| writing.record_written(sink, topics);
         TopicWatch::start_watching(watched, changed, written).map_err(RunError::Failed)
     }
 
     /// Records that topics have been written to: from then on, an empty one is another one.
-    fn record_written(&self, outlet: usize, written: &BTreeSet<String>) -> bool {
-        let Some(keeper) = self.writers.get().and_then(|keepers| keepers.get(outlet)) else { return false };
-        let mut records = self.of_sink(outlet);
+    fn record_written(&self, sink: usize, written: &BTreeSet<String>) -> bool {
+        let Some(keeper) = self.writers.get().and_then(|keepers| keepers.get(sink)) else { return false };
+        let mut records = self.of_sink(sink);
         for topic in written {
             records.entry(topic.clone()).or_default().is_written = true;
         }
@@ -287,7 +306,7 @@ impl RecordedTopics {
             tracing::debug!(%error, "what was written to is not recorded yet");
             return false;
         }
-        if let Some(own) = self.lock().get_mut(outlet) {
+        if let Some(own) = self.lock().get_mut(sink) {
             *own = records;
         }
         true

@@ -1,10 +1,10 @@
-//! Where the shards of a run's outlets stand, as cuts of its logs.
+//! Where the shards of a run's sinks stand, as points in its logs.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::model::{PartitionIndex, PartitionName, Shard};
 use crate::run::run_error::RunError;
-use crate::sinks::kafka::progress::ShardProgress;
+use crate::sinks::progress::ShardProgress;
 use crate::worker::{LogPartition, ResumePoints};
 
 /// The positions at which shards go on, in order, and which shard goes on at which.

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::DurableSinks;
+use super::running::DurableSinks;
 use crate::model::{LogPosition, PartitionIndex, PartitionName, Shard};
 use crate::registry::{RegistryResponse, ResponseRecorder};
 use crate::run::run_error::RunError;
-use crate::sinks::kafka::ProgressWriter;
-use crate::sinks::kafka::progress::{self, ProgressSnapshot};
+use crate::sinks::ProgressWriter;
+use crate::sinks::progress::{self, ProgressSnapshot};
 use crate::sources::Source;
 use crate::sources::kafka::KafkaSourcePlan;
 use crate::worker::{DeadLetterTargets, LogPartition};
@@ -32,12 +32,12 @@ pub struct SourceRegistry(HashMap<String, RegisteredSource>);
 struct RegisteredSource {
     kept: Mutex<BTreeMap<u32, u64>>,
     schemas: Vec<(u32, RegistryResponse)>,
-    /// Once the outlet is this run's.
+    /// Once the sink is this run's.
     writer: Arc<OnceLock<ProgressWriter>>,
     letters: DeadLetterRoute,
 }
 
-/// What is asked for before the outlets are this run's.
+/// What is asked for before the sinks are this run's.
 fn not_claimed() -> RunError {
     RunError::Failed("another generation still writes the results".into())
 }
@@ -45,16 +45,16 @@ fn not_claimed() -> RunError {
 type Answers = Vec<(u32, RegistryResponse)>;
 
 impl SourceRegistry {
-    /// By what is kept in the outlets; it keeps nothing until they are claimed.
+    /// By what the sinks hold; it records nothing until they are claimed.
     pub(super) fn of(
         letters: &HashMap<String, DeadLetterRoute>,
         kept: &[&ProgressSnapshot],
     ) -> Result<SourceRegistry, RunError> {
         let of_source = |(name, letters): (&String, &DeadLetterRoute)| {
-            let of_outlet = kept[letters.sink];
-            let kept = of_outlet.get(&progress::start_key(name))?.unwrap_or_default();
+            let of_sink = kept[letters.sink];
+            let kept = of_sink.get(&progress::start_key(name))?.unwrap_or_default();
             let prefix = progress::schema_prefix(name);
-            let schemas = of_outlet.with_prefix(&prefix).filter_map(|(id, answer)| {
+            let schemas = of_sink.with_prefix(&prefix).filter_map(|(id, answer)| {
                 Some((id.parse().ok()?, serde_json::from_slice::<RegistryResponse>(answer).ok()?))
             });
             let (schemas, letters) = (schemas.collect(), letters.clone());
@@ -79,10 +79,10 @@ impl SourceRegistry {
     }
 
     /// From now on, what has to be kept is kept.
-    pub fn install_writers(&self, outlets: &DurableSinks) {
-        for starts in self.0.values() {
-            if let Some(outlet) = outlets.0.get(starts.letters.sink) {
-                let _ = starts.writer.set(outlet.progress_writer());
+    pub fn install_writers(&self, sinks: &DurableSinks) {
+        for source in self.0.values() {
+            if let Some(writer) = sinks.progress_writer_of(source.letters.sink) {
+                let _ = source.writer.set(writer);
             }
         }
     }

@@ -1,15 +1,15 @@
-//! The topics of outlets: which there must be, and how they are made.
+//! The topics of Kafka sinks: which there must be, and how they are made.
 
 use std::collections::BTreeMap;
 
-use super::{SinkSpec, kafka_sources};
+use super::specs::{KafkaSpec, kafka_sources};
 use crate::config::ServicePlan;
 use crate::kafka::topic_admin::{self, TopicMetadata, TopicSpec};
 use crate::kafka::{KafkaCluster, dead_letter_topics};
 use crate::run::run_error::RunError;
 use crate::sinks::kafka::KafkaOutputPlan;
 
-/// Newest value of a key.
+/// Only the newest value of a key has to stay.
 const COMPACTED_TOPIC: [(&str, &str); 1] = [("cleanup.policy", "compact")];
 /// Cleaned often: a start reads all of it.
 const PROGRESS_TOPIC: [(&str, &str); 4] = [
@@ -18,7 +18,7 @@ const PROGRESS_TOPIC: [(&str, &str); 4] = [
     ("segment.ms", "600000"),
     ("min.cleanable.dirty.ratio", "0.1"),
 ];
-/// Kept until somebody has looked at them. A letter is longer than its record by its headers.
+/// Never deleted by the cluster. A dead letter is longer than its record by its headers.
 const DEAD_LETTER_TOPIC: [(&str, &str); 3] =
     [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "16777216")];
 
@@ -26,14 +26,14 @@ fn new_topic(name: &str, partitions: u32, config: &[(&'static str, &'static str)
     TopicSpec { name: name.to_owned(), partitions, config: config.to_vec() }
 }
 
-/// What is known of the topics of an outlet, which are all there; those that may be made are made.
+/// What is known of the topics of a sink, which are all there; those that may be made are made.
 pub(super) fn ensure_topics(
     plan: &ServicePlan,
-    draft: &SinkSpec,
+    spec: &KafkaSpec,
 ) -> Result<BTreeMap<String, TopicMetadata>, RunError> {
-    let KafkaOutputPlan { cluster, progress_topic, .. } = &draft.plan;
+    let KafkaOutputPlan { cluster, progress_topic, .. } = &spec.plan;
     let mut wanted: Vec<TopicSpec> = Vec::new();
-    let results = plan.sink.as_ref().filter(|_| draft.has_results);
+    let results = spec.results.as_ref();
     if let Some(sink) = results {
         let partitions = sink.create_topics;
         for topic in [Some(&sink.topic), sink.current_topic.as_ref()].into_iter().flatten() {
@@ -43,7 +43,7 @@ pub(super) fn ensure_topics(
     wanted.push(new_topic(progress_topic, 1, &PROGRESS_TOPIC));
     let mut may_create = results.is_some_and(|sink| sink.create_topics.is_some());
     for (_, source) in
-        kafka_sources(plan).filter(|(_, source)| draft.topics.contains(&dead_letter_topics(&source.topic)[0]))
+        kafka_sources(plan).filter(|(_, source)| spec.topics.contains(&dead_letter_topics(&source.topic)[0]))
     {
         may_create |= source.create_topics.is_some();
         for topic in dead_letter_topics(&source.topic) {

@@ -1,43 +1,47 @@
-//! What a progress topic says while others write it: who has claimed it, whether they live, how far they have come.
+//! A progress topic while another generation writes it: who has claimed it, whether it lives, how far its shards have come.
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
 use rdkafka::message::Message;
 
-use super::progress::{
-    CLAIM, Claim, MARKER, ProgressProducer, ProgressReader, READ_COMMITTED, READ_UNCOMMITTED, SHARD_PREFIX,
-    ShardProgress, StopDeadline, is_permanent,
+use super::error::KafkaSinkError;
+use super::plan::KafkaOutputPlan;
+use super::progress_topic::{
+    ProgressProducer, ProgressReader, READ_COMMITTED, READ_UNCOMMITTED, is_permanent,
 };
-use super::sink::SinkClaim;
-use super::{KafkaOutputPlan, KafkaSinkError};
+use crate::fault::start_failure_text;
 use crate::kafka::KafkaCluster;
+use crate::sinks::contract::Heartbeat;
+use crate::sinks::error::SinkError;
+use crate::sinks::progress::{CLAIM, Claim, MARKER, SHARD_PREFIX, ShardProgress};
+use crate::sinks::stop::StopDeadline;
 
-/// How often a running generation says that it lives.
+/// Between two heartbeats of a running generation.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a cluster is asked whether it answers while nothing comes, and how long it may take.
 const PROBE_AFTER: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// No silence counts for more at a time: whoever is stopped and goes on has listened to nothing meanwhile.
+/// No silence counts for more at a time: a process that is stopped and goes on has listened to nothing meanwhile.
 const MAX_SILENCE_STEP: Duration = Duration::from_secs(1);
 
-/// Watches for the claim of another start, until there is one or the run ends.
+/// Waits for the claim of another start, until there is one or the run ends.
 pub fn watch_for_claims(
     cluster: &KafkaCluster,
     topic: &str,
     from: i64,
     own: &Claim,
-    stopping: &Arc<StopDeadline>,
+    stop: &Arc<StopDeadline>,
 ) -> Result<Option<Claim>, KafkaSinkError> {
     let mut reader = ProgressReader::open(cluster, topic, READ_UNCOMMITTED, Offset::Offset(from))?;
-    while !stopping.has_begun() {
-        // Whatever goes wrong here goes wrong where results are written, too, and is said there.
+    while !stop.has_begun() {
+        // What fails here fails for the writers too, and they report it.
         let Some(Ok(message)) = reader.poll() else { continue };
-        let sign = parse_record(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
-        if let Some(ProgressRecord::Claim(claim)) = sign
+        let record = parse_record(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
+        if let Some(ProgressRecord::Claim(claim)) = record
             && claim != *own
         {
             return Ok(Some(claim));
@@ -46,25 +50,26 @@ pub fn watch_for_claims(
     Ok(None)
 }
 
-/// Something that a running generation has said.
+/// A record of a progress topic.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ProgressRecord {
     /// How far a shard has come, by its number.
     Shard(u16, ShardProgress),
     Claim(Claim),
-    /// What is kept under a key besides.
+    /// Another key, and its value.
     Other(String, Vec<u8>),
 }
 
-/// Follows what is committed: `hear` hears all of it that the topic holds and that comes, until it says that this was enough.
+/// Reads all committed records that there are and that come. `on_record` gets each, or none if there was nothing for a moment, until it
+/// returns false.
 pub fn follow_committed(
     cluster: &KafkaCluster,
     topic: &str,
-    mut hear: impl FnMut(Option<ProgressRecord>) -> bool,
+    mut on_record: impl FnMut(Option<ProgressRecord>) -> bool,
 ) -> Result<(), KafkaSinkError> {
     let mut reader = ProgressReader::open(cluster, topic, READ_COMMITTED, Offset::Beginning)?;
     loop {
-        let sign = match reader.poll() {
+        let record = match reader.poll() {
             Some(Ok(message)) => {
                 parse_record(message.key().unwrap_or_default(), message.payload().unwrap_or_default())
             }
@@ -73,13 +78,13 @@ pub fn follow_committed(
             }
             Some(Err(_)) | None => None,
         };
-        if !hear(sign) {
+        if !on_record(record) {
             return Ok(());
         }
     }
 }
 
-/// What is heard of those who write a topic.
+/// What a topic says of those who write it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Liveness {
     /// A record at this offset, in whatever transaction.
@@ -92,22 +97,22 @@ pub enum Liveness {
     TooEarly,
 }
 
-/// Listens to a topic as [`follow`] does, but also to what is not committed: an open transaction hides from those who wait for it
-/// whatever comes behind it.
+/// Reads a topic as [`follow_committed`] does, but also what is not committed: readers of committed records see nothing behind an
+/// open transaction.
 pub fn follow_liveness(
     cluster: &KafkaCluster,
     topic: &str,
-    mut hear: impl FnMut(Liveness) -> bool,
+    mut on_liveness: impl FnMut(Liveness) -> bool,
 ) -> Result<(), KafkaSinkError> {
     let mut reader = ProgressReader::open(cluster, topic, READ_UNCOMMITTED, Offset::Beginning)?;
     let mut since = Instant::now();
     loop {
-        let life = match reader.poll() {
+        let liveness = match reader.poll() {
             Some(Ok(message)) => {
                 since = Instant::now();
-                let sign =
+                let record =
                     parse_record(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
-                Liveness::Record(message.offset(), sign)
+                Liveness::Record(message.offset(), record)
             }
             Some(Err(error)) if is_permanent(&error) => {
                 return Err(KafkaSinkError::cannot_read(topic, error));
@@ -120,7 +125,7 @@ pub fn follow_liveness(
                 if answers { Liveness::Silence(silence) } else { Liveness::Unreachable }
             }
         };
-        if !hear(life) {
+        if !on_liveness(liveness) {
             return Ok(());
         }
     }
@@ -137,26 +142,19 @@ fn parse_record(key: &[u8], value: &[u8]) -> Option<ProgressRecord> {
     Some(ProgressRecord::Other(key.to_owned(), value.to_vec()))
 }
 
-/// Says again and again that whoever has claimed an outlet lives, until it is dropped.
-pub struct Heartbeat {
-    /// Its end is the end.
-    _ends: Sender<()>,
-}
-
-impl Heartbeat {
-    pub fn begin(plan: &KafkaOutputPlan, claimed: &SinkClaim) -> Result<Heartbeat, KafkaSinkError> {
-        let writer = ProgressProducer::new(&plan.cluster, &plan.progress_topic)?;
-        let nonce = claimed.nonce().to_owned();
-        let (ends, ended) = channel::<()>();
-        let beat = move || {
-            while ended.recv_timeout(HEARTBEAT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                if let Err(error) = writer.write(MARKER, &nonce) {
-                    tracing::debug!(%error, "a sign of life was not written");
-                }
+/// Lets standbys know that the generation of a claim lives, until the heartbeat is dropped.
+pub(super) fn start_heartbeat(plan: &KafkaOutputPlan, claim: &Claim) -> Result<Heartbeat, SinkError> {
+    let writer = ProgressProducer::new(&plan.cluster, &plan.progress_topic)?;
+    let nonce = claim.nonce.clone();
+    let (ends, ended) = channel::<()>();
+    let beat = move || {
+        while ended.recv_timeout(HEARTBEAT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            if let Err(error) = writer.write(MARKER, &nonce) {
+                tracing::debug!(%error, "a heartbeat was not written");
             }
-        };
-        let spawned = thread::Builder::new().name("alive".into()).spawn(beat);
-        spawned.map_err(|error| KafkaSinkError::Threads(Arc::new(error)))?;
-        Ok(Heartbeat { _ends: ends })
-    }
+        }
+    };
+    let spawned = thread::Builder::new().name("alive".into()).spawn(beat);
+    spawned.map_err(|error| SinkError::Fatal(start_failure_text(&error)))?;
+    Ok(Heartbeat::until_dropped(ends))
 }

@@ -1,4 +1,4 @@
-//! The producer of a shard, and what becomes of what it is given.
+//! The producer of a shard, and what becomes of its records.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,20 +11,22 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 
-use super::progress::{self, StopDeadline};
-use super::shard::ShardBatch;
-use super::{KafkaOutputPlan, KafkaSinkError};
+use super::error::KafkaSinkError;
+use super::plan::KafkaOutputPlan;
+use super::progress_topic::is_permanent;
 use crate::kafka::AS_OF_HEADER;
 use crate::kafka::native::{ProducerRecord, TopicProducer};
 use crate::model::EncodedRecord;
+use crate::sinks::shard::ShardBatch;
+use crate::sinks::stop::StopDeadline;
 
-/// Between two looks at what was acknowledged.
+/// Between two polls for acknowledgements.
 const ACK_POLL_INTERVAL: Duration = Duration::from_micros(300);
 /// With commits that are far apart, their last requests are not to be large.
 const MAX_LINGER_MS: u128 = 50;
 /// Between two attempts, at first.
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// Of one call that waits for the cluster.
+/// The longest call that waits for the cluster.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Counts what could not be delivered.
@@ -53,7 +55,7 @@ impl DeliveryErrors {
         self.failed.swap(0, Ordering::Relaxed)
     }
 
-    /// Why waiting does not help, where it does not.
+    /// Why writing again does not help, if it does not.
     pub fn permanent_error(&self) -> Option<KafkaSinkError> {
         use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
         let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
@@ -88,24 +90,24 @@ impl ProducerContext for DeliveryErrors {
     }
 }
 
-/// Why an attempt has ended.
+/// Why a producer's transaction has failed.
 #[derive(Debug)]
-pub(super) enum WriteFailure {
-    /// Nothing of it counts: it can be made again.
+pub(super) enum ProducerFailure {
+    /// Nothing of the transaction counts: it can be written again.
     Abort(KafkaError),
-    /// What became of it is not known, or the producer is of no use any more.
+    /// Its outcome is not known, or the producer is of no use any more.
     Lost(KafkaError),
 }
 
-/// Makes a producer of these topics; no earlier one of this shard writes any more then.
+/// Makes a producer of these topics. It fences the earlier ones of this shard.
 pub(super) fn open_producer(
     plan: &KafkaOutputPlan,
     topics: &[String],
     number: u16,
     wait: Duration,
-    stopping: &StopDeadline,
+    stop: &StopDeadline,
 ) -> Result<TopicProducer<DeliveryErrors>, KafkaSinkError> {
-    let claimed = init_producer(plan, number, wait, stopping)?;
+    let claimed = init_producer(plan, number, wait, stop)?;
     TopicProducer::new(claimed, topics).map_err(|error| KafkaSinkError::cannot_connect(&plan.cluster, error))
 }
 
@@ -113,7 +115,7 @@ fn init_producer(
     plan: &KafkaOutputPlan,
     number: u16,
     wait: Duration,
-    stopping: &StopDeadline,
+    stop: &StopDeadline,
 ) -> Result<BaseProducer<DeliveryErrors>, KafkaSinkError> {
     let mut config = plan.cluster.producer_config();
     let timeout = plan.transaction_timeout.as_millis().to_string();
@@ -142,11 +144,9 @@ fn init_producer(
     }
     let deadline = Instant::now() + wait;
     loop {
-        match producer.init_transactions(call_timeout(stopping)) {
+        match producer.init_transactions(call_timeout(stop)) {
             Ok(()) => return Ok(producer),
-            Err(error)
-                if progress::is_permanent(&error) || stopping.is_over() || Instant::now() > deadline =>
-            {
+            Err(error) if is_permanent(&error) || stop.is_over() || Instant::now() > deadline => {
                 return Err(KafkaSinkError::Transactions { id, error });
             }
             Err(KafkaError::Transaction(error)) if error.is_retriable() => thread::sleep(FIRST_RETRY),
@@ -155,10 +155,10 @@ fn init_producer(
     }
 }
 
-pub(super) fn classify_failure(error: KafkaError) -> WriteFailure {
+pub(super) fn classify_failure(error: KafkaError) -> ProducerFailure {
     match &error {
-        KafkaError::Transaction(inner) if inner.txn_requires_abort() => WriteFailure::Abort(error),
-        _ => WriteFailure::Lost(error),
+        KafkaError::Transaction(inner) if inner.txn_requires_abort() => ProducerFailure::Abort(error),
+        _ => ProducerFailure::Lost(error),
     }
 }
 
@@ -169,33 +169,33 @@ fn poll_acks(producer: &BaseProducer<DeliveryErrors>) {
 }
 
 /// How long a call may wait for the cluster.
-pub(super) fn call_timeout(stopping: &StopDeadline) -> Duration {
-    stopping.time_left().clamp(FIRST_RETRY, CALL_TIMEOUT)
+pub(super) fn call_timeout(stop: &StopDeadline) -> Duration {
+    stop.time_left().clamp(FIRST_RETRY, CALL_TIMEOUT)
 }
 
-/// How long a portion waits for room in the queue of its producer.
+/// How long a batch waits for room in the queue of its producer.
 pub(super) struct QueueWait {
     pub max_wait: Duration,
-    pub stopping: Arc<StopDeadline>,
+    pub stop: Arc<StopDeadline>,
 }
 
-/// Queues the records of a portion, and waits where there is no room.
+/// Queues the records of a batch, and waits if there is no room.
 pub(super) fn send_batch(
     producer: &TopicProducer<DeliveryErrors>,
     topics: &[String],
     as_of: &mut String,
-    portion: &ShardBatch,
-    room: &QueueWait,
-) -> Result<(), WriteFailure> {
+    batch: &ShardBatch,
+    wait: &QueueWait,
+) -> Result<(), ProducerFailure> {
     use std::fmt::Write as _;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let timestamp = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
-    for parcel in &portion.parcels {
+    for encoded in &batch.batches {
         as_of.clear();
-        let _ = write!(as_of, "{}", parcel.epoch);
-        for record in parcel.records() {
+        let _ = write!(as_of, "{}", encoded.epoch);
+        for record in encoded.records() {
             let Some(topic) = topics.get(usize::from(record.topic)) else { continue };
-            enqueue_record(producer, topic, (as_of, timestamp), &record, room)?;
+            enqueue_record(producer, topic, (as_of, timestamp), &record, wait)?;
         }
     }
     producer.client().poll(Duration::ZERO);
@@ -207,8 +207,8 @@ fn enqueue_record(
     topic: &str,
     (as_of, timestamp): (&str, i64),
     record: &EncodedRecord<'_>,
-    room: &QueueWait,
-) -> Result<(), WriteFailure> {
+    wait: &QueueWait,
+) -> Result<(), ProducerFailure> {
     let own = record.headers.clone();
     let of_result = own.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
     let next = ProducerRecord {
@@ -224,16 +224,16 @@ fn enqueue_record(
         match producer.queue_record(&next) {
             Ok(()) => return Ok(()),
             Err(full @ KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + room.max_wait);
-                if Instant::now() > deadline || room.stopping.is_over() {
-                    return Err(WriteFailure::Lost(full));
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + wait.max_wait);
+                if Instant::now() > deadline || wait.stop.is_over() {
+                    return Err(ProducerFailure::Lost(full));
                 }
                 poll_acks(producer.client());
             }
-            // Of a transaction that has failed: committing it says so, and how.
+            // The transaction has failed: the commit says how.
             Err(error) => {
                 producer.client().context().record_failure(topic, &error);
-                return Err(WriteFailure::Abort(error));
+                return Err(ProducerFailure::Abort(error));
             }
         }
     }

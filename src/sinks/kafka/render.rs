@@ -7,18 +7,19 @@ use crate::codec::{
 };
 use crate::kafka::partitioner::partition_for_key;
 use crate::model::{
-    BatchBuilder, CityId, CityNames, CurrentRow, EventTime, OutputUnits, Render, Row, RowChange, Shard,
+    BatchBuilder, CityId, CityNames, CurrentRow, EventTime, OutputUnits, Render, RenderWants, Row, RowChange,
+    Shard,
 };
 
-/// The place of the results among an outlet's topics.
+/// The number of the topic of results among the topics of a sink.
 pub const RESULTS_TOPIC_INDEX: u8 = 0;
-/// That of the current rows.
+/// The number of the topic of current rows.
 pub const CURRENT_TOPIC_INDEX: u8 = 1;
 
 /// Where a sink's records go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionLayout {
-    /// The outlet's first shard, and how many it has.
+    /// The sink's first shard, and how many it has.
     pub first_shard: Shard,
     pub shards: u16,
     /// Partitions of the topic of results, and of that of current rows where there is one.
@@ -99,6 +100,10 @@ fn row_key<'a>(city: &'a CityPrefix, reading_at: EventTime, json: &'a mut Vec<u8
 }
 
 impl<W: RowWriter> Render for KafkaRenderer<W> {
+    fn wants(&self) -> RenderWants {
+        RenderWants { current: self.layout.current_partitions.is_some(), ..RenderWants::default() }
+    }
+
     fn render_row(&mut self, epoch: u64, names: &CityNames, change: &RowChange, out: &mut BatchBuilder) {
         let at = self.city(change.city, names);
         let city = &self.cities[at];
@@ -125,9 +130,6 @@ impl<W: RowWriter> Render for KafkaRenderer<W> {
         row: Option<&CurrentRow>,
         out: &mut BatchBuilder,
     ) {
-        if self.layout.current_partitions.is_none() {
-            return;
-        }
         let at = self.city(city, names);
         let city = &self.cities[at];
         let partition = city.current_partition;

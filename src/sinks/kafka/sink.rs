@@ -1,416 +1,175 @@
-//! An outlet from claim to end.
+//! A cluster's topics as a durable sink.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::follow::{self, Heartbeat};
-use super::progress::{
-    self, CLAIM, Claim, EPOCHS, IDENTITY, MARKER, Positions, ProgressProducer, ProgressSnapshot, ReadExtent,
-    ShardProgress, StopDeadline, TOPICS, WaitLimit,
-};
-use super::shard::{ShardBatch, ShardWriter, SharedPositions};
-use super::{Delivery, KafkaOutputPlan, KafkaSinkError};
-use crate::kafka::topic_identity::TopicIdentities;
+use super::error::KafkaSinkError;
+use super::follow::{start_heartbeat, watch_for_claims};
+use super::plan::KafkaOutputPlan;
+use super::progress_topic::{ProgressProducer, ReadExtent, WaitLimit, read_topic};
+use super::shard::KafkaShardWriter;
+use crate::kafka::KafkaCluster;
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
-use crate::model::{Shard, random_u64};
+use crate::sinks::contract::{DurableSink, Heartbeat, ProgressWriter, RecordWriter};
+use crate::sinks::error::SinkError;
+use crate::sinks::progress::{
+    CLAIM, Claim, ClaimRequest, IDENTITY, MARKER, ProgressSnapshot, SinkClaim, SinkIdentity, find_difference,
+};
+use crate::sinks::shard::{FencedShards, ShardWriter};
+use crate::sinks::stop::StopDeadline;
 
-/// What an outlet's results were made with, by what people call it.
-pub type Identity = BTreeMap<String, String>;
-
-/// An outlet that this process has claimed: no earlier one writes any more, and what they have written is known.
+/// What is written to one cluster.
 pub struct KafkaSink {
     plan: KafkaOutputPlan,
-    first_shard: u16,
-    claim: Claim,
-    claimed_at: i64,
-    writer: Arc<ProgressProducer>,
-    /// Those of this process.
-    writers: Vec<(u16, ShardWriter)>,
-    progress: ProgressSnapshot,
-    stopping: Arc<StopDeadline>,
-    heartbeat: Option<Heartbeat>,
+    /// By the numbers that encoded records have for them.
+    topics: Arc<[String]>,
+    identity: SinkIdentity,
 }
 
-/// A claim that is to follow another one, chosen before it is made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SuccessorClaim {
-    of: Claim,
-    claim: Claim,
-}
-
-impl SuccessorClaim {
-    /// None where nobody has claimed the outlet yet.
-    pub fn after(kept: &ProgressSnapshot) -> Result<Option<SuccessorClaim>, KafkaSinkError> {
-        let of = kept.get::<Claim>(CLAIM)?;
-        Ok(of.map(|of| SuccessorClaim { claim: Claim::next(Some(&of)), of }))
-    }
-
-    /// Whether another one than it has claimed what it is to claim.
-    pub fn is_overtaken_by(&self, claim: &Claim) -> bool {
-        claim.generation >= self.claim.generation && *claim != self.claim
-    }
-
-    pub fn generation(&self) -> Arc<str> {
-        format!("{}-{}", self.claim.generation, self.claim.nonce).into()
-    }
-}
-
-impl Claim {
-    fn next(last: Option<&Claim>) -> Claim {
-        let generation = last.map_or(1, |claim| claim.generation + 1);
-        Claim { generation, nonce: format!("{:016x}", random_u64()) }
-    }
-}
-
-/// What others have written of an outlet until now, and how whoever goes on with it compares to them; within so much time.
-pub fn inspect_progress(
-    plan: &KafkaOutputPlan,
-    identity: &Identity,
-    within: Duration,
-) -> Result<ProgressSnapshot, KafkaSinkError> {
-    let (topic, patience) = (&plan.progress_topic, WaitLimit::at_most(within));
-    let read = |extent| progress::read_topic(&plan.cluster, topic, extent, &patience);
-    let kept = read(ReadExtent::Now)?;
-    check_identity(topic, kept.get::<Identity>(IDENTITY)?.as_ref(), identity)?;
-    // Where a shard stands is not said by transactions that are open or were given up.
-    Ok(kept.with_shards_of(read(ReadExtent::Committed)?))
-}
-
-/// A claim of an outlet, and what was there before it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SinkClaim {
-    claim: Claim,
-    /// The offset of its record.
-    at: i64,
-    recorded: Option<Identity>,
-}
-
-impl SinkClaim {
-    /// Claims an outlet: the first step of its start, at one process of a run.
-    ///
-    /// # Errors
-    ///
-    /// Where the results were made with another identity; before anything is claimed.
-    ///
-    /// With an `after`, where anybody but that claim has it.
-    pub fn acquire(
-        plan: &KafkaOutputPlan,
-        identity: &Identity,
-        after: Option<&SuccessorClaim>,
-    ) -> Result<SinkClaim, KafkaSinkError> {
-        let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
-        let before = ProgressSnapshot::read_now(cluster, topic)?;
-        let recorded = before.get::<Identity>(IDENTITY)?;
-        check_identity(topic, recorded.as_ref(), identity)?;
-        let last = before.get::<Claim>(CLAIM)?;
-        let claim = match after {
-            None => Claim::next(last.as_ref()),
-            Some(after) if last.as_ref() == Some(&after.of) => after.claim.clone(),
-            Some(_) => {
-                let generation = last.map_or(0, |claim| claim.generation);
-                return Err(KafkaSinkError::Fenced { topic: topic.clone(), generation });
-            }
-        };
-        let at = ProgressProducer::new(cluster, topic)?.write(CLAIM, &claim)?;
-        Ok(SinkClaim { claim, at, recorded })
-    }
-
-    pub(super) fn nonce(&self) -> &str {
-        &self.claim.nonce
-    }
-
-    /// Reads what is durable, once every process has fenced its shards: nothing is added to it any more but by this start.
-    ///
-    /// # Errors
-    ///
-    /// Where another start has claimed the outlet meanwhile.
-    pub fn read_progress(
-        &self,
-        plan: &KafkaOutputPlan,
-        identity: &Identity,
-        topics: &TopicIdentities,
-    ) -> Result<ProgressSnapshot, KafkaSinkError> {
-        let (cluster, topic) = (&plan.cluster, &plan.progress_topic);
-        let writer = ProgressProducer::new(cluster, topic)?;
-        // Behind all that was committed, and behind the marks of all that was given up: what can be read up to here is all.
-        let marker = writer.write(MARKER, &self.claim.nonce)?;
-        let kept = progress::read_topic(cluster, topic, ReadExtent::Marker(marker), &WaitLimit::default())?;
-        if let Some(other) = kept.get::<Claim>(CLAIM)?.filter(|last| *last != self.claim) {
-            return Err(KafkaSinkError::Fenced { topic: topic.clone(), generation: other.generation });
-        }
-        if self.recorded.as_ref() != Some(identity) {
-            let mut all = self.recorded.clone().unwrap_or_default();
-            all.extend(identity.clone());
-            writer.write(IDENTITY, &all)?;
-        }
-        // Before anything is written to them or read of them.
-        if kept.get::<TopicIdentities>(TOPICS)?.as_ref() != Some(topics) {
-            writer.write(TOPICS, topics)?;
-        }
-        Ok(kept)
-    }
-}
-
-/// The shards of an outlet that this process writes: no earlier writer of theirs writes any more.
-pub struct FencedShards {
-    writers: Vec<(u16, ShardWriter)>,
-    stopping: Arc<StopDeadline>,
-}
-
-impl FencedShards {
-    /// Fences every earlier writer of these shards, numbered within the outlet.
-    pub fn fence(
-        plan: &KafkaOutputPlan,
-        topics: Vec<String>,
-        shards: impl Iterator<Item = u16>,
-        claimed: &SinkClaim,
-    ) -> Result<FencedShards, KafkaSinkError> {
-        let topics: Arc<[String]> = topics.into();
-        let stopping = Arc::<StopDeadline>::default();
-        let open = |shard| Ok((shard, ShardWriter::open(plan, &topics, shard, &claimed.claim, &stopping)?));
-        let writers = shards.map(open).collect::<Result<_, KafkaSinkError>>()?;
-        Ok(FencedShards { writers, stopping })
-    }
+/// Reads what a progress topic holds now, while others may be writing it.
+pub fn read_progress_topic(cluster: &KafkaCluster, topic: &str) -> Result<ProgressSnapshot, KafkaSinkError> {
+    read_topic(cluster, topic, ReadExtent::Now, &WaitLimit::default())
 }
 
 impl KafkaSink {
-    /// An outlet that was claimed, fenced and read, in this order.
-    pub fn new(
-        plan: &KafkaOutputPlan,
-        first_shard: Shard,
-        claimed: SinkClaim,
-        (fenced, alive): (FencedShards, Option<Heartbeat>),
-        kept: ProgressSnapshot,
-    ) -> Result<KafkaSink, KafkaSinkError> {
-        let writer = Arc::new(ProgressProducer::new(&plan.cluster, &plan.progress_topic)?);
-        let FencedShards { writers, stopping } = fenced;
-        let SinkClaim { claim, at, .. } = claimed;
-        let plan = plan.clone();
-        let first_shard = first_shard.0;
-        let claimed_at = at;
-        Ok(KafkaSink {
-            plan,
-            first_shard,
-            claim,
-            claimed_at,
-            writer,
-            writers,
-            progress: kept,
-            stopping,
-            heartbeat: alive,
-        })
+    pub fn new(plan: KafkaOutputPlan, topics: Vec<String>, identity: SinkIdentity) -> KafkaSink {
+        KafkaSink { plan, topics: topics.into(), identity }
     }
 
-    /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
-    pub fn generation(&self) -> Arc<str> {
-        format!("{}-{}", self.claim.generation, self.claim.nonce).into()
+    fn read(&self, extent: ReadExtent, limit: &WaitLimit) -> Result<ProgressSnapshot, KafkaSinkError> {
+        read_topic(&self.plan.cluster, &self.plan.progress_topic, extent, limit)
     }
 
-    /// No epoch below may be used: an earlier start may have used it.
-    pub fn epoch_floor(&self) -> Result<u64, KafkaSinkError> {
-        let shards = self.shards()?;
-        let written =
-            shards.iter().map(|(_, progress)| progress.as_ref().map_or(0, |progress| progress.epoch + 1));
-        Ok(written.max().unwrap_or(0).max(self.progress.get::<u64>(EPOCHS)?.unwrap_or(0)))
+    fn producer(&self) -> Result<ProgressProducer, KafkaSinkError> {
+        ProgressProducer::new(&self.plan.cluster, &self.plan.progress_topic)
     }
 
-    /// The shards, and how far each has come, if it ever has.
-    pub fn shards(&self) -> Result<Vec<(Shard, Option<ShardProgress>)>, KafkaSinkError> {
-        let shard = |number: u16| {
-            Ok((Shard(self.first_shard + number), self.progress.get(&progress::shard_key(number))?))
-        };
-        (0..self.plan.shards).map(shard).collect()
-    }
-
-    /// What earlier starts have kept beside the shards' progress.
-    pub fn progress(&self) -> &ProgressSnapshot {
-        &self.progress
-    }
-
-    /// Keeps more of it.
-    pub fn progress_writer(&self) -> ProgressWriter {
-        ProgressWriter(Arc::clone(&self.writer))
-    }
-
-    /// Starts the shards' threads, and where told so the watch for another claim. `failed` hears what ends the run, at most once a
-    /// thread.
-    pub fn start_writers(
-        self,
-        watches: bool,
-        failed: Arc<dyn Fn(KafkaSinkError) + Send + Sync>,
-    ) -> Result<RunningKafkaSink, KafkaSinkError> {
-        let threads = |error| KafkaSinkError::Threads(Arc::new(error));
-        let pending = Arc::new(AtomicUsize::new(0));
-        let (stopping, _alive) = (self.stopping, self.heartbeat);
-        let mut running = RunningKafkaSink {
-            senders: Vec::new(),
-            pending,
-            durable: Vec::new(),
-            stopping,
-            threads: Vec::new(),
-            _alive,
-        };
-        for (number, mut writer) in self.writers {
-            let (end, portions) = mpsc::channel();
-            running.senders.push((Shard(self.first_shard + number), end));
-            running.durable.push(writer.share_durable(self.progress.get(&progress::shard_key(number))?));
-            let (pending, failed) = (Arc::clone(&running.pending), Arc::clone(&failed));
-            let write = move || {
-                let written = writer.run(&portions, &pending);
-                written.map_err(|error| failed(error)).is_ok()
-            };
-            let name = format!("sink {number}");
-            running.threads.push(thread::Builder::new().name(name).spawn(write).map_err(threads)?);
+    /// Refuses results that were made with another identity; gives the recorded one.
+    fn check_identity(&self, progress: &ProgressSnapshot) -> Result<Option<SinkIdentity>, SinkError> {
+        let recorded = progress.get::<SinkIdentity>(IDENTITY)?;
+        if let Some(recorded) = &recorded {
+            check_recorded(&self.plan.progress_topic, recorded, &self.identity)?;
         }
-        if !watches {
-            return Ok(running);
+        Ok(recorded)
+    }
+
+    fn fenced(&self, by: &Claim) -> SinkError {
+        let (topic, generation) = (self.plan.progress_topic.clone(), by.generation);
+        KafkaSinkError::Fenced { topic, generation }.into()
+    }
+
+    /// Refuses to go on if another claim is the last one.
+    fn check_last_claim(&self, progress: &ProgressSnapshot, own: &Claim) -> Result<(), SinkError> {
+        match progress.get::<Claim>(CLAIM)? {
+            Some(last) if last != *own => Err(self.fenced(&last)),
+            _ => Ok(()),
         }
-        let (plan, claim, from) = (self.plan, self.claim, self.claimed_at);
-        let stopping = Arc::clone(&running.stopping);
-        let watch = move || match follow::watch_for_claims(
-            &plan.cluster,
-            &plan.progress_topic,
-            from,
-            &claim,
-            &stopping,
-        ) {
-            Ok(None) => {}
-            Ok(Some(Claim { generation, .. })) => {
-                failed(KafkaSinkError::Fenced { topic: plan.progress_topic, generation });
-            }
-            Err(error) => failed(error),
-        };
-        thread::Builder::new().name("claims".into()).spawn(watch).map_err(threads)?;
-        Ok(running)
     }
 }
 
-/// Sources may be added: all of them is read then. Those that are gone are noticed by their positions.
-fn check_identity(
+fn check_recorded(
     topic: &str,
-    recorded: Option<&Identity>,
-    identity: &Identity,
+    recorded: &SinkIdentity,
+    identity: &SinkIdentity,
 ) -> Result<(), KafkaSinkError> {
-    let Some(recorded) = recorded else { return Ok(()) };
-    RulesVersionMismatch::check_version(
-        recorded.get(RULES_VERSION_KEY),
-        identity.get(RULES_VERSION_KEY),
-        || VersionedArtifact::ProgressTopic { topic: topic.to_owned() },
-    )?;
-    let nothing = || "nothing".to_owned();
-    for what in recorded.keys().chain(identity.keys()) {
-        let (before, now) = (recorded.get(what), identity.get(what));
-        if before != now && !(what.starts_with(SOURCE_PREFIX) && (before.is_none() || now.is_none())) {
-            let (before, now) =
-                (before.cloned().unwrap_or_else(nothing), now.cloned().unwrap_or_else(nothing));
-            return Err(KafkaSinkError::Identity {
-                topic: topic.to_owned(),
-                what: what.clone(),
-                before,
-                now,
-            });
+    let (before, now) = (recorded.get(RULES_VERSION_KEY), identity.get(RULES_VERSION_KEY));
+    RulesVersionMismatch::check_version(before, now, || VersionedArtifact::ProgressTopic {
+        topic: topic.to_owned(),
+    })?;
+    match find_difference(recorded, identity) {
+        Some(difference) => Err(KafkaSinkError::Identity { topic: topic.to_owned(), difference }),
+        None => Ok(()),
+    }
+}
+
+impl DurableSink for KafkaSink {
+    fn shards(&self) -> u16 {
+        self.plan.shards
+    }
+
+    fn commit_interval(&self) -> Duration {
+        self.plan.commit_interval
+    }
+
+    fn metric_label(&self) -> (&'static str, String) {
+        ("progress_topic", self.plan.progress_topic.clone())
+    }
+
+    fn inspect(&self, within: Duration) -> Result<ProgressSnapshot, SinkError> {
+        let limit = WaitLimit::at_most(within);
+        let now = self.read(ReadExtent::Now, &limit)?;
+        self.check_identity(&now)?;
+        // Open and aborted transactions do not say how far a shard has come.
+        Ok(now.with_shards_of(self.read(ReadExtent::Committed, &limit)?))
+    }
+
+    fn claim(&self, request: &ClaimRequest<'_>) -> Result<SinkClaim, SinkError> {
+        let before = self.read(ReadExtent::Now, &WaitLimit::default())?;
+        let recorded = self.check_identity(&before)?;
+        let last = before.get::<Claim>(CLAIM)?;
+        let claim = match request.after {
+            None => Claim::next(last.as_ref()),
+            Some(after) => match after.claim_after(last.as_ref()) {
+                Some(claim) => claim,
+                None => return Err(self.fenced(&last.unwrap_or_default())),
+            },
+        };
+        let at = self.producer()?.write(CLAIM, &claim)?;
+        Ok(SinkClaim { claim, at, recorded })
+    }
+
+    fn check_claim(&self, claim: &SinkClaim) -> Result<(), SinkError> {
+        let now = self.read(ReadExtent::Now, &WaitLimit::default())?;
+        self.check_last_claim(&now, &claim.claim)
+    }
+
+    fn prove_liveness(&self, claim: &SinkClaim) -> Result<Option<Heartbeat>, SinkError> {
+        start_heartbeat(&self.plan, &claim.claim).map(Some)
+    }
+
+    fn fence(&self, claim: &SinkClaim, shards: &[u16]) -> Result<FencedShards, SinkError> {
+        let stop = Arc::<StopDeadline>::default();
+        let open = |shard: &u16| {
+            let writer = KafkaShardWriter::open(&self.plan, &self.topics, *shard, &claim.claim, &stop)?;
+            Ok((*shard, Box::new(writer) as Box<dyn ShardWriter>))
+        };
+        let writers = shards.iter().map(open).collect::<Result<_, KafkaSinkError>>()?;
+        Ok(FencedShards { writers, stop })
+    }
+
+    fn read_progress(&self, claim: &SinkClaim) -> Result<ProgressSnapshot, SinkError> {
+        let writer = self.producer()?;
+        // Behind all that was committed, and behind the ends of all that was aborted: what can be read up to here is all.
+        let marker = writer.write(MARKER, &claim.claim.nonce)?;
+        let progress = self.read(ReadExtent::Marker(marker), &WaitLimit::default())?;
+        self.check_last_claim(&progress, &claim.claim)?;
+        if claim.recorded.as_ref() != Some(&self.identity) {
+            let mut all = claim.recorded.clone().unwrap_or_default();
+            all.extend(self.identity.clone());
+            writer.write(IDENTITY, &all)?;
+        }
+        Ok(progress)
+    }
+
+    fn progress_writer(&self) -> Result<Option<ProgressWriter>, SinkError> {
+        Ok(Some(ProgressWriter::new(Arc::new(TopicRecords(self.producer()?)))))
+    }
+
+    fn watch_for_claims(&self, claim: &SinkClaim, stop: &Arc<StopDeadline>) -> Result<(), SinkError> {
+        let KafkaOutputPlan { cluster, progress_topic, .. } = &self.plan;
+        match watch_for_claims(cluster, progress_topic, claim.at, &claim.claim, stop)? {
+            Some(other) => Err(self.fenced(&other)),
+            None => Ok(()),
         }
     }
-    Ok(())
 }
 
-/// What the names of sources begin with in an identity.
-const SOURCE_PREFIX: &str = "source ";
+/// Writes records of the authority to the progress topic.
+struct TopicRecords(ProgressProducer);
 
-/// Keeps what must outlive a restart.
-#[derive(Clone)]
-pub struct ProgressWriter(Arc<ProgressProducer>);
-
-impl ProgressWriter {
-    pub fn write(&self, key: &str, value: &impl serde::Serialize) -> Result<(), KafkaSinkError> {
-        self.0.write(key, value).map(drop)
-    }
-
-    /// Makes durable that epochs below `upto` may be in use. To be called ahead of their use.
-    pub fn reserve_epochs(&self, upto: u64) -> Result<(), KafkaSinkError> {
-        self.write(EPOCHS, &upto)
-    }
-}
-
-/// The running shards of an outlet.
-pub struct RunningKafkaSink {
-    senders: Vec<(Shard, Sender<ShardBatch>)>,
-    /// Bytes that wait to be durable.
-    pending: Arc<AtomicUsize>,
-    durable: Vec<SharedPositions>,
-    stopping: Arc<StopDeadline>,
-    threads: Vec<JoinHandle<bool>>,
-    _alive: Option<Heartbeat>,
-}
-
-/// The ends that workers give portions to.
-#[derive(Clone)]
-pub struct ShardSenders {
-    senders: Vec<(Shard, Sender<ShardBatch>)>,
-    pending: Arc<AtomicUsize>,
-    durable: Vec<SharedPositions>,
-}
-
-impl ShardSenders {
-    pub fn shards(&self) -> impl Iterator<Item = Shard> {
-        self.senders.iter().map(|(shard, _)| *shard)
-    }
-
-    /// Gives a shard what it writes next. Who gives looks at [`Ends::pending`] first: this takes everything.
-    pub fn send_batch(&self, shard: Shard, portion: ShardBatch) {
-        if let Some((_, end)) = self.senders.iter().find(|(own, _)| *own == shard) {
-            self.pending.fetch_add(portion.bytes(), Ordering::Relaxed);
-            // A shard whose thread has ended has said why.
-            let _ = end.send(portion);
-        }
-    }
-
-    /// Bytes that wait to be durable.
-    pub fn pending_bytes(&self) -> usize {
-        self.pending.load(Ordering::Relaxed)
-    }
-
-    /// Whether what all shards of this process have made durable includes all input before these positions.
-    pub fn have_written(&self, positions: &Positions) -> bool {
-        self.durable.iter().all(|durable| {
-            let durable = durable.lock().unwrap_or_else(PoisonError::into_inner);
-            positions.iter().all(|(source, partitions)| {
-                let written = durable.get(source);
-                partitions.iter().all(|(partition, position)| {
-                    *position == 0
-                        || written.and_then(|of| of.get(partition)).is_some_and(|at| at >= position)
-                })
-            })
-        })
-    }
-}
-
-impl RunningKafkaSink {
-    pub fn senders(&self) -> ShardSenders {
-        let RunningKafkaSink { senders: ends, pending, durable, .. } = self;
-        ShardSenders { senders: ends.clone(), pending: Arc::clone(pending), durable: durable.clone() }
-    }
-
-    /// Waits until everything that was given is durable; the workers have given back their ends. False where it is not.
-    pub fn finish(self) -> bool {
-        self.stopping.begin();
-        drop(self.senders);
-        // All of them, also behind one that has failed.
-        let written: Vec<bool> =
-            self.threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
-        written.into_iter().all(|written| written)
-    }
-}
-
-impl KafkaOutputPlan {
-    pub(super) fn is_transactional(&self) -> bool {
-        self.delivery == Delivery::ExactlyOnce
+impl RecordWriter for TopicRecords {
+    fn write_record(&self, key: &str, value: &[u8]) -> Result<(), SinkError> {
+        Ok(self.0.write_bytes(key, value, &WaitLimit::default()).map(drop)?)
     }
 }
 
@@ -420,7 +179,7 @@ mod tests {
 
     #[test]
     fn changed_sink_identity_is_refused() {
-        let identity = |pairs: &[(&str, &str)]| -> Identity {
+        let identity = |pairs: &[(&str, &str)]| -> SinkIdentity {
             pairs.iter().map(|(what, value)| ((*what).to_owned(), (*value).to_owned())).collect()
         };
         let before = identity(&[
@@ -429,11 +188,10 @@ mod tests {
             ("source a", "topic a as json"),
         ]);
         let refused = |now: &[(&str, &str)]| {
-            check_identity("p", Some(&before), &identity(now)).err().map(|error| error.to_string())
+            check_recorded("p", &before, &identity(now)).err().map(|error| error.to_string())
         };
         let same = [("formula", "nws"), ("partitions of topic now", "4"), ("source a", "topic a as json")];
         assert_eq!(refused(&same), None);
-        assert_eq!(check_identity("p", None, &identity(&same)).err().map(|error| error.to_string()), None);
         for (at, other) in [(0, Some("rothfusz")), (1, None), (2, Some("topic b as json"))] {
             let mut now = same.to_vec();
             match other {

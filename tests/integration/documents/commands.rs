@@ -13,13 +13,14 @@ use super::shell::{Shell, free_ports};
 use crate::kafka::broker::shared_broker;
 
 /// The pages that a test below runs.
-const PAGES: [&str; 12] = [
+const PAGES: [&str; 13] = [
     "README.md",
     "docs/backup.md",
     "docs/batch.md",
     "docs/checkpoints.md",
     "docs/cluster.md",
     "docs/dead-letters.md",
+    "docs/folder-sink.md",
     "docs/operate.md",
     "docs/places.md",
     "docs/quick-start.md",
@@ -180,6 +181,11 @@ fn checkpoints_commands_write_what_it_shows() {
 #[test]
 fn dead_letters_commands_write_what_it_shows() {
     run_plain("docs/dead-letters.md");
+}
+
+#[test]
+fn folder_sink_commands_write_what_it_shows() {
+    run_plain("docs/folder-sink.md");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     case.wait_for_results();
     let log = swelter.log();
     swelter.terminate();
-    assert!(log.contains("a checkpoint is not used: the sinks are complete up to"), "{log}");
+    assert!(log.contains("a checkpoint is not used: progress topic"), "{log}");
     case.check_rows();
     case.check_current();
 

@@ -13,7 +13,7 @@ use crate::support::{Random, wait_for};
 const RECORDS_BEFORE_KILLS: usize = 300;
 const RECORDS_PER_ROUND: usize = 120;
 
-fn env_number(variable: &str, default: u64) -> u64 {
+pub fn env_number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |value| value.parse().unwrap())
 }
 
@@ -50,7 +50,7 @@ fn kill_repeatedly(case: &mut KafkaCase, mut random: Random, kills: u64) {
     }
 }
 
-fn run_case(seed: u64, kills: u64, sink: &str) -> KafkaCase {
+pub fn run_case(seed: u64, kills: u64, sink: &str) -> KafkaCase {
     let access = shared_broker();
     eprintln!("seed {seed}");
     let mut case =

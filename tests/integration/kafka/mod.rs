@@ -17,6 +17,7 @@ mod processes;
 pub mod random_log;
 mod refusals;
 mod retries;
+mod several_sinks;
 mod source;
 mod support_checks;
 mod takeover;

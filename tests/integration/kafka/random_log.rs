@@ -174,7 +174,7 @@ impl RandomLog {
     }
 }
 
-fn push_value(values: &mut ValueHistory, key: &str, value: Option<Value>) {
+pub fn push_value(values: &mut ValueHistory, key: &str, value: Option<Value>) {
     let values = values.entry(key.into()).or_default();
     if values.last().unwrap_or(&None) != &value {
         values.push(value);

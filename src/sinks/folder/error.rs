@@ -1,0 +1,90 @@
+//! Why a folder cannot be written.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::fault::{is_transient, remedy_for};
+use crate::model::rules_version::RulesVersionMismatch;
+use crate::sinks::error::SinkError;
+use crate::sinks::progress::IdentityDifference;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    #[error("{}: {source}: {}", .path.display(), remedy_for(source, path))]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{}: {source}: what was to be durable may be lost, so the run ends; the next start goes on from the last transaction that is: {}",
+        .path.display(), remedy_for(source, path)
+    )]
+    Sync { path: PathBuf, source: io::Error },
+    #[error(
+        "{}: {problem}: restore it from a copy, or begin anew: name another folder, or move this one away",
+        .path.display()
+    )]
+    Damaged { path: PathBuf, problem: String },
+    #[error(
+        "{} holds files that are not a folder sink's: name an empty folder, or one that does not exist yet",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
+    #[error(
+        "generation {generation} of the same results has taken over (folder {}): this process ends; run one at a time, or give each a folder of \
+         its own",
+        .path.display()
+    )]
+    Fenced { path: PathBuf, generation: u64 },
+    #[error(
+        "the folder {} was claimed by another start with the same generation, {generation}: this process ends, and the next start claims it again",
+        .path.display()
+    )]
+    SameGeneration { path: PathBuf, generation: u64 },
+    #[error(
+        "the folder {} was last written by generation {recorded}, and this is generation {own}: {authority} counts generations, and has \
+         lost its count, or is not the one that the folder was written with: restore it, or name another folder",
+        .path.display()
+    )]
+    GenerationLost { path: PathBuf, recorded: u64, own: u64, authority: String },
+    #[error(
+        "the claim of process 0 is not in the folder {} as this process sees it: all processes of a run must see one folder, on one host or on a \
+         file system that they share",
+        .0.display()
+    )]
+    AnotherFolder(PathBuf),
+    #[error(
+        "the results in folder {} were made with {difference}: set it back, or name another folder to begin anew{}",
+        .path.display(), .difference.rebuild_hint()
+    )]
+    Identity { path: PathBuf, difference: IdentityDifference },
+    #[error(transparent)]
+    Rules(#[from] RulesVersionMismatch),
+}
+
+impl FolderError {
+    /// An error of the file or folder at a path.
+    pub fn at(path: &Path) -> impl Fn(io::Error) -> FolderError + '_ {
+        move |source| FolderError::Io { path: path.to_path_buf(), source }
+    }
+
+    /// An error while something at a path was made durable.
+    pub fn sync_at(path: &Path) -> impl Fn(io::Error) -> FolderError + '_ {
+        move |source| FolderError::Sync { path: path.to_path_buf(), source }
+    }
+
+    /// Whether the same can be tried again: what was written by then is cut off first.
+    pub fn is_transient(&self) -> bool {
+        let FolderError::Io { source, .. } = self else { return false };
+        // A file system that is mounted read-only may become writable again, and nothing was lost by then.
+        is_transient(source) || source.kind() == io::ErrorKind::ReadOnlyFilesystem
+    }
+}
+
+impl From<FolderError> for SinkError {
+    fn from(error: FolderError) -> SinkError {
+        let text = error.to_string();
+        match error {
+            FolderError::Fenced { .. } => SinkError::Fenced(text),
+            error if error.is_transient() => SinkError::Unavailable(text),
+            _ => SinkError::Fatal(text),
+        }
+    }
+}

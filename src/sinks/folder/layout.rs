@@ -1,0 +1,159 @@
+//! The files of a folder sink and their names.
+//!
+//! ```text
+//! archive/
+//!   folder.json                       what the results are made with
+//!   claims/000007                     who may write: the one with the highest number
+//!   writing/shard-00.7/commits.log    what is durable of shard 0, a line a transaction
+//!   writing/shard-00.7/rows-00-0001764000000123.jsonl    its open segment
+//!   rows-00-0001763990000000.jsonl    finished segments: shard and first epoch
+//! ```
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::plan::FolderFormat;
+
+const MANIFEST: &str = "folder.json";
+const CLAIMS: &str = "claims";
+const WRITING: &str = "writing";
+const COMMITS: &str = "commits.log";
+/// A working folder that is being built, and one that is being removed.
+const BUILDING: &str = "building";
+const REMOVING: &str = "removing";
+
+/// Where the files of a folder sink are.
+#[derive(Clone, Debug)]
+pub(super) struct FolderLayout {
+    root: PathBuf,
+}
+
+impl FolderLayout {
+    pub fn new(root: &Path) -> FolderLayout {
+        FolderLayout { root: root.to_path_buf() }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn manifest(&self) -> PathBuf {
+        self.root.join(MANIFEST)
+    }
+
+    pub fn claims(&self) -> PathBuf {
+        self.root.join(CLAIMS)
+    }
+
+    /// The file of a claim, by its number.
+    pub fn claim(&self, number: u64) -> PathBuf {
+        self.claims().join(format!("{number:06}"))
+    }
+
+    pub fn writing(&self) -> PathBuf {
+        self.root.join(WRITING)
+    }
+
+    /// Where a shard is written under a claim.
+    pub fn working_folder(&self, shard: u16, claim: u64) -> WorkingFolder {
+        WorkingFolder { path: self.writing().join(format!("shard-{shard:02}.{claim}")) }
+    }
+
+    /// Where the working folder of a claim is made before it gets its name.
+    pub fn building(&self, shard: u16, claim: u64) -> WorkingFolder {
+        WorkingFolder { path: self.writing().join(format!("{BUILDING}-{shard:02}.{claim}")) }
+    }
+
+    /// What a working folder is called while it is removed.
+    pub fn removing(&self, shard: u16, claim: u64) -> PathBuf {
+        self.writing().join(format!("{REMOVING}-{shard:02}.{claim}"))
+    }
+
+    /// The claims under which there is a working folder of a shard, the newest first.
+    pub fn working_claims(&self, shard: u16) -> io::Result<Vec<u64>> {
+        let mut claims = self.numbers(&format!("shard-{shard:02}."))?;
+        claims.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(claims)
+    }
+
+    /// What starts before this one have left half made or half removed of a shard.
+    pub fn leftovers(&self, shard: u16) -> io::Result<Vec<PathBuf>> {
+        let mut left = Vec::new();
+        for prefix in [BUILDING, REMOVING] {
+            let prefix = format!("{prefix}-{shard:02}.");
+            let numbers = self.numbers(&prefix)?;
+            left.extend(numbers.into_iter().map(|claim| self.writing().join(format!("{prefix}{claim}"))));
+        }
+        Ok(left)
+    }
+
+    /// The numbers that follow a prefix in the names of working folders.
+    fn numbers(&self, prefix: &str) -> io::Result<Vec<u64>> {
+        let names = file_names(&self.writing())?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect())
+    }
+
+    /// A finished segment.
+    pub fn segment(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Whether there is nothing in the folder but what an interrupted first start leaves.
+    pub fn is_unused(&self) -> io::Result<bool> {
+        let ours = [CLAIMS, WRITING, &format!("{MANIFEST}.new")].map(str::to_owned);
+        Ok(file_names(&self.root)?.iter().all(|name| ours.contains(name)))
+    }
+}
+
+/// Where one shard is written by one generation.
+#[derive(Clone, Debug)]
+pub(super) struct WorkingFolder {
+    pub path: PathBuf,
+}
+
+impl WorkingFolder {
+    pub fn commits(&self) -> PathBuf {
+        self.path.join(COMMITS)
+    }
+
+    pub fn segment(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+/// The name of the segment of a shard that begins with an epoch: in the order of epochs, sorted by name.
+pub(super) fn segment_name(shard: u16, epoch: u64, format: FolderFormat) -> String {
+    format!("rows-{shard:02}-{epoch:016}.{}", format.extension())
+}
+
+/// The names in a folder; none if it is not there.
+pub(super) fn file_names(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    entries.map(name).collect()
+}
+
+/// Makes durable which names a folder has.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Makes a folder and those above it that are missing, durably.
+pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        create_folder(parent)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        made => made?,
+    }
+    sync_folder(parent.unwrap_or(Path::new(".")))
+}
