@@ -346,7 +346,7 @@ impl BlockPacker {
         }
     }
 
-    /// With newer readings behind, in the order of [`Folding::readings`].
+    /// With newer readings behind, in the order of [`FoldedCity::readings`].
     fn finish_with_newer(mut self, readings: Vec<Vec<StoredReading>>) -> Vec<Block> {
         readings.into_iter().rev().flatten().for_each(|reading| self.push(reading));
         self.finish()

@@ -15,7 +15,7 @@
 //! A **full** checkpoint holds everything. An **increment** holds the cities that have changed
 //! since the checkpoint that it adds to, without the readings before
 //! [`CitySnapshot::changed_since`](crate::model::CitySnapshot::changed_since).
-//! [`Manifest::wants_full`] decides when the next checkpoint must be full.
+//! [`Manifest::next_should_be_full`] decides when the next checkpoint must be full.
 
 mod catalog;
 mod checkpoints;

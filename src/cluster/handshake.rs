@@ -273,7 +273,7 @@ fn unproven(reply: Reply) -> HandshakeFailure {
 }
 
 /// Finds out who calls, and tells those that differ in what; `proven` says once it knows the secret. The caller waits for a
-/// [`reply`].
+/// [`send_verdict`].
 pub fn answer_handshake(
     stream: &mut PeerStream,
     plan: &ClusterPlan,

@@ -203,7 +203,7 @@ impl FileDecoder {
     }
 
     /// The exact bytes of the last record without its line end, at most
-    /// [`MAX_RECORD_BYTES`](super::MAX_RECORD_BYTES) of them. A Parquet row is read again as a JSON
+    /// `MAX_RECORD_BYTES` of them. A Parquet row is read again as a JSON
     /// object of all columns but nested ones; it is empty if that fails.
     pub fn raw(&mut self) -> Cow<'_, [u8]> {
         match &mut self.0 {

@@ -21,7 +21,7 @@ pub const WIND_SPEED_RANGE_MPH: std::ops::RangeInclusive<f64> = 0.0..=260.0;
 /// `(city, reading_at)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Upsert<'a> {
-    /// The key of the city: see [`check_city_key`].
+    /// The key of the city: see `check_city_key`.
     pub city: &'a str,
     /// When the reading was taken.
     pub reading_at: EventTime,

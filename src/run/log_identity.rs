@@ -65,7 +65,7 @@ pub fn recorded_logs(manifest: &Manifest) -> impl Iterator<Item = RecordedLog<'_
     })
 }
 
-/// Compares a log with what was recorded of it. `id` is the log's own; `check` is [`Source::check`](crate::sources::Source::check).
+/// Compares a log with what was recorded of it. `id` is the log's own; `check` is [`Source::check`](crate::sources::Source::check_position).
 ///
 /// # Errors
 ///

@@ -138,7 +138,7 @@ impl DeadLetterFiles {
         beyond.next().map(|file| &*file.path)
     }
 
-    /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetters::flushed`], and does
+    /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetterFiles::flush_and_rotate`], and does
     /// after an error.
     pub fn write_dead_letter(
         &mut self,

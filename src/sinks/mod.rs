@@ -31,9 +31,9 @@
 //! | | [`prove_liveness`](DurableSink::prove_liveness) | process 0 | from the claim on, a standby hears that somebody has the sink |
 //! | fence | [`fence`](DurableSink::fence) | every process, its own shards | once it returns, no earlier writer of these shards adds to the output, not even one that was stopped and goes on |
 //! | read | [`read_progress`](DurableSink::read_progress) | process 0, once all have fenced | what it returns is all that there is and will ever be of earlier starts; an unfinished transaction is gone |
-//! | write | [`ShardWriter`] | a thread a shard | records and progress in one transaction; retried until it is durable or the run ends |
+//! | write | [`ShardWriter`](shard::ShardWriter) | a thread a shard | records and progress in one transaction; retried until it is durable or the run ends |
 //! | watch | [`watch_for_claims`](DurableSink::watch_for_claims) | process 0 | returns soon after another start has claimed the sink |
-//! | finish | [`ShardWriter::finish`] | a thread a shard | all that was sent is durable |
+//! | finish | [`ShardWriter::finish`](shard::ShardWriter::finish) | a thread a shard | all that was sent is durable |
 //!
 //! A start that follows a running generation (`cluster.start = "standby"`) repeats `inspect` while it hydrates, and reads no further than the
 //! least positions of any shard of any sink. Whether the other one lives is heard at the authority.
@@ -59,7 +59,7 @@
 //!
 //! ## How to add one
 //!
-//! Implement [`DurableSink`], [`ShardWriter`] and a `Render`; add the table to `config/`, and the sink to the list in
+//! Implement [`DurableSink`], [`ShardWriter`](shard::ShardWriter) and a `Render`; add the table to `config/`, and the sink to the list in
 //! `run/durable_sinks/specs.rs`. `kafka/` and `folder/` are the examples, and `tests/integration/kafka/several_sinks.rs` the test to join.
 //!
 //! Beside durable sinks, this module has what `batch` writes at the end of a run: `result_table`, `changes`, `plot`, `output`; and `dead_letters`.

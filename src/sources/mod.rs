@@ -45,7 +45,7 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`SourceError::Behind`] if it ends before, [`SourceError::Differs`] if the record is another
+    /// [`SourceError::EndsBefore`] if it ends before, [`SourceError::RecordDiffers`] if the record is another
     /// one, [`SourceError::Fatal`] if it does not go on there for another reason; each with what to
     /// do.
     fn check_position(&self, _partition: u32, _at: LogPosition) -> Result<(), SourceError> {
@@ -53,7 +53,7 @@ pub trait Source: Send + Sync {
     }
 
     /// Opens a partition at a position: the number of the first record that it will give, if
-    /// [`Source::check`] allows. `worker` is unparked when there is something to poll after a poll
+    /// [`Source::check_position`] allows. `worker` is unparked when there is something to poll after a poll
     /// has found nothing.
     fn open_partition(
         &self,
@@ -107,7 +107,7 @@ pub struct RecordPosition {
 
 /// Who takes what a partition gives.
 pub trait RecordHandler {
-    /// Takes a record, or says why not; then [`Take::refused`] gets it, before the next record.
+    /// Takes a record, or says why not; then [`RecordHandler::handle_refusal`] gets it, before the next record.
     fn handle_upsert(&mut self, position: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal>;
 
     /// It takes no more for now: the poll is to end.

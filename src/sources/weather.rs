@@ -100,7 +100,7 @@ impl Weather {
     }
 
     /// What city `0..self.cities()` measures. `uniform` changes with the minute, and has no meaning
-    /// before its [`WeatherKind::start`].
+    /// before its [`WeatherKind::first_instant`].
     pub fn measure(&self, city: u32, at: EventTime) -> Measurement {
         let (temperature, humidity, wind_speed) = match &self.state {
             WeatherModel::Uniform => uniform_measurement(city, at),

@@ -98,7 +98,7 @@ impl TimeFrame {
     }
 }
 
-/// A reading as a chunk holds it: its ticks above its [`Held`], so that rows of one chunk sort by
+/// A reading as a chunk holds it: its ticks above its [`PackedHeat`], so that rows of one chunk sort by
 /// time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PackedRow(u64);

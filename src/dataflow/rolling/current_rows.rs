@@ -21,7 +21,7 @@ pub struct CurrentRows {
 #[derive(Debug, Default)]
 struct CurrentCity {
     emitted_row: Option<CurrentRow>,
-    /// The newest measurements by time, at most [`MEASUREMENTS`]. A withdrawn one is removed and
+    /// The newest measurements by time, at most [`MAX_MEASUREMENTS`]. A withdrawn one is removed and
     /// not replaced.
     measurements: Vec<(i64, Measurement)>,
     hour_ago: Option<Box<HourAgo>>,

@@ -22,8 +22,8 @@ pub const MAX_TOMBSTONES_WITHOUT_READING: usize = 64;
 impl ReadingStore {
     /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a
     /// `retried` one only where there is neither a reading nor the mark of a withdrawal. Between
-    /// the first edit of an epoch, which [`Store::begin_edits`] precedes, and
-    /// [`Store::finish_edits`], the city's head is stale.
+    /// the first edit of an epoch, which [`ReadingStore::begin_edits`] precedes, and
+    /// [`ReadingStore::finish_edits`], the city's head is stale.
     pub fn edit_reading(
         &mut self,
         city: u32,
@@ -151,7 +151,7 @@ impl ReadingStore {
         }
     }
 
-    /// Inserts a reading at `place`, where [`Store::seek`] found that it belongs; returns where it
+    /// Inserts a reading at `place`, where [`ReadingStore::seek_row`] found that it belongs; returns where it
     /// went.
     fn insert_reading(
         &mut self,

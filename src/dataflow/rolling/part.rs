@@ -197,7 +197,7 @@ impl<'a> PartRows<'a> {
     }
 }
 
-/// Unpacks a block that [fits](fits) into as many rows.
+/// Unpacks a block that [fits](fits_chunk) into as many rows.
 fn unpack_block(block: &Block, rows: &mut [PackedRow]) -> TimeFrame {
     let frame = frame_of(block).unwrap_or_else(|| unreachable!("only blocks that fit are held"));
     let divisor = if block.has_whole_seconds() { 1000 } else { 1 };
@@ -216,7 +216,7 @@ pub fn fits_chunk(block: &Block) -> bool {
     !block.is_empty() && frame_of(block).is_some()
 }
 
-/// The block as blocks that [fit](fits).
+/// The block as blocks that [fit](fits_chunk).
 pub fn split_to_fit_chunk(block: Block) -> Vec<Block> {
     if fits_chunk(&block) {
         return vec![block];

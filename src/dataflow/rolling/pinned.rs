@@ -158,7 +158,7 @@ struct BlockCursor {
     frame: TimeFrame,
     rows: Vec<PackedRow>,
     next_row: usize,
-    /// The row's time, or [`END`].
+    /// The row's time, or [`AFTER_ALL_TIMES`].
     millis: i64,
     held: PackedHeat,
 }

@@ -82,7 +82,7 @@ pub struct CityIndex {
     pub window_block: Option<Block>,
     /// Where the running window begins, while the city is edited.
     pub window_floor: i64,
-    /// The oldest time that was edited since the last snapshot, [`END`] for none.
+    /// The oldest time that was edited since the last snapshot, [`AFTER_ALL_TIMES`] for none.
     pub edited_from: i64,
     /// The newest reading and `high` as the last snapshot had them.
     pub last_snapshot_times: (i64, i64),
@@ -297,7 +297,7 @@ impl ReadingStore {
         }
     }
 
-    /// Makes the city fit for edits: until [`Store::finish_edits`] only its running sums are kept
+    /// Makes the city fit for edits: until [`ReadingStore::finish_edits`] only its running sums are kept
     /// up.
     pub fn begin_edits(&mut self, city: u32) {
         self.seal_tail(city);

@@ -50,7 +50,7 @@ impl ReadingStore {
         RowPosition { part: self.index[city as usize].parts.len(), row: 0 }
     }
 
-    /// The reading at `millis`, which [`Store::seek`] found to be at `place` if anywhere.
+    /// The reading at `millis`, which [`ReadingStore::seek_row`] found to be at `place` if anywhere.
     pub fn reading_at(&self, city: u32, place: RowPosition, millis: i64) -> Option<PackedHeat> {
         let part = (place != self.end_position(city)).then(|| self.part_view(city, place.part))?;
         (part.millis(place.row) == millis).then(|| part.packed_heat(place.row))
@@ -89,7 +89,7 @@ impl ReadingStore {
         (sum, count)
     }
 
-    /// [`Store::span`] of a window, by what it has that the running one has not, and the other way
+    /// [`ReadingStore::sum_range`] of a window, by what it has that the running one has not, and the other way
     /// around, where that is less.
     pub fn sum_window(&self, city: u32, from: RowPosition, to: RowPosition) -> (i64, u32) {
         let (head, end) = (&self.heads[city as usize], self.end_position(city));
@@ -313,7 +313,7 @@ struct RowCursor<'a> {
     buffer: Vec<PackedRow>,
     /// Of the row behind this one.
     next_row: usize,
-    /// The row's time, or [`END`].
+    /// The row's time, or [`AFTER_ALL_TIMES`].
     millis: i64,
     held: PackedHeat,
 }

@@ -34,8 +34,8 @@ impl LocalTimePolicy {
     ///
     /// # Errors
     ///
-    /// [`TimeProblem::NoOffset`] if times without an offset are refused,
-    /// [`TimeProblem::SkippedLocalTime`], and times outside the range.
+    /// `TimeProblem::NoOffset` if times without an offset are refused,
+    /// `TimeProblem::SkippedLocalTime`, and times outside the range.
     pub fn resolve_local(self, local_ms: i64) -> Result<ParsedTime, TimeProblem> {
         let (offset, ambiguous) = match self {
             LocalTimePolicy::Refuse => return Err(TimeProblem::NoOffset),

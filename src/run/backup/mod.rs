@@ -7,7 +7,7 @@
 //! <name by time>/backup.json              what all of that is, with digests: put last, and once
 //! ```
 //!
-//! A service that runs makes the copy of its journal itself (`service`); of one that is stopped the journal is opened ([`take`]).
+//! A service that runs makes the copy of its journal itself (`service`); of one that is stopped the journal is opened ([`create`]).
 
 mod archive;
 mod backup_source;

@@ -58,7 +58,7 @@ impl AppendQueue {
     }
 
     /// Takes nothing more, for this reason; the first one counts. What waits is still taken by
-    /// [`Queue::take`].
+    /// [`AppendQueue::take_appends`].
     pub(super) fn close(&self, reason: AppendError) {
         self.lock().close_reason.get_or_insert(reason);
         self.not_empty.notify_all();

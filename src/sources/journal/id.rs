@@ -5,7 +5,7 @@
 //! in a restored copy `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so
 //! that a file that is lost is noticed. A journal that was begun by a version without ids has none
 //! until a run has compared what there is to compare
-//! ([`Journal::keep_id`](super::Journal::keep_id)).
+//! ([`Journal::keep_id`](super::Journal::save_id)).
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -44,7 +44,7 @@ impl JournalId {
         JournalId { id: u128::from(random_u64()) << 64 | u128::from(random_u64()), parent }
     }
 
-    /// The id that a text shows, as in [`JournalId::text`].
+    /// The id that a text shows, as in [`JournalId::to_hex`].
     pub fn parse(text: &str) -> Option<u128> {
         let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         u128::from_str_radix(text, 16).ok().filter(|_| is_id)

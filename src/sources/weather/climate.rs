@@ -28,7 +28,7 @@ pub(super) struct Climate {
 }
 
 impl Climate {
-    /// Between the places of [`USUAL`]: what they have more than [`by_latitude`] says, weighted by
+    /// Between the places of [`REFERENCE_CLIMATES`]: what they have more than [`by_latitude`] says, weighted by
     /// the inverse fourth power of the distance. Elevation is not known, so a city in the mountains
     /// has it only from such a place nearby.
     pub(super) fn at(latitude: f64, longitude: f64) -> Climate {
@@ -68,7 +68,7 @@ fn unit_sphere_point(latitude: f64, longitude: f64) -> [f64; 3] {
     [out * libm::cos(east), out * libm::sin(east), libm::sin(north)]
 }
 
-/// The five values of [`USUAL`] as far as latitude decides them.
+/// The five values of [`REFERENCE_CLIMATES`] as far as latitude decides them.
 fn by_latitude(latitude: f64) -> [f64; 5] {
     let north = libm::sin(latitude.to_radians());
     let mean = 80.0 - 62.0 * north * north;
