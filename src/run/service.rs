@@ -1,7 +1,7 @@
 //! The service: sources in, what is served out, until it is asked to stop.
 //!
-//! Process 0 goes through the phases of a run, which are types: [`Inspected`], [`Restored`](super::restored::Restored),
-//! [`Follower`](super::follower::Follower) if another generation runs, and [`Owner`](super::owner::Owner). The other processes do what the
+//! Process 0 goes through the phases of a run, which are types: [`Inspected`], [`Restored`](super::restored),
+//! [`Follower`] if another generation runs, and [`Owner`]. The other processes do what the
 //! command log says ([`protocol`](super::protocol)).
 
 use std::net::SocketAddr;

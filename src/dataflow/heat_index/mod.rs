@@ -53,7 +53,7 @@ impl Formula {
     }
 
     /// Whether the formula was made for readings like this one: plain `rothfusz` is not below
-    /// [`ROTHFUSZ_MIN_FAHRENHEIT`].
+    /// `ROTHFUSZ_MIN_FAHRENHEIT`.
     #[inline]
     pub fn is_made_for(self, measurement: &Measurement) -> bool {
         self != Formula::Rothfusz || measurement.temperature() >= ROTHFUSZ_MIN_FAHRENHEIT

@@ -134,7 +134,7 @@ impl JournalBlock {
         Some(self.record_digest_of(partition, position, range))
     }
 
-    /// [`record_digest`] of a record whose bytes are known.
+    /// [`JournalBlock::record_digest`] of a record whose bytes are known.
     pub(super) fn record_digest_of(&self, partition: u32, position: u64, range: Range<usize>) -> u64 {
         let mut hasher = Xxh3::new();
         hasher.update(&partition.to_le_bytes());
