@@ -6,6 +6,7 @@
 //! the oldest file goes.
 
 mod client_quotas;
+mod error;
 mod file;
 mod file_header;
 mod folder;
@@ -19,47 +20,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use self::client_quotas::ClientQuotas;
+pub use self::error::DlqFileError;
 use self::file::DeadLetterFile;
 pub use self::reader::DeadLetterReader;
 #[cfg(test)]
 use self::reader::read_dead_letters;
-use crate::codec::MAX_RECORD_BYTES;
-use crate::fault::{is_transient, remedy_for};
-use crate::model::rules_version::RulesVersionMismatch;
 use crate::model::{EventTime, PartitionName, RawRecord, Refusal};
 
 /// In a data directory: of records that are refused for the first time, and of those that were sent again.
 pub const FILE_NAMES: [&str; 2] = ["dead-letters.jsonl", "dead-letters.2.jsonl"];
 
-const WRITE_BUFFER_BYTES: usize = 64 * 1024;
-/// Longer than any line: each byte of a record takes at most 6, and a detail is short.
-const MAX_LINE_BYTES: usize = 8 * MAX_RECORD_BYTES;
 /// While there is no room, the folder is looked at so often.
 const USAGE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-#[derive(Debug, thiserror::Error)]
-pub enum DlqFileError {
-    #[error("{}: {source}: {}", path.display(), remedy_for(source, path))]
-    Io { path: PathBuf, source: io::Error },
-    /// It is not known what of the last letters is on the disk.
-    #[error("{}: {source}: {}, then start again", path.display(), remedy_for(source, path))]
-    Sync { path: PathBuf, source: io::Error },
-    #[error(
-        "{}: line {line} is not a dead letter: repair the file, or move it away (those that the log still has are then written \
-         again)",
-        path.display()
-    )]
-    Damaged { path: PathBuf, line: u64 },
-    #[error(transparent)]
-    Rules(#[from] RulesVersionMismatch),
-}
-
-impl DlqFileError {
-    /// Whether the letters are in memory, and may be written later.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, DlqFileError::Io { source, .. } if is_transient(source))
-    }
-}
 
 /// How much is kept on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,7 +38,7 @@ const LAYERS: &[(u8, &str, &[&str])] = &[
 
 /// Outer crates, and the modules that may name them.
 const CRATES: &[(&[&str], &[&str])] = &[
-    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "run", "worker"]),
+    (&["timely::", "differential_dataflow::"], &["cluster", "dataflow", "lib", "run", "worker"]),
     (&["rdkafka::"], &["kafka", "sinks", "sources"]),
     (&["warp::"], &["serve"]),
     (&["object_store::"], &["checkpoint"]),

@@ -8,8 +8,9 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use super::file_header::{FileHeader, FileScan, scan_file};
-use super::{DlqFileError, WRITE_BUFFER_BYTES, folder};
+use super::error::DlqFileError;
+use super::file_header::{FileHeader, FileScan, WRITE_BUFFER_BYTES, scan_file};
+use super::folder;
 use crate::fault;
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{DeadLetterLine, EventTime, PartitionName, RawRecord, RecordLocation, Refusal};

@@ -7,8 +7,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DlqFileError, MAX_LINE_BYTES, WRITE_BUFFER_BYTES};
+use super::error::DlqFileError;
+use crate::codec::MAX_RECORD_BYTES;
 use crate::model::PartitionName;
+
+pub(super) const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+/// More than any line has: each byte of a record takes at most 6, and a detail is short.
+pub(super) const MAX_LINE_BYTES: usize = 8 * MAX_RECORD_BYTES;
 
 /// What a head begins with, and no letter.
 pub(super) const HEADER_PREFIX: &[u8] = b"{\"dead_letters_file\":";

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::file_header::FileHeader;
-use super::{DlqFileError, MAX_LINE_BYTES, folder};
+use super::error::DlqFileError;
+use super::file_header::{FileHeader, MAX_LINE_BYTES};
+use super::folder;
 use crate::fault;
 use crate::model::dead_letter::decode_text_or_base64;
 use crate::model::{DeadLetter, EventTime, RecordAddress, RetryInfo};
