@@ -1,9 +1,10 @@
 //! Checkpoints: the state of all cities at an epoch, in a folder or an object store.
 //!
 //! ```text
-//! manifests/<generation>-<epoch>.json                        describes a checkpoint: written last, and once
-//! data/<generation>-<epoch>-<nonce>/cities-<shard>.parquet   the cities of a state shard, without their readings
-//! data/<generation>-<epoch>-<nonce>/readings-<shard>.parquet the readings, by city in the same order
+//! manifests/<generation>-<epoch>.json      describes a checkpoint: written last, and once
+//! data/<generation>-<epoch>-<nonce>/
+//!   cities-<shard>.parquet                 the cities of a state shard, without their readings
+//!   readings-<shard>.parquet               the readings, by city in the same order
 //! ```
 //!
 //! Every worker writes the state shards that it owns ([`PartWriter`]). File names have the nonce of

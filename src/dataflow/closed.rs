@@ -42,7 +42,7 @@ pub fn collect_closed_collection<D: Data>(
     collection: VecCollection<'_, u64, D, isize>,
     probe: &Handle<u64>,
 ) -> Closed<(D, isize)> {
-    // Each update says its own epoch: the message that carries it may be stamped with an earlier
+    // Each update has its own epoch: the message that carries it may be stamped with an earlier
     // one.
     collect_batches(collection.inner, probe, |open: &mut OpenEpochs<(D, isize)>, _, data| {
         for (datum, epoch, diff) in data.drain(..) {
@@ -92,7 +92,7 @@ fn collect_batches<D: Clone + 'static, C: 'static>(
 }
 
 /// Queues a batch. An empty batch extends an empty batch before it, so epochs without changes need
-/// no memory while nobody reads the output.
+/// no memory while the output is not read.
 fn push_batch<C>(batches: &mut VecDeque<Batch<C>>, batch: Batch<C>) {
     match batches.back_mut() {
         Some(last) if last.changes.is_empty() && batch.changes.is_empty() => last.upper = batch.upper,

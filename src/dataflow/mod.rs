@@ -4,10 +4,10 @@
 //!   cities ───┐ exchange            ┌─ rows ─────▶ closed batches of row changes
 //!             ├──by city──▶ rolling ┼─ days ─────▶ closed batches of day changes
 //!   arrivals ─┤                     ├─ outcomes ─▶ closed batches of outcomes
-//!   queries ──┘                     ├─ serving updates ─▶ a worker of each process: closed batches for serving
-//!   progress ──broadcast────────────┼─────────────────▶ the same, and every worker: closed batches of progress
+//!   queries ──┘                     ├─ serving updates ─▶ a worker of each process: closed batches
+//!   progress ──broadcast────────────┼─────────────────▶ the same, and every worker: closed batches
 //!                                   ├─ encoded batches ┐ exchange
-//!   dead letters ──encoded batches──┼──────────────────┴─by shard──▶ closed batches for durable sinks
+//!   dead letters ──encoded batches──┼──────────────────┴─by shard──▶ batches for durable sinks
 //!                                   └─ current ───▶ hottest cities, cities by country and category
 //! ```
 //!
@@ -62,7 +62,7 @@ pub struct GraphPlan {
     pub days: bool,
     /// The time zone whose days they are.
     pub day_zone: DayZone,
-    /// What became of each arrival.
+    /// The outcome of each arrival.
     pub outcomes: bool,
     /// The current row of each city.
     pub current: bool,
@@ -81,10 +81,11 @@ pub struct GraphPlan {
     pub query_limits: QueryLimits,
 }
 
-/// How results become the records of durable sinks.
+/// How results are encoded as records of durable sinks.
 #[derive(Clone, Debug, Default)]
 pub struct EncodedBatchesPlan {
-    /// One for each sink of results. Without any only the batches that are sent in are routed.
+    /// One for each sink of results. Without any, only the batches that are sent to the graph are
+    /// routed.
     pub renderers: Vec<RendererPlan>,
 }
 
@@ -93,7 +94,7 @@ pub struct EncodedBatchesPlan {
 pub struct RendererPlan {
     /// Makes the renderer of a worker's results.
     pub make: Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>,
-    /// Rows that an epoch has touched are rendered, changed or not.
+    /// Rows that an epoch has touched are rendered, even if they did not change.
     pub write_touched: bool,
 }
 
@@ -151,7 +152,7 @@ pub struct Graph {
     pub rows: Option<Closed<RowChange>>,
     /// Changes of day summaries; `None` unless the plan has `days`.
     pub days: Option<Closed<DayChange>>,
-    /// What became of each arrival; `None` unless the plan has `outcomes`.
+    /// The outcome of each arrival; `None` unless the plan has `outcomes`.
     pub outcomes: Option<Closed<ArrivalOutcome>>,
     /// Changes of current rows, as differences of +1 and -1; `None` unless the plan has `current`.
     pub current: Option<Closed<((CityId, CurrentRow), isize)>>,

@@ -1,4 +1,4 @@
-//! The changes of all workers in one file, epoch by epoch.
+//! Writes the changes of all workers to one file, epoch by epoch.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use crate::codec::ChangesWriter;
 use crate::model::{Batch, ChangeLine, CityNames, EventTime, Row, RowChange};
 
-/// Batches that may wait to be written before the workers have to.
+/// The most batches in the queue; workers wait while it is full.
 const MAX_QUEUED_BATCHES: usize = 16;
 
 #[derive(Debug)]
@@ -20,7 +20,7 @@ struct NamedChange {
     after: Option<Row>,
 }
 
-/// What a worker has closed.
+/// A batch that a worker has closed.
 #[derive(Debug)]
 struct ClosedChanges {
     worker: usize,
@@ -28,7 +28,7 @@ struct ClosedChanges {
     epochs: Vec<(u64, Vec<NamedChange>)>,
 }
 
-/// A worker's way to the file.
+/// Sends a worker's batches to the thread that writes the file.
 #[derive(Clone, Debug)]
 pub struct ChangesSink {
     worker: usize,
@@ -36,7 +36,7 @@ pub struct ChangesSink {
 }
 
 impl ChangesSink {
-    /// Hands over a batch, and waits where writing is behind. False where writing has failed.
+    /// Queues a batch, and waits while the queue is full. Returns false if writing has failed.
     pub fn send_batch(&self, batch: &Batch<RowChange>, names: &CityNames) -> bool {
         let named = |change: &RowChange| NamedChange {
             city: names.get(change.city),
@@ -52,11 +52,12 @@ impl ChangesSink {
     }
 }
 
-/// The thread that writes.
+/// The thread that writes the file.
 pub type ChangesThread = JoinHandle<io::Result<()>>;
 
-/// Writes the changes of `workers` workers, each epoch once all of them have closed it, sorted by city and time: the file does
-/// not say how many workers there were. The thread ends when all sinks are gone.
+/// Starts the thread that writes the changes of `workers` workers. An epoch is written once all
+/// workers have closed it, sorted by city and time, so the file does not depend on the number of
+/// workers. The thread ends when all senders are dropped.
 pub fn spawn_changes_writer(
     writer: ChangesWriter,
     workers: usize,

@@ -1,4 +1,4 @@
-//! A sink between its claim and its end.
+//! A claimed sink, from its claim until the run ends.
 
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +10,8 @@ use super::shard::{FencedShards, RunningShards, ShardSenders, ShardSettings};
 use crate::fault::start_failure_text;
 use crate::model::Shard;
 
-/// A sink that is this run's: no earlier start writes any more, and what they have written is known.
+/// A sink that belongs to this run: all earlier generations are fenced, and their progress is
+/// known.
 pub struct ClaimedSink {
     sink: Arc<dyn DurableSink>,
     first_shard: Shard,
@@ -22,7 +23,7 @@ pub struct ClaimedSink {
 }
 
 impl ClaimedSink {
-    /// A sink that was claimed, fenced and read, in this order.
+    /// A sink after it was claimed, fenced and read, in this order.
     pub fn new(
         sink: Arc<dyn DurableSink>,
         first_shard: Shard,
@@ -34,17 +35,17 @@ impl ClaimedSink {
         Ok(ClaimedSink { sink, first_shard, claim, fenced, heartbeat: None, progress, writer })
     }
 
-    /// Whose heartbeat goes on as long as the sink is this run's.
+    /// Keeps `heartbeat` running as long as this run has the sink.
     pub fn with_heartbeat(self, heartbeat: Option<Heartbeat>) -> ClaimedSink {
         ClaimedSink { heartbeat, ..self }
     }
 
-    /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
+    /// The generation of this run: its number and nonce, as `17-9f2c41d06b3e8a55`.
     pub fn generation(&self) -> Arc<str> {
         self.claim.generation()
     }
 
-    /// No epoch below may be used: an earlier start may have used it.
+    /// The lowest epoch that may be used; an earlier generation may have used those below.
     pub fn epoch_floor(&self) -> Result<u64, SinkError> {
         let shards = self.shards()?;
         let written =
@@ -52,24 +53,24 @@ impl ClaimedSink {
         Ok(written.max().unwrap_or(0).max(self.progress.get::<u64>(EPOCHS)?.unwrap_or(0)))
     }
 
-    /// The shards, and how far each has come, if it ever has.
+    /// The shards, and the progress of each; `None` if a shard has none yet.
     pub fn shards(&self) -> Result<Vec<(Shard, Option<ShardProgress>)>, SinkError> {
         let shard = |number: u16| Ok((Shard(self.first_shard.0 + number), self.progress.shard(number)?));
         (0..self.sink.shards()).map(shard).collect()
     }
 
-    /// What earlier starts have recorded.
+    /// The progress that earlier generations have recorded.
     pub fn progress(&self) -> &ProgressSnapshot {
         &self.progress
     }
 
-    /// Records more, if the sink can be an authority.
+    /// The writer of further records, if the sink can be an authority.
     pub fn progress_writer(&self) -> Option<&ProgressWriter> {
         self.writer.as_ref()
     }
 
-    /// Starts the shards' threads, and if asked to the watch for another claim. `failed` hears what ends the run, at most once a
-    /// thread.
+    /// Starts the threads of the shards and, if `watches`, the watch for another claim.
+    /// `failed` gets the error that ends the run, at most once from each thread.
     pub fn start_writers(
         self,
         watches: bool,
@@ -94,7 +95,7 @@ impl ClaimedSink {
     }
 }
 
-/// A sink that is written to.
+/// A sink with running writers.
 pub struct RunningSink {
     shards: RunningShards,
     _heartbeat: Option<Heartbeat>,
@@ -105,7 +106,8 @@ impl RunningSink {
         self.shards.senders()
     }
 
-    /// Waits until everything that was sent is durable; the workers have dropped their senders. False if it is not.
+    /// Waits until everything that was sent is durable; the workers must have dropped their
+    /// senders. Returns false if it is not durable.
     pub fn finish(self) -> bool {
         self.shards.finish()
     }

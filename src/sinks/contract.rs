@@ -1,4 +1,5 @@
-//! What every durable sink implements: the module above says in which order it is called.
+//! The traits that every durable sink implements; the parent module describes the order of the
+//! calls.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -11,53 +12,58 @@ use super::progress::{ClaimRequest, EPOCHS, ProgressSnapshot, SinkClaim};
 use super::shard::FencedShards;
 use super::stop::StopDeadline;
 
-/// A durable sink as it is configured. Nothing is held of it between calls, and no call but [`claim`](DurableSink::claim),
-/// [`fence`](DurableSink::fence) and [`read_progress`](DurableSink::read_progress) changes it.
+/// A durable sink as it is configured. It keeps no state between calls, and only
+/// [`claim`](DurableSink::claim), [`fence`](DurableSink::fence) and
+/// [`read_progress`](DurableSink::read_progress) change the sink.
 pub trait DurableSink: Send + Sync {
-    /// How many shards it has: fixed at its first start.
+    /// The number of shards, which is fixed at the first start.
     fn shards(&self) -> u16;
 
-    /// Between two commits of a shard.
+    /// The interval of a shard's commits.
     fn commit_interval(&self) -> Duration;
 
-    /// By which label and value metrics name the sink.
+    /// The label and value that name the sink in metrics.
     fn metric_label(&self) -> (&'static str, String);
 
-    /// Reads what the sink holds, while others may be writing it; what is not committed does not count.
+    /// Reads the sink's progress, while other processes may be writing it. Uncommitted progress
+    /// does not count.
     ///
     /// # Errors
     ///
-    /// If this run could not go on with it, with what to do. [`SinkError::Unavailable`] if it does not answer `within` the time.
+    /// If this run could not continue with the sink; the error says what to do.
+    /// [`SinkError::Unavailable`] if the sink does not answer `within` the time.
     fn inspect(&self, within: Duration) -> Result<ProgressSnapshot, SinkError>;
 
-    /// Claims the sink for this run.
+    /// Claims the sink for this run. The identity is compared again.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Fenced`] if the request is to follow a claim, and anybody but that has the sink. The identity is compared again.
+    /// [`SinkError::Fenced`] if the request follows a claim, and another generation has the sink.
     fn claim(&self, request: &ClaimRequest<'_>) -> Result<SinkClaim, SinkError>;
 
-    /// Whether a claim still holds.
+    /// Checks that a claim still holds.
     ///
     /// # Errors
     ///
     /// [`SinkError::Fenced`] if it does not.
     fn check_claim(&self, claim: &SinkClaim) -> Result<(), SinkError>;
 
-    /// Lets standbys know that whoever made the claim lives, until the heartbeat is dropped. None if the sink has no such signs.
+    /// Shows standbys that the owner of the claim is alive, until the heartbeat is dropped. `None`
+    /// if the sink has no heartbeats.
     fn prove_liveness(&self, claim: &SinkClaim) -> Result<Option<Heartbeat>, SinkError>;
 
-    /// Fences every earlier writer of these shards, numbered within the sink.
+    /// Fences every earlier writer of these shards, which are numbered within the sink.
     fn fence(&self, claim: &SinkClaim, shards: &[u16]) -> Result<FencedShards, SinkError>;
 
-    /// Reads what is durable, once every process has fenced its shards, and records the identity.
+    /// Reads the durable progress after every process has fenced its shards, and records the
+    /// identity.
     ///
     /// # Errors
     ///
     /// [`SinkError::Fenced`] if another start has claimed the sink meanwhile.
     fn read_progress(&self, claim: &SinkClaim) -> Result<ProgressSnapshot, SinkError>;
 
-    /// Records what the run as a whole must keep, if the sink can be its authority.
+    /// The writer of the records of the run as a whole; `None` if the sink cannot be its authority.
     fn progress_writer(&self) -> Result<Option<ProgressWriter>, SinkError>;
 
     /// Waits until the run ends.
@@ -68,14 +74,14 @@ pub trait DurableSink: Send + Sync {
     fn watch_for_claims(&self, claim: &SinkClaim, stop: &Arc<StopDeadline>) -> Result<(), SinkError>;
 }
 
-/// A sign of life that goes on until this is dropped.
+/// A heartbeat that runs until this is dropped.
 pub struct Heartbeat {
-    /// Its end is the end.
+    /// Dropping the sender stops the heartbeat.
     _ends: Sender<()>,
 }
 
 impl Heartbeat {
-    /// Goes on until the other end of the channel hears that this end is gone.
+    /// A heartbeat that runs until the receiver of the channel finds the sender dropped.
     pub fn until_dropped(ends: Sender<()>) -> Heartbeat {
         Heartbeat { _ends: ends }
     }
@@ -87,7 +93,7 @@ pub trait RecordWriter: Send + Sync {
     fn write_record(&self, key: &str, value: &[u8]) -> Result<(), SinkError>;
 }
 
-/// Records what must outlive a restart of the run as a whole, at its authority.
+/// Writes the records of the run as a whole, which must outlive a restart, to its authority.
 #[derive(Clone)]
 pub struct ProgressWriter(Arc<dyn RecordWriter>);
 
@@ -101,7 +107,7 @@ impl ProgressWriter {
         self.0.write_record(key, &value)
     }
 
-    /// Makes durable that epochs below `until` may be in use. To be called ahead of their use.
+    /// Makes durable that epochs below `until` may be in use. Call this before they are used.
     pub fn reserve_epochs(&self, until: u64) -> Result<(), SinkError> {
         self.write(EPOCHS, &until)
     }

@@ -1,9 +1,11 @@
-//! Refused records of live sources, one JSON object a line, each once: a replay refuses them again, and what the file has of
-//! a partition up to its last position is not written a second time. What was sent again and is refused again has a file of
-//! its own.
+//! Dead letters: the refused records of live sources, one JSON object a line, each once.
 //!
-//! A file that is full is kept under a number, and all files together have a limit: at it the sources whose letters they take wait, or
-//! the oldest file goes.
+//! A replay refuses the same records again, so a record at or before the last position that the
+//! file has of its partition is not written a second time. Records that were retried and refused
+//! again go to a file of their own.
+//!
+//! A full file is renamed to a numbered part, and all files together have a limit. At the limit,
+//! the sources whose dead letters are written here wait, or the oldest file is removed.
 
 mod client_quotas;
 mod error;
@@ -27,21 +29,22 @@ pub use self::reader::DeadLetterReader;
 use self::reader::read_dead_letters;
 use crate::model::{EventTime, PartitionName, RawRecord, Refusal};
 
-/// In a data directory: of records that are refused for the first time, and of those that were sent again.
+/// File names in a data directory: for records that are refused for the first time, and for retried
+/// records.
 pub const FILE_NAMES: [&str; 2] = ["dead-letters.jsonl", "dead-letters.2.jsonl"];
 
-/// While there is no room, the folder is looked at so often.
+/// While the folder is full, its usage is checked this often.
 const USAGE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much is kept on disk.
+/// Limits of the disk space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadLetterLimits {
-    /// A file that has so many bytes is full.
+    /// A file of this size is full.
     pub file_bytes: u64,
-    /// All files together; at least 4 of them.
+    /// The limit of all files together; at least 4 times `file_bytes`.
     pub limit_bytes: u64,
     pub when_full: DeadLetterFullPolicy,
-    /// What one client may cause within a day.
+    /// The most that one client may cause a day.
     pub client_bytes: u64,
 }
 
@@ -71,18 +74,19 @@ pub struct DeadLetterFiles {
     folder: PathBuf,
     limits: DeadLetterLimits,
     files: [DeadLetterFile; 2],
-    /// Bytes of all files.
+    /// The size of all files.
     used_bytes: u64,
-    /// A letter was written that has reached the limit.
+    /// The last dead letter has reached the limit.
     is_full: bool,
     next_usage_check: Instant,
     client_quotas: ClientQuotas,
 }
 
 impl DeadLetterFiles {
-    /// Opens the files of a folder, or begins them, and reads once how far they go. A last line that is not whole is cut off.
-    /// `rules` are what decides which records are refused, in words: files of other rules are kept under another name, and a
-    /// new one begun, as a replay may then refuse what it did not before.
+    /// Opens or creates the files of a folder, and reads the last positions once. An incomplete
+    /// last line is removed. `rules` describes what decides which records are refused: files of
+    /// other rules are renamed and new ones are created, because a replay may now refuse other
+    /// records.
     pub fn open(
         folder: &Path,
         rules: &str,
@@ -101,7 +105,7 @@ impl DeadLetterFiles {
         })
     }
 
-    /// The file with a letter of the partition at `end` or behind it, where there is one.
+    /// The file with a dead letter of the partition at or after position `end`, if there is one.
     pub fn file_beyond(&self, partition: &PartitionName, end: u64) -> Option<&Path> {
         let mut beyond = self
             .files
@@ -110,8 +114,8 @@ impl DeadLetterFiles {
         beyond.next().map(|file| &*file.path)
     }
 
-    /// Writes a letter; false where its file has it already. It may stay in memory until the next [`DeadLetterFiles::flush_and_rotate`], and does
-    /// after an error.
+    /// Writes a dead letter. Returns false if its file has it already. It may stay in memory until
+    /// the next [`DeadLetterFiles::flush_and_rotate`], and does so after an error.
     pub fn write_dead_letter(
         &mut self,
         partition: &PartitionName,
@@ -126,7 +130,8 @@ impl DeadLetterFiles {
             return Ok(false);
         }
         self.used_bytes += bytes;
-        // This one is written all the same: a start cannot know of it before. It is the last.
+        // The dead letter that reaches the limit is still written, because a start does not know
+        // about it before. It is the last one.
         if self.used_bytes >= self.limits.limit_bytes
             && self.limits.when_full == DeadLetterFullPolicy::Wait
             && !self.is_full
@@ -140,12 +145,12 @@ impl DeadLetterFiles {
         Ok(true)
     }
 
-    /// Whether no letter may be added: whoever would is to wait.
+    /// Whether the limit is reached, so that no dead letter may be added and sources must wait.
     pub fn is_full(&self) -> bool {
         self.is_full
     }
 
-    /// What there is to do about that.
+    /// What to do if the files are full.
     pub fn full_remedy(&self) -> String {
         format!(
             "the dead letters in {} have reached dead_letters.limit_bytes, so their sources wait: move files dead-letters*.jsonl away that \
@@ -154,17 +159,18 @@ impl DeadLetterFiles {
         )
     }
 
-    /// What clients have taken of their shares.
+    /// The quotas of the clients.
     pub fn client_quotas(&self) -> ClientQuotas {
         self.client_quotas.clone()
     }
 
-    /// Writes out what is in memory, begins new files where they are full, and keeps to the limit; whoever wants what is written durable
-    /// syncs the files that this gives, without holding anybody up. To be called about once a second, and at the end.
+    /// Flushes what is in memory, rotates full files, and enforces the limit. A caller that needs
+    /// durability syncs the returned files, which blocks no other writer. Call this about once a
+    /// second, and at the end.
     pub fn flush_and_rotate(&mut self) -> Result<Vec<(PathBuf, File)>, DlqFileError> {
         let flushed = self.flush_files();
         if flushed.is_err() {
-            // Nobody syncs any of them now.
+            // The caller gets no files to sync after an error.
             self.files.iter_mut().for_each(|file| file.is_unsynced = true);
         }
         flushed

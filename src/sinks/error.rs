@@ -1,15 +1,15 @@
-//! Why a sink cannot be written.
+//! Errors of sinks.
 
-/// Why a sink cannot be claimed, read or written, by what follows from it.
+/// Why a sink cannot be claimed, read or written, by its consequence for the run.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum SinkError {
-    /// Another generation has claimed the sink: this one ends, and is not started again.
+    /// Another generation has claimed the sink: this run ends, and is not restarted.
     #[error("{0}")]
     Fenced(String),
-    /// The sink does not answer, or has no room: the same may be tried again.
+    /// The sink does not answer, or has no space: a retry may help.
     #[error("{0}")]
     Unavailable(String),
-    /// Trying again gives the same: the run ends with a line that says what to do.
+    /// A retry does not help: the run ends with an error that says what to do.
     #[error("{0}")]
     Fatal(String),
 }
@@ -23,10 +23,10 @@ impl SinkError {
 /// Why a transaction has failed.
 #[derive(Debug)]
 pub enum WriteFailure {
-    /// Nothing of it counts once it was rolled back; then it can be written again.
+    /// The transaction can be written again after a rollback.
     RollBack(String),
-    /// Its outcome is not known, or the writer is of no use any more: it must be opened anew.
+    /// The outcome is unknown, or the writer cannot be used any more: reopen it.
     Reopen(String),
-    /// Writing it again does not help.
+    /// A retry does not help.
     Final(SinkError),
 }

@@ -1,68 +1,90 @@
 //! # Durable sinks
 //!
-//! A durable sink keeps every change of the results exactly once, whatever is killed and whenever.
+//! A durable sink stores every change of the results exactly once, whenever processes are killed.
 //!
-//! The role of a sink is to make the output of *closed epochs* durable together with the *positions* of the input that the output is complete
-//! up to. A sink does not know what a heat index is: records come to it as [`EncodedBatch`](crate::model::EncodedBatch)es, encoded inside the
-//! dataflow by the [`Render`](crate::model::Render) that belongs to it.
+//! A sink makes the output of *closed epochs* durable together with the *positions* of the input
+//! that the output is complete up to. It does not know what a heat index is: records come as
+//! [`EncodedBatch`](crate::model::EncodedBatch)es, which the sink's
+//! [`Render`](crate::model::Render) encodes inside the dataflow.
 //!
-//! swelter keeps no record of what a sink holds. A sink can say so itself:
+//! swelter keeps no record of the content of a sink. The sink itself stores:
 //!
-//! - **Shards.** The output is split into a fixed number of shards, and a city belongs to one of them. One thread of one process writes a shard,
-//!   whatever the number of workers.
-//! - **Progress.** Of each shard: the last epoch, and the positions, that it is complete up to. Progress becomes durable in the same
-//!   transaction as the records, or not at all.
-//! - **Identity.** The settings and logs that the output is made with. Output of one identity is never continued with another.
-//! - **Generation.** Who may write. A start claims a sink, and from then on nothing that an earlier start writes becomes part of the output.
+//! - **Shards.** The output is split into a fixed number of shards, and each city belongs to one of
+//!   them. One thread of one process writes a shard, whatever the number of workers.
+//! - **Progress.** For each shard: the last epoch and the positions that it is complete up to.
+//!   Progress becomes durable in the same transaction as the records, or not at all.
+//! - **Identity.** The settings and logs that the output is made with. Output of one identity is
+//!   never continued with another.
+//! - **Generation.** The start that may write. A start claims the sink, and from then on nothing
+//!   that an earlier start writes becomes part of the output.
 //!
-//! ## Why that is enough
+//! ## Why this is exactly once
 //!
-//! Results depend on the logs alone. A start reads how far each shard of each sink has come, and replays the logs; a replay stops exactly at
-//! the positions of each shard, so an epoch ends there. What the replay gives a shard before its positions is what the shard holds, and is dropped;
-//! what comes behind them is new to it. So a sink needs no unique keys, no second look at what it has written, and no agreement with other
-//! sinks: each is exactly once by itself, and after a crash one may be ahead of another.
+//! Results depend on the logs alone. A start reads the progress of each shard of each sink, and
+//! replays the logs. The replay stops exactly at the positions of each shard, so an epoch ends
+//! there. The shard already has what the replay produces before these positions, so that is
+//! dropped; what comes after them is new to it. So a sink needs no unique keys, no check of what it
+//! has written, and no agreement with other sinks: each is exactly once by itself, and after a
+//! crash one may be ahead of another.
 //!
-//! ## The life of a sink
+//! ## The calls of a run
 //!
-//! | phase | call | where | must hold |
-//! |---|---|---|---|
-//! | inspect | [`inspect`](DurableSink::inspect) | process 0 | changes nothing; refuses what could not be gone on with: another identity, damage |
-//! | claim | [`claim`](DurableSink::claim) | process 0 | durable before it returns; of two claims one is the later one, and both can find out which |
-//! | | [`prove_liveness`](DurableSink::prove_liveness) | process 0 | from the claim on, a standby hears that somebody has the sink |
-//! | fence | [`fence`](DurableSink::fence) | every process, its own shards | once it returns, no earlier writer of these shards adds to the output, not even one that was stopped and goes on |
-//! | read | [`read_progress`](DurableSink::read_progress) | process 0, once all have fenced | what it returns is all that there is and will ever be of earlier starts; an unfinished transaction is gone |
-//! | write | [`ShardWriter`](shard::ShardWriter) | a thread a shard | records and progress in one transaction; retried until it is durable or the run ends |
-//! | watch | [`watch_for_claims`](DurableSink::watch_for_claims) | process 0 | returns soon after another start has claimed the sink |
-//! | finish | [`ShardWriter::finish`](shard::ShardWriter::finish) | a thread a shard | all that was sent is durable |
+//! 1. [`inspect`](DurableSink::inspect), in process 0, changes nothing. It fails if the run could
+//!    not continue with the sink: another identity, or damage.
+//! 2. [`claim`](DurableSink::claim), in process 0, is durable before it returns. Of two claims one
+//!    is the later one, and both starts can find out which.
+//! 3. [`prove_liveness`](DurableSink::prove_liveness), in process 0: from the claim on, a standby
+//!    sees that the sink has a live owner.
+//! 4. [`fence`](DurableSink::fence), in every process for its own shards: once it returns, no
+//!    earlier writer of these shards adds to the output, not even one that was suspended and
+//!    resumes.
+//! 5. [`read_progress`](DurableSink::read_progress), in process 0 after all have fenced, returns
+//!    everything that earlier starts have written or ever will. An unfinished transaction is gone.
+//! 6. [`ShardWriter`](shard::ShardWriter), on a thread for each shard, writes records and progress
+//!    in one transaction. It is retried until it is durable or the run ends.
+//! 7. [`watch_for_claims`](DurableSink::watch_for_claims), in process 0, returns soon after another
+//!    start has claimed the sink.
+//! 8. [`ShardWriter::finish`](shard::ShardWriter::finish), on a thread for each shard: everything
+//!    that was sent is durable.
 //!
-//! A start that follows a running generation (`cluster.start = "standby"`) repeats `inspect` while it hydrates, and reads no further than the
-//! least positions of any shard of any sink. Whether the other one lives is heard at the authority.
+//! A start that follows a running generation (`cluster.start = "standby"`) repeats `inspect` while
+//! it hydrates, and reads no further than the lowest positions of any shard of any sink. It follows
+//! the liveness of the other generation at the authority.
 //!
 //! ## Several sinks
 //!
-//! One sink, or the data directory of a run without Kafka, is the **authority**: it counts the generations, bounds the epochs that are in use,
-//! and holds where sources were first read from and what registries have answered. Only a sink with a
-//! [`ProgressWriter`](DurableSink::progress_writer) can be it. Other sinks record the generation that claims them.
+//! One sink, or the data directory of a run without Kafka, is the **authority**: it counts the
+//! generations, bounds the epochs that are in use, and stores the start positions of the sources
+//! and the responses of schema registries. Only a sink with a
+//! [`ProgressWriter`](DurableSink::progress_writer) can be the authority. Other sinks record the
+//! generation that claims them.
 //!
-//! Sinks are claimed in one fixed order, the authority first, each through all phases up to `read` before the next. A start that lost the authority ends
-//! with code 3 before it touches the next sink; a sink refuses a generation that is lower than the one it was last claimed by. A start that is
-//! killed between two claims leaves a sink with an older generation than the authority, which the next start claims like any other.
+//! Sinks are claimed in a fixed order, the authority first; each goes through all calls up to
+//! `read_progress` before the next. A start that loses the authority ends with code 3 before it
+//! touches the next sink. A sink refuses a generation lower than the one that claimed it last. A
+//! start that is killed between two claims leaves a sink with an older generation than the
+//! authority, which the next start claims like any other.
 //!
-//! Epochs of a run begin above those of every sink. A checkpoint is published once every sink has made durable what it includes. A sink that holds
-//! nothing yet needs the logs from their beginnings: if they do not reach back, a start refuses with the choices.
+//! The epochs of a run begin above those of every sink. A checkpoint is published once every sink
+//! has made durable the output that it includes. An empty sink needs the logs from their
+//! beginnings: if they do not reach back, a start fails and names the choices.
 //!
-//! ## What comes to a sink
+//! ## The input of a sink
 //!
-//! A [`Render`](crate::model::Render) says which output it wants: rows always, current rows, outcomes of arrivals and summaries of days only if
-//! asked, since each costs the dataflow work. A sink that writes at least once (after a crash, some records again) also gets rows that an epoch has
-//! touched and left as they were, because it may have written what they were in between; a sink that writes exactly once never does.
+//! A [`Render`](crate::model::Render) says which output it wants: always rows; current rows,
+//! outcomes of arrivals and summaries of days only on request, since each costs the dataflow work.
+//! A sink that writes at least once (after a crash, some records again) also gets rows that an
+//! epoch has touched without a change, because it may have written an intermediate value of them. A
+//! sink that writes exactly once never gets them.
 //!
-//! ## How to add one
+//! ## How to add a sink
 //!
-//! Implement [`DurableSink`], [`ShardWriter`](shard::ShardWriter) and a `Render`; add the table to `config/`, and the sink to the list in
-//! `run/durable_sinks/specs.rs`. `kafka/` and `folder/` are the examples, and `tests/integration/kafka/several_sinks.rs` the test to join.
+//! Implement [`DurableSink`], [`ShardWriter`](shard::ShardWriter) and a `Render`; add the table to
+//! `config/`, and the sink to the list in `run/durable_sinks/specs.rs`. `kafka/` and `folder/` are
+//! examples. Add the sink to the test `tests/integration/kafka/several_sinks.rs`.
 //!
-//! Beside durable sinks, this module has what `batch` writes at the end of a run: `result_table`, `changes`, `plot`, `output`; and `dead_letters`.
+//! This module also has the outputs that `batch` writes at the end of a run, `result_table`,
+//! `changes`, `plot` and `output`, and `dead_letters`.
 
 pub mod changes;
 mod claimed;

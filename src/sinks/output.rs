@@ -1,4 +1,4 @@
-//! Files that appear under their name only once they are whole.
+//! Output files, which appear under their name only when they are complete.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -7,20 +7,23 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
 
-/// A file being written. It is beside its final place under a temporary name, which goes away if it is dropped; what is not a
-/// regular file, such as a pipe or `/dev/null`, is written in place.
+/// A file that is being written. It has a temporary name beside its destination, and is removed if
+/// it is dropped. A destination that is no regular file, such as a pipe or `/dev/null`, is written
+/// in place.
 #[derive(Debug)]
 pub struct OutputFile {
     file: File,
     destination: Option<(TempPath, PathBuf)>,
 }
 
-/// Whether what is at `path` is written in place: it is no regular file, or a name for somebody's open file.
+/// Whether the output to `path` is written in place: it is no regular file, or names an open file
+/// (`/dev/fd/1`).
 pub fn is_written_in_place(path: &Path) -> bool {
     path.starts_with("/dev") || path.starts_with("/proc") || (path.exists() && !path.is_file())
 }
 
-/// The file that `path` means, whether or not it is there: links are followed, so that they stay links.
+/// The file that `path` names, which need not exist. Symbolic links are followed, so that they
+/// remain links.
 pub fn resolve_destination(path: &Path) -> PathBuf {
     let linked = path.read_link().ok().map(|link| path.parent().unwrap_or(Path::new("")).join(link));
     let path = linked.unwrap_or_else(|| path.to_path_buf());
@@ -56,12 +59,12 @@ impl OutputFile {
         Ok(OutputFile { file, destination: Some((temporary, path)) })
     }
 
-    /// Where the bytes go.
+    /// A writer to the file.
     pub fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
         Ok(Box::new(self.file.try_clone()?))
     }
 
-    /// Gives the file its name, with all that was written on disk.
+    /// Syncs the file, and renames it to its destination.
     pub fn commit(self) -> io::Result<()> {
         let Some((temporary, path)) = self.destination else { return Ok(()) };
         self.file.sync_all()?;
@@ -69,7 +72,8 @@ impl OutputFile {
     }
 }
 
-/// Standard output, for as long as somebody reads it: what comes after is dropped, since the run has other things to finish.
+/// Standard output until its reader closes it. Later output is dropped, because the run has other
+/// outputs to finish.
 #[derive(Debug, Default)]
 pub struct StandardOutput {
     is_closed: bool,

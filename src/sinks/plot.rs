@@ -1,4 +1,4 @@
-//! A picture of one city: heat index, rolling mean, and what corrections changed.
+//! A plot of one city: heat index, rolling mean, and what corrections changed.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +9,7 @@ use plotters::prelude::*;
 
 use crate::model::{Batch, CityNames, EventTime, Millis, ResultRow, Row, RowChange, TemperatureUnit};
 
-/// The results of one city as they were first given out.
+/// The rows of one city as they were first emitted.
 #[derive(Debug)]
 pub struct UncorrectedRows {
     city: String,
@@ -39,7 +39,7 @@ impl UncorrectedRows {
         self.rows.is_empty()
     }
 
-    /// Those that are different now, or gone.
+    /// The first rows that were later changed or withdrawn.
     fn corrected_rows(&self, rows: &[ResultRow]) -> BTreeMap<i64, Row> {
         let result = |row: &ResultRow| (row.reading_at.millis(), (row.heat_index, row.sum, row.count));
         let now: BTreeMap<_, _> = rows.iter().map(result).collect();
@@ -58,8 +58,8 @@ const INK_COLOR: RGBColor = RGBColor(60, 60, 60);
 type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
-/// The plot as SVG: all rows above; below, where corrections changed anything, the days around the greatest change, with
-/// the results as they first were. Nothing where the city never had a row.
+/// The plot as SVG: all rows above. Below, if corrections changed any row, the days around the
+/// greatest change, with the rows as they first were. `None` if the city never had a row.
 pub fn render_plot(
     first: &UncorrectedRows,
     rows: &[ResultRow],
@@ -67,7 +67,7 @@ pub fn render_plot(
     unit: TemperatureUnit,
 ) -> io::Result<Option<String>> {
     let corrected = first.corrected_rows(rows);
-    // A reading that was withdrawn may lie outside what is left.
+    // A withdrawn reading may be outside the range of the remaining rows.
     let times = || rows.iter().map(|row| row.reading_at.millis()).chain(corrected.keys().copied());
     let (Some(oldest), Some(newest)) = (times().min(), times().max()) else { return Ok(None) };
     let mut svg = String::new();
@@ -108,7 +108,8 @@ impl Plot<'_> {
         area.present()
     }
 
-    /// When the rolling mean differs most from what it first was; of a withdrawn row, its heat index counts.
+    /// The time of the greatest change of the rolling mean; for a withdrawn row, its heat index
+    /// counts as the change.
     fn greatest_correction(&self) -> Option<i64> {
         let by = |(at, first): &(&i64, &Row)| {
             let now = self.rows.binary_search_by_key(*at, |row| row.reading_at.millis());
@@ -190,7 +191,7 @@ impl Plot<'_> {
         Ok(())
     }
 
-    /// The corrected rows, cut where rows lie between them that no correction changed.
+    /// The corrected rows in runs: a run ends at a row that no correction changed.
     fn corrected_runs<'r>(&self, firsts: &'r [(i64, Row)]) -> impl Iterator<Item = &'r [(i64, Row)]> {
         let times: Vec<i64> = self.rows.iter().map(|row| row.reading_at.millis()).collect();
         firsts.chunk_by(move |(a, _), (b, _)| {
@@ -209,7 +210,7 @@ fn legend_key(color: RGBColor) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)>
     move |(x, y)| PathElement::new(vec![(x, y), (x + 20, y)], color.stroke_width(2))
 }
 
-/// The date, with the time where only days are shown.
+/// The date, with the time of day if the axis spans only days.
 fn axis_label(millis: i64, days: i64) -> String {
     let time = EventTime::from_millis(millis).unwrap_or_default().to_string();
     match days {

@@ -1,23 +1,27 @@
-//! What a sink holds beside the results: who may write it, what the results are made with, and how far each shard has come.
+//! The progress of a sink: who may write it, what its results are made with, and how far each shard
+//! has come.
 //!
-//! Every sink says it in one form, a [`ProgressSnapshot`]: values of JSON by key. A Kafka sink keeps them in its progress topic, under the
-//! same keys; other sinks keep them as they like.
+//! Every sink reports it as a [`ProgressSnapshot`]: JSON values by key. A Kafka sink stores them in
+//! its progress topic under the same keys; other sinks store them in their own format.
 //!
 //! | key | value |
 //! |---|---|
 //! | `claim` | the generation that may write: `{"generation":7,"nonce":".."}` |
-//! | `identity` | what the results are made with |
-//! | `shard/N` | `{"epoch":..,"positions":{SOURCE:{PARTITION:..}},"before":{SOURCE:{PARTITION:{"position":..,"digest":..}}}}` |
+//! | `identity` | the settings and logs that the results are made with |
+//! | `shard/N` | `{"epoch":..,"positions":{SOURCE:{PARTITION:..}},"before":..}` |
 //!
-//! The authority of a run holds more, for the run as a whole:
+//! `before` has the last record of each partition:
+//! `{SOURCE:{PARTITION:{"position":..,"digest":..}}}`.
+//!
+//! The authority of a run also holds records of the run as a whole:
 //!
 //! | key | value |
 //! |---|---|
-//! | `epochs` | epochs below may be in use |
-//! | `start/SOURCE` | where its partitions were first read from: `{PARTITION:..}` |
-//! | `schema/SOURCE/ID` | what a registry has answered |
-//! | `topics` | what the topics that are read and written are known by: `{TOPIC:{"id":..}}` |
-//! | `marker` | nothing: it marks a place, or is a heartbeat |
+//! | `epochs` | epochs below this may be in use |
+//! | `start/SOURCE` | the first position that was read of each partition: `{PARTITION:..}` |
+//! | `schema/SOURCE/ID` | the response of a schema registry |
+//! | `topics` | the identities of the topics that are read and written: `{TOPIC:{"id":..}}` |
+//! | `marker` | no value: marks an offset, or is a heartbeat |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +37,7 @@ pub const IDENTITY: &str = "identity";
 pub const TOPICS: &str = "topics";
 pub const EPOCHS: &str = "epochs";
 pub const MARKER: &str = "marker";
-/// What the keys of shards and of starts begin with.
+/// The prefixes of the keys of shards and of start positions.
 pub const SHARD_PREFIX: &str = "shard/";
 pub const START_PREFIX: &str = "start/";
 
@@ -42,17 +46,17 @@ pub fn shard_key(shard: u16) -> String {
     format!("{SHARD_PREFIX}{shard}")
 }
 
-/// The key of where the partitions of a source were first read from.
+/// The key of the start positions of a source.
 pub fn start_key(source: &str) -> String {
     format!("{START_PREFIX}{source}")
 }
 
-/// What the keys of the answers of a source's registry begin with, before the id.
+/// The prefix of the keys of a source's registry responses; the id follows.
 pub fn schema_prefix(source: &str) -> String {
     format!("schema/{source}/")
 }
 
-/// Who may write.
+/// The generation that may write.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     pub generation: u64,
@@ -60,25 +64,25 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The one after the last one.
+    /// The claim that follows `last`.
     pub fn next(last: Option<&Claim>) -> Claim {
         let generation = last.map_or(1, |claim| claim.generation + 1);
         Claim { generation, nonce: format!("{:016x}", random_u64()) }
     }
 
-    /// The claim of a generation, as [`Claim::generation`] writes it.
+    /// Parses a generation as [`Claim::generation`] formats it.
     pub fn parse(generation: &str) -> Option<Claim> {
         let (number, nonce) = generation.split_once('-')?;
         Some(Claim { generation: number.parse().ok()?, nonce: nonce.to_owned() })
     }
 
-    /// Its number and nonce, as `17-9f2c41d06b3e8a55`.
+    /// Number and nonce, as `17-9f2c41d06b3e8a55`.
     pub fn generation(&self) -> String {
         format!("{}-{}", self.generation, self.nonce)
     }
 }
 
-/// A claim that is to follow another one, chosen before it is made.
+/// A claim that follows a given other claim. It is chosen before it is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SuccessorClaim {
     of: Claim,
@@ -86,18 +90,18 @@ pub struct SuccessorClaim {
 }
 
 impl SuccessorClaim {
-    /// None if nobody has claimed the sink yet.
+    /// `None` if no generation has claimed the sink yet.
     pub fn after(progress: &ProgressSnapshot) -> Result<Option<SuccessorClaim>, SinkError> {
         let of = progress.get::<Claim>(CLAIM)?;
         Ok(of.map(|of| SuccessorClaim { claim: Claim::next(Some(&of)), of }))
     }
 
-    /// The claim, if the last one is still the one that it is to follow.
+    /// The claim to make, if the last claim is still the one that it follows.
     pub(super) fn claim_after(&self, last: Option<&Claim>) -> Option<Claim> {
         (last == Some(&self.of)).then(|| self.claim.clone())
     }
 
-    /// Whether another one than it has claimed what it is to claim.
+    /// Whether `claim` is another claim of the same generation or a newer one.
     pub fn is_overtaken_by(&self, claim: &Claim) -> bool {
         claim.generation >= self.claim.generation && *claim != self.claim
     }
@@ -107,11 +111,11 @@ impl SuccessorClaim {
     }
 }
 
-/// A claim of a sink that was made, and what was there before it.
+/// A claim that was made, and the progress before it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SinkClaim {
     pub(super) claim: Claim,
-    /// Where it is among what the sink records: the offset of its record, or its number.
+    /// The offset of the claim's record, or the number of the claim.
     pub(super) at: i64,
     pub(super) recorded: Option<SinkIdentity>,
 }
@@ -122,26 +126,28 @@ impl SinkClaim {
     }
 }
 
-/// How a sink is claimed.
+/// How to claim a sink.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ClaimRequest<'a> {
-    /// The generation of the run, if another place than this sink counts generations.
+    /// The generation of the run, if the authority is not this sink.
     pub generation: Option<&'a str>,
-    /// The claim that is to be made, if this start follows another generation. It fails if anybody but that one has claimed the sink.
+    /// The claim to make, if this start follows another generation. Claiming fails if any other
+    /// generation has claimed the sink.
     pub after: Option<&'a SuccessorClaim>,
 }
 
-/// How far a shard has come: what it has written is complete up to and with this epoch, and these positions.
+/// How far a shard has come: its output is complete up to and including this epoch and these
+/// positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardProgress {
     pub epoch: u64,
     pub positions: Positions,
-    /// The last record of each partition before that, as far as it is known.
+    /// The last record of each partition before the positions, if it is known.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub before: Fingerprints,
 }
 
-/// Something of each partition, by the name of its source.
+/// A value for each partition, by the name of its source.
 pub type BySource<T> = BTreeMap<Arc<str>, BTreeMap<u32, T>>;
 
 pub type Positions = BySource<u64>;
@@ -149,7 +155,7 @@ pub type Positions = BySource<u64>;
 pub type Fingerprints = BySource<Fingerprint>;
 
 impl ShardProgress {
-    /// How far a partition has come, with the record before that; nothing if it is not recorded.
+    /// The position of a partition, with the record before it; `None` if it is not recorded.
     pub fn at(&self, source: &str, partition: u32) -> Option<LogPosition> {
         let position = *self.positions.get(source)?.get(&partition)?;
         let before = self.before.get(source).and_then(|of| of.get(&partition)).copied();
@@ -157,13 +163,13 @@ impl ShardProgress {
     }
 }
 
-/// What a sink's results are made with, by what people call it.
+/// The settings and logs that a sink's results are made with, by the names that error messages use.
 pub type SinkIdentity = BTreeMap<String, String>;
 
-/// What the names of sources begin with in an identity.
+/// The prefix of the names of sources in an identity.
 const SOURCE_PREFIX: &str = "source ";
 
-/// A setting that results were made with, and what it is now.
+/// A setting that differs: the value that results were made with, and the value now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {before}, now it is {now}")]
 pub struct IdentityDifference {
@@ -173,14 +179,14 @@ pub struct IdentityDifference {
 }
 
 impl IdentityDifference {
-    /// What is added to a refusal.
+    /// The advice that is appended to the refusal.
     pub fn rebuild_hint(&self) -> &'static str {
         rebuild_hint(&self.what)
     }
 }
 
-/// Why results of one identity cannot be continued with another. Sources may be added: all of them is read then. Sources that are gone
-/// are noticed by their positions.
+/// Finds why results of one identity cannot be continued with another. Sources may be added, which
+/// are then read from their start. Removed sources are detected by their positions.
 pub fn find_difference(recorded: &SinkIdentity, identity: &SinkIdentity) -> Option<IdentityDifference> {
     let differs = |what: &&String| {
         let (before, now) = (recorded.get(*what), identity.get(*what));
@@ -191,14 +197,14 @@ pub fn find_difference(recorded: &SinkIdentity, identity: &SinkIdentity) -> Opti
     Some(IdentityDifference { what: what.clone(), before: of(recorded), now: of(identity) })
 }
 
-/// All that a sink holds beside the results, by key.
+/// Everything that a sink holds besides the results, by key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProgressSnapshot {
     values: BTreeMap<String, Vec<u8>>,
-    /// Where it was read, for people.
+    /// The topic or folder that it was read from, for error messages.
     #[serde(rename = "topic")]
     place: String,
-    /// The offset of the last record that was read, of a sink that has such.
+    /// The offset of the last record that was read, if the sink is a log.
     #[serde(rename = "last")]
     last_offset: Option<i64>,
 }
@@ -218,19 +224,19 @@ impl ProgressSnapshot {
         self.last_offset
     }
 
-    /// Takes a record of a log in.
+    /// Adds a record of a log.
     pub(super) fn add_record(&mut self, offset: i64, record: Option<(String, Vec<u8>)>) {
         self.last_offset = Some(offset);
         self.values.extend(record);
     }
 
-    /// Sets what is held under a key.
+    /// Sets the value of a key.
     pub(super) fn set(&mut self, key: &str, value: &impl Serialize) {
-        // All that a sink holds can be serialized.
+        // Every value that a sink holds can be serialized.
         self.values.insert(key.to_owned(), serde_json::to_vec(value).unwrap_or_default());
     }
 
-    /// With the shards' progress that another reading has.
+    /// Replaces the progress of the shards by that of `other`.
     pub(super) fn with_shards_of(mut self, other: ProgressSnapshot) -> ProgressSnapshot {
         let is_shard = |key: &String| key.starts_with(SHARD_PREFIX);
         self.values.retain(|key, _| !is_shard(key));
@@ -238,7 +244,7 @@ impl ProgressSnapshot {
         self
     }
 
-    /// What is held under a key.
+    /// The value of a key.
     pub fn get<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>, SinkError> {
         let parse = |value: &Vec<u8>| {
             serde_json::from_slice(value).map_err(|error| {
@@ -249,12 +255,12 @@ impl ProgressSnapshot {
         self.values.get(key).map(parse).transpose()
     }
 
-    /// How far a shard has come, by its number within the sink; none if it never has.
+    /// The progress of a shard, by its number within the sink; `None` if it has none yet.
     pub fn shard(&self, number: u16) -> Result<Option<ShardProgress>, SinkError> {
         self.get(&shard_key(number))
     }
 
-    /// What follows a prefix, and the values held there.
+    /// The keys with a prefix, without the prefix, and their values.
     pub fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let from = self.values.range(prefix.to_owned()..);
         from.map_while(move |(key, value)| Some((key.strip_prefix(prefix)?, &value[..])))

@@ -1,4 +1,4 @@
-//! The results of a finite run, accumulated: what each key holds when the log has ended.
+//! The accumulated results of a finite run: the final value of each key when the log has ended.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use crate::model::{
     Measurement, OutcomeCounts, OutcomeKind, ReadingEvent, ResultRow, Row, RowChange, SegmentedVec,
 };
 
-/// What each time holds after sets and removals in any order of time: the last one of a time counts. In order a set is a push;
-/// out of order it waits in `pending`, which is merged in when it has grown as long as the rest, so that each costs
-/// O(log n) amortised.
+/// The last value of each time, after sets and removals in any order of time. A set in order is a
+/// push. A set out of order waits in `pending`, which is merged when it has grown as long as the
+/// rest, so each costs O(log n) amortised.
 #[derive(Clone, Debug)]
 struct Timeline<V> {
     sorted: SegmentedVec<(i64, V)>,
@@ -44,7 +44,7 @@ impl<V: Copy> Timeline<V> {
         if self.pending.is_empty() {
             return;
         }
-        // Stable: the last set of a time stays the last.
+        // The sort is stable, so the last set of a time stays the last.
         self.pending.sort_by_key(|(at, _)| *at);
         let held = std::mem::take(&mut self.sorted);
         let mut held = held.iter().peekable();
@@ -76,11 +76,11 @@ struct CompactRow {
     count: u32,
 }
 
-/// One city's results.
+/// The results of one city.
 #[derive(Debug)]
 struct CityTimelines {
     row_timeline: Timeline<CompactRow>,
-    /// What the arrivals that won have measured.
+    /// The measurements of the arrivals that won.
     measurement_timeline: Timeline<Measurement>,
     day_timeline: Timeline<DaySummary>,
 }
@@ -145,14 +145,14 @@ impl ResultTable {
         &mut self.cities[id]
     }
 
-    /// Ends the accumulation; `names` are those of the worker.
+    /// Ends the accumulation. `names` are the city names of the worker.
     pub fn into_city_results(self, names: &CityNames) -> Vec<CityResults> {
         let cities = self.cities.into_iter().enumerate();
         cities.map(|(id, city)| CityResults { name: names.get(CityId(id as u32)), timelines: city }).collect()
     }
 }
 
-/// The results of one city, complete.
+/// The complete results of one city.
 #[derive(Debug)]
 pub struct CityResults {
     pub name: Arc<str>,
@@ -160,8 +160,8 @@ pub struct CityResults {
 }
 
 impl CityResults {
-    /// Moves the city's rows into `rows`, by time, each with the measurement of the arrival that won. The category of a heat index
-    /// and its measurement is what `category` says.
+    /// Moves the city's rows into `rows`, by time, each with the measurement of the arrival that
+    /// won. `category` returns the category of a heat index and its measurement.
     pub fn take_rows(
         &mut self,
         rows: &mut Vec<ResultRow>,

@@ -1,4 +1,4 @@
-//! Shards of a sink that are written: each on a thread of its own, a transaction after the other.
+//! Writes the shards of a sink: one thread each, one transaction after the other.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -11,33 +11,33 @@ use super::progress::{Fingerprints, Positions, ShardProgress};
 use super::stop::StopDeadline;
 use crate::model::{EncodedBatch, Shard};
 
-/// What a shard batch takes beside its records, about, and a position.
+/// The approximate memory of a shard batch besides its records, and of a position.
 const BATCH_OVERHEAD_BYTES: usize = 128;
 const POSITION_BYTES: usize = 32;
-/// A transaction of more bytes is committed at once.
+/// A transaction that exceeds this size is committed at once.
 const MAX_TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
 const MAX_TRANSACTION_BATCHES: usize = 100_000;
-/// How often progress alone is committed.
+/// How often progress without records is committed.
 const IDLE_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two attempts, at first and at most.
+/// The delay between two attempts: the first, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
-/// Everything that a shard has to write of the epochs since the last batch.
+/// All records of a shard in the epochs since the last batch.
 #[derive(Clone, Debug)]
 pub struct ShardBatch {
     /// In the order of epochs.
     pub batches: Vec<EncodedBatch>,
-    /// The last epoch that is included; all of it.
+    /// The last epoch; it is included completely.
     pub epoch: u64,
-    /// The input that it is complete up to.
+    /// The input positions that the batch is complete up to.
     pub positions: Arc<Positions>,
-    /// The last record of each partition before that.
+    /// The last record of each partition before those positions.
     pub before: Arc<Fingerprints>,
 }
 
 impl ShardBatch {
-    /// Bytes that it takes in memory, about.
+    /// The approximate memory of the batch, in bytes.
     pub fn bytes(&self) -> usize {
         let positions: usize = self.positions.values().map(|partitions| partitions.len()).sum();
         let encoded: usize = self.batches.iter().map(EncodedBatch::encoded_bytes).sum();
@@ -53,38 +53,44 @@ impl ShardBatch {
     }
 }
 
-/// What writes one shard, a transaction at a time: [`begin`](ShardWriter::begin), [`add`](ShardWriter::add) as often as batches come
-/// until the commit is due, [`commit`](ShardWriter::commit). After a failure, all batches of the transaction are written again.
+/// Writes one shard, a transaction at a time: [`begin`](ShardWriter::begin),
+/// [`add`](ShardWriter::add) for each batch until the commit is due,
+/// [`commit`](ShardWriter::commit). After a failure, all batches of the transaction are written
+/// again.
 pub trait ShardWriter: Send {
     fn begin(&mut self) -> Result<(), WriteFailure>;
 
-    /// Takes the records of a batch into the transaction. They may be sent before the commit, but must not be readable as results.
+    /// Adds the records of a batch to the transaction. They may be sent before the commit, but must
+    /// not be readable as results.
     fn add(&mut self, batch: &ShardBatch) -> Result<(), WriteFailure>;
 
-    /// Makes the transaction durable together with the progress of its last batch: both or nothing, whatever ends the process. Sinks
-    /// that write at least once make the records durable first.
+    /// Makes the transaction durable together with the progress of its last batch: both or neither,
+    /// whatever ends the process. Sinks that write at least once make the records durable first.
     fn commit(&mut self, progress: &ShardProgress) -> Result<(), WriteFailure>;
 
-    /// Takes back a transaction that failed; false if the writer must be [opened anew](ShardWriter::reopen).
+    /// Rolls back a failed transaction. Returns false if the writer must be
+    /// [reopened](ShardWriter::reopen).
     fn roll_back(&mut self) -> bool;
 
-    /// Makes the writer usable again, and finds out what became of the transaction whose last epoch this is: true if it is durable.
+    /// Makes the writer usable again. Returns true if the transaction with this last epoch turns
+    /// out to be durable.
     ///
     /// # Errors
     ///
-    /// [`SinkError::Fenced`] if another start has claimed the sink. All other errors are tried again until the run ends.
+    /// [`SinkError::Fenced`] if another start has claimed the sink. All other errors are retried
+    /// until the run ends.
     fn reopen(&mut self, last_epoch: u64) -> Result<bool, SinkError>;
 
-    /// All that there was is durable, and the run ends.
+    /// Closes the writer at the end of the run, after everything was made durable.
     fn finish(&mut self) -> Result<(), SinkError> {
         Ok(())
     }
 
-    /// What is said if a run must end before all is durable.
+    /// The error to report if the run must end before everything is durable.
     fn unfinished(&self) -> SinkError;
 }
 
-/// The shards of a sink that this process writes: no earlier writer of theirs writes any more.
+/// The shards of a sink that this process writes: all their earlier writers are fenced.
 pub struct FencedShards {
     /// By number within the sink.
     pub writers: Vec<(u16, Box<dyn ShardWriter>)>,
@@ -92,14 +98,14 @@ pub struct FencedShards {
     pub stop: Arc<StopDeadline>,
 }
 
-/// The input that is included in what a shard has made durable.
+/// The input positions that a shard's durable output includes.
 type SharedPositions = Arc<Mutex<Positions>>;
 
-/// What the writers of a sink need to know of it.
+/// The settings of a sink that its shards need.
 #[derive(Clone)]
 pub(super) struct ShardSettings {
     pub commit_interval: Duration,
-    /// By which metrics name the sink.
+    /// The label and value that name the sink in metrics.
     pub metric_label: (&'static str, String),
 }
 
@@ -110,14 +116,15 @@ struct ShardThread {
     settings: ShardSettings,
     stop: Arc<StopDeadline>,
     durable: SharedPositions,
-    /// When the last commit was due: the next one is an interval later, however long that one takes.
+    /// When the last commit was due. The next one is an interval later, however long that commit
+    /// takes.
     due: Instant,
-    /// From when they count on.
+    /// `None` until the first commit.
     metrics: Option<ShardMetrics>,
 }
 
 impl ShardThread {
-    /// Writes batches until no more can come.
+    /// Writes batches until all senders are dropped.
     fn run(&mut self, batches: &Receiver<ShardBatch>, pending: &AtomicUsize) -> Result<(), SinkError> {
         while let Ok(first) = batches.recv() {
             let mut transaction = vec![first];
@@ -127,7 +134,7 @@ impl ShardThread {
         self.writer.finish()
     }
 
-    /// Makes a transaction durable, whatever it takes; more batches join it until it is due.
+    /// Makes a transaction durable, with retries. More batches join it until it is due.
     fn write_durably(
         &mut self,
         transaction: &mut Vec<ShardBatch>,
@@ -192,7 +199,8 @@ impl ShardThread {
                 due = due.min(soon(Instant::now()));
             }
             bytes += batch.bytes();
-            // Before it is added: whatever happens then, it belongs to the transaction that is written again.
+            // Push the batch before adding it: if adding fails, it belongs to the transaction that
+            // is written again.
             transaction.push(batch);
             let Some(batch) = transaction.last() else { break };
             self.writer.add(batch)?;
@@ -202,7 +210,7 @@ impl ShardThread {
         self.writer.commit(&last.progress())
     }
 
-    /// Opens the writer anew, as often as it takes; true if the transaction turns out to be durable.
+    /// Reopens the writer, with retries. Returns true if the transaction turns out to be durable.
     fn reopen(&mut self, last_epoch: u64) -> Result<bool, SinkError> {
         let mut retry = FIRST_RETRY;
         loop {
@@ -227,7 +235,7 @@ impl ShardThread {
     }
 }
 
-/// What a shard counts of itself.
+/// The metrics of a shard.
 struct ShardMetrics {
     records: metrics::Counter,
     transactions: metrics::Counter,
@@ -255,17 +263,17 @@ impl ShardMetrics {
     }
 }
 
-/// The shards of a sink that this process writes, while they are written.
+/// The running shards of a sink that this process writes.
 pub struct RunningShards {
     senders: Vec<(Shard, Sender<ShardBatch>)>,
-    /// Bytes that wait to be durable.
+    /// Bytes that are not durable yet.
     pending: Arc<AtomicUsize>,
     durable: Vec<SharedPositions>,
     stop: Arc<StopDeadline>,
     threads: Vec<JoinHandle<bool>>,
 }
 
-/// The channels by which workers give batches to shards.
+/// The channels from the workers to the shards.
 #[derive(Clone)]
 pub struct ShardSenders {
     senders: Vec<(Shard, Sender<ShardBatch>)>,
@@ -278,21 +286,23 @@ impl ShardSenders {
         self.senders.iter().map(|(shard, _)| *shard)
     }
 
-    /// Gives a shard what it writes next. It takes everything, so look at [`ShardSenders::pending_bytes`] first.
+    /// Queues the next batch of a shard. The queue is unbounded, so check
+    /// [`ShardSenders::pending_bytes`] first.
     pub fn send_batch(&self, shard: Shard, batch: ShardBatch) {
         if let Some((_, sender)) = self.senders.iter().find(|(own, _)| *own == shard) {
             self.pending.fetch_add(batch.bytes(), Ordering::Relaxed);
-            // A shard whose thread has ended has said why.
+            // The thread of the shard has ended, and has reported why.
             let _ = sender.send(batch);
         }
     }
 
-    /// Bytes that wait to be durable.
+    /// Bytes that are not durable yet.
     pub fn pending_bytes(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Whether what all shards of this process have made durable includes all input before these positions.
+    /// Whether the durable output of all shards of this process includes the input before these
+    /// positions.
     pub fn have_written(&self, positions: &Positions) -> bool {
         self.durable.iter().all(|durable| {
             let durable = durable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,8 +318,8 @@ impl ShardSenders {
 }
 
 impl RunningShards {
-    /// Starts the threads of shards. `progress` says how far each has come, by its number within the sink, and `failed` hears what ends the run, at most
-    /// once a thread.
+    /// Starts the threads of the shards. `progress` returns the progress of a shard by its number
+    /// within the sink. `failed` gets the error that ends the run, at most once from each thread.
     pub(super) fn start(
         fenced: FencedShards,
         first_shard: Shard,
@@ -359,11 +369,12 @@ impl RunningShards {
         &self.stop
     }
 
-    /// Waits until everything that was sent is durable; the workers have dropped their senders. False if it is not.
+    /// Waits until everything that was sent is durable; the workers must have dropped their
+    /// senders. Returns false if it is not durable.
     pub fn finish(self) -> bool {
         self.stop.begin();
         drop(self.senders);
-        // All of them, also behind one that has failed.
+        // Join all threads, even if one has failed.
         let written: Vec<bool> =
             self.threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
         written.into_iter().all(|written| written)

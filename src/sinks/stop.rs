@@ -1,4 +1,4 @@
-//! The end of a run, as those who wait for a sink see it.
+//! The deadline of a stopping run, for the code that waits for a sink.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// How long a stop waits for a sink that does not answer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// When a run has begun to end, and how long its sinks may still take.
+/// When the run started to stop, and so how long its sinks may still take.
 #[derive(Debug, Default)]
 pub struct StopDeadline(OnceLock<Instant>);
 

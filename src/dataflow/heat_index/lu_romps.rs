@@ -1,11 +1,11 @@
-//! The heat index of Lu and Romps, from tables that are filled from its definition.
+//! The heat index of Lu and Romps, computed from tables that are filled from its definition.
 //!
 //! The definition solves two equations. The first gives the state of a body in the air of the
-//! reading: how much its skin must resist the flow of heat to keep the core at 310 K or, where even
-//! no resistance is too much, at what rate the body gains heat. The second asks at what temperature
-//! of reference air the body is in that same state. The state is one number, so the second equation
-//! is two curves that can be tabulated. So is the first where sweat drips; where it evaporates,
-//! Newton's method solves it.
+//! reading: the resistance of its skin to the flow of heat that keeps the core at 310 K or, if even
+//! no resistance is too much, the rate at which the body gains heat. The second gives the
+//! temperature of reference air in which the body is in the same state. The state is one number, so
+//! the second equation is two curves, which are tabulated. So is the first equation if sweat drips;
+//! if sweat evaporates, Newton's method solves it.
 
 use std::sync::LazyLock;
 
@@ -16,7 +16,7 @@ const CORE_TEMPERATURE: f64 = 310.0;
 /// Triple point of water, K, and its pressure, Pa.
 const TRIPLE_POINT: f64 = 273.16;
 const TRIPLE_PRESSURE: f64 = 611.65;
-/// Gas constants of dry air and water vapour, heat capacities of vapour (at constant volume and
+/// Gas constants of dry air and water vapour, and heat capacities of vapour (at constant volume and
 /// pressure), liquid water, ice and air (at constant pressure), J/kg/K.
 const GAS_AIR: f64 = 287.04;
 const GAS_VAPOUR: f64 = 461.0;
@@ -29,43 +29,43 @@ const AIR_CP: f64 = 719.0 + GAS_AIR;
 /// ice, J/kg.
 const VAPORIZATION: f64 = 2.3740e6;
 const FUSION: f64 = 0.3337e6;
-/// Latent heat of vaporization at the core temperature, J/kg: the form of 2025 states it, rounded.
+/// Latent heat of vaporization at the core temperature, J/kg, rounded as in the form of 2025.
 const LATENT_HEAT: f64 = 2_417_405.2;
-/// Pressure of the air, and the greatest vapour pressure of reference air, Pa.
+/// Pressure of the air, and the highest vapour pressure of reference air, Pa.
 const AIR_PRESSURE: f64 = 1.013e5;
 const REFERENCE_VAPOUR: f64 = 1600.0;
-/// Metabolic rate, W/m², and the air breathed for it, kg/J.
+/// Metabolic rate, W/m², and the mass of air breathed for it, kg/J.
 const METABOLISM: f64 = 180.0;
 const BREATH: f64 = 1.43e-6;
-/// Heat lost by breathing, W/m², per K and per Pa that the air has less than the core.
+/// Heat lost by breathing, W/m²: for each K and for each Pa by which the air is below the core.
 const BREATH_PER_K: f64 = BREATH * METABOLISM * AIR_CP;
 const BREATH_PER_PA: f64 = BREATH * METABOLISM * LATENT_HEAT * GAS_AIR / (AIR_PRESSURE * GAS_VAPOUR);
-/// What naked skin gives to the air: by convection, W/m²/K, by radiation, W/m²/K⁴, and as vapour,
-/// against Pa m²/W.
+/// Heat transfer from bare skin to the air: convection, W/m²/K, radiation, W/m²/K⁴, and the
+/// resistance of the air to vapour, Pa m²/W.
 const CONVECTION: f64 = 12.3;
 const RADIATION: f64 = 0.97 * 0.80 * 5.67e-8;
 const AIR_RESISTANCE: f64 = 60.6 / CONVECTION;
-/// The skin resists vapour by this times the fifth power of how it resists heat.
+/// The skin's resistance to vapour is this times the fifth power of its resistance to heat.
 const SKIN_VAPOUR: f64 = 6e8;
-/// The vapour pressure of sweat, over that of pure water, and that of the core, Pa (a test computes
+/// The vapour pressure of sweat relative to pure water, and that of the core, Pa (a test computes
 /// it).
 const SWEAT_VAPOUR_RATIO: f64 = 0.9;
 const CORE_VAPOUR: f64 = 5612.299124343398;
 
-/// Air temperatures from and to which readings and reference air are tabulated, K: what is
-/// accepted, and some room.
+/// The range of air temperatures for which readings and reference air are tabulated, K: the
+/// accepted range with a margin.
 const MIN_AIR_TEMPERATURE: f64 = 183.0;
 const MAX_AIR_TEMPERATURE: f64 = 333.5;
-/// Where sweat drips, skin is warmer than this, K (by a degree and more, in accepted readings and
-/// their reference).
+/// Dripping skin is warmer than this, K (by more than a degree for accepted readings and their
+/// reference air).
 const DRIPPING_SKIN_MIN: f64 = 303.0;
-/// In no accepted reading does a body gain more heat than this, W/m².
+/// No accepted reading makes a body gain more heat than this, W/m².
 const MAX_GAIN: f64 = 3600.0;
 
 /// The heat index of Lu and Romps, in °F, for `t` in °F (-130 to 140) and `rh` in % (0 to 100; over
 /// ice below the triple point): the model of "Extending the heat index" (Lu and Romps 2022,
-/// doi:10.1175/jamc-d-22-0021.1) in its authors' simpler form of 2025, which leaves out clothing.
-/// Within 1e-6 °F of that definition.
+/// doi:10.1175/jamc-d-22-0021.1) in its authors' simpler form of 2025, which omits clothing. Within
+/// 1e-6 °F of that definition.
 pub fn lu_romps(t: f64, rh: f64) -> f64 {
     let tables = &*TABLES;
     let (temperature, humidity) = ((t - 32.0) / 1.8 + 273.15, rh / 100.0);
@@ -94,7 +94,7 @@ struct Air {
     temperature: f64,
     /// Vapour pressure, Pa.
     vapour: f64,
-    /// What the body must lose through its skin, W/m².
+    /// The heat that the body must lose through its skin, W/m².
     heat: f64,
 }
 
@@ -104,23 +104,23 @@ impl Air {
         Air { temperature, vapour, heat: METABOLISM - breath }
     }
 
-    /// The air that heat indexes refer to.
+    /// The reference air of heat indexes at `temperature` K.
     fn reference(temperature: f64) -> Air {
         Air::new(temperature, saturation(temperature).min(REFERENCE_VAPOUR))
     }
 
-    /// Heat gained by a body whose skin resists nothing.
+    /// Heat gained by a body whose skin has no resistance, W/m².
     fn gain(&self) -> f64 {
         self.heat - self.dry_loss(CORE_TEMPERATURE) - (CORE_VAPOUR - self.vapour) / AIR_RESISTANCE
     }
 
-    /// Heat lost otherwise than by sweating, by skin of `skin` K.
+    /// Heat lost by skin of `skin` K, except by sweating, W/m².
     fn dry_loss(&self, skin: f64) -> f64 {
         let t = self.temperature;
         (skin - t) * (CONVECTION + RADIATION * (skin * skin + t * t) * (skin + t))
     }
 
-    /// Heat lost by sweat that evaporates from skin of `skin` K, and how fast that rises with
+    /// Heat lost by sweat that evaporates from skin of `skin` K, W/m², and its derivative by
     /// `skin`.
     fn evaporation(&self, skin: f64) -> (f64, f64) {
         let resistance = (CORE_TEMPERATURE - skin) / self.heat;
@@ -130,12 +130,12 @@ impl Air {
         (loss, loss * 5.0 * fourth / (total * self.heat))
     }
 
-    /// Heat lost by skin of `skin` K that drips with sweat.
+    /// Heat lost by skin of `skin` K that drips with sweat, W/m².
     fn dripping(&self, skin: f64) -> f64 {
         (SWEAT_VAPOUR_RATIO * saturation(skin) - self.vapour) / AIR_RESISTANCE
     }
 
-    /// The temperature of skin that does not drip.
+    /// The temperature of skin that does not drip, K.
     fn dry_skin(&self) -> f64 {
         bisect_root(0.0, CORE_TEMPERATURE, |skin| self.dry_loss(skin) + self.evaporation(skin).0 - self.heat)
     }
@@ -147,13 +147,13 @@ impl Air {
     }
 }
 
-/// What dripping skin of `skin` K loses, as far as that does not depend on the air.
+/// The part of the heat loss of dripping skin of `skin` K that does not depend on the air, W/m².
 fn dripping_loss(skin: f64) -> f64 {
     let square = skin * skin;
     CONVECTION * skin + RADIATION * square * square + SWEAT_VAPOUR_RATIO / AIR_RESISTANCE * saturation(skin)
 }
 
-/// The reference air, K, in which skin has that resistance.
+/// The temperature of the reference air, K, in which skin has this resistance.
 fn reference_of_resistance(resistance: f64) -> f64 {
     bisect_root(MIN_AIR_TEMPERATURE - 5.0, 346.0, |t| {
         let air = Air::reference(t);
@@ -162,13 +162,14 @@ fn reference_of_resistance(resistance: f64) -> f64 {
     })
 }
 
-/// The reference air, K, in which a body without resistance gains that much.
+/// The temperature of the reference air, K, in which a body whose skin has no resistance gains this
+/// heat.
 fn reference_of_gain(gain: f64) -> f64 {
     bisect_root(340.0, 1000.0, |t| Air::reference(t).gain() - gain)
 }
 
-/// Where `f`, which rises, passes zero between `low` and `high`: bisected until nothing lies
-/// between.
+/// The root of `f`, which is increasing, between `low` and `high`: bisected until no number lies
+/// between them.
 fn bisect_root(mut low: f64, mut high: f64, f: impl Fn(f64) -> f64) -> f64 {
     loop {
         let middle = 0.5 * (low + high);
@@ -188,15 +189,15 @@ static TABLES: LazyLock<Tables> = LazyLock::new(Tables::new);
 struct Tables {
     /// Temperature of dripping skin by [`dripping_loss`].
     dripping_skin: Curve<1>,
-    /// From what [`dripping_loss`] on `dripping_skin` is filled.
+    /// The lowest [`dripping_loss`] in `dripping_skin`.
     dripping_from: f64,
-    /// Temperature of dry skin by the temperature and relative humidity of the air, nearly.
+    /// Approximate temperature of dry skin by the temperature and the relative humidity of the air.
     dry_skin: Vec<[f64; HUMIDITIES + 1]>,
     of_resistance: Curve<5>,
     of_gain: Curve<1>,
 }
 
-/// Steps in which `Tables::dry_skin` is filled: per K, and from dry to saturated.
+/// The grid of `Tables::dry_skin`: steps for each K, and steps from dry to saturated.
 const PER_K: f64 = 0.5;
 const HUMIDITIES: usize = 16;
 
@@ -211,8 +212,8 @@ impl Tables {
                 Air::new(temperature, vapour).dry_skin()
             })
         });
-        // The curve bends sharply where reference skin begins to drip, vapour stops rising, and ice
-        // melts. The bend at 300 K is smooth, but tight.
+        // The curve has kinks at the temperatures where reference skin begins to drip, vapour stops
+        // rising, and ice melts. The bend at 300 K is smooth, but tight.
         let drips = bisect_root(320.0, 340.0, |t| {
             let air = Air::reference(t);
             let skin = CORE_TEMPERATURE - air.resistance() * air.heat;
@@ -236,12 +237,12 @@ impl Tables {
         }
     }
 
-    /// Skin temperature, K, of a body that would lose too much if its skin did not resist.
+    /// Skin temperature, K, of a body that would lose too much heat if its skin had no resistance.
     fn skin(&self, air: &Air, humidity: f64) -> f64 {
         let t = air.temperature;
         let loss = air.heat + CONVECTION * t + RADIATION * (t * t) * (t * t) + air.vapour / AIR_RESISTANCE;
-        // Both losses by sweat rise with the temperature of the skin: the less of them is the one
-        // that asks for the warmer skin.
+        // Both losses by sweat rise with the skin temperature, so the smaller one gives the warmer
+        // skin.
         if loss > self.dripping_from {
             let skin = self.dripping_skin.at(loss);
             if air.evaporation(skin).0 >= air.heat - air.dry_loss(skin) {
@@ -266,13 +267,13 @@ impl Tables {
     }
 }
 
-/// Which of `count` steps of length 1 from 0 `x` lies in, and where in it.
+/// The step in which `x` lies, of `count` steps of length 1 from 0, and the position in the step.
 fn split(x: f64, count: usize) -> (usize, f64) {
     let step = (x as usize).min(count - 1);
     (step, x - step as f64)
 }
 
-/// A function in `N` stretches, each of them smooth and in polynomials of equal length.
+/// A function in `N` smooth stretches, each approximated by polynomials on pieces of equal length.
 struct Curve<const N: usize> {
     stretches: [Stretch; N],
 }
@@ -284,8 +285,8 @@ struct Stretch {
     pieces: Vec<[f64; NODES.len()]>,
 }
 
-/// Where in a piece, from 0 to 1, its polynomial is exact: the extrema of a Chebyshev polynomial,
-/// with the ends.
+/// The points of a piece, from 0 to 1, at which its polynomial is exact: the extrema of a Chebyshev
+/// polynomial, with both ends.
 const NODES: [f64; 6] = [
     0.0,
     1.0,
@@ -296,7 +297,7 @@ const NODES: [f64; 6] = [
 ];
 
 impl<const N: usize> Curve<N> {
-    /// `f` from `start` on: in each stretch up to some end, in some number of pieces.
+    /// Approximates `f` from `start` on. Each stretch has an end and a number of pieces.
     fn fill(mut start: f64, stretches: [(f64, usize); N], f: impl Fn(f64) -> f64) -> Curve<N> {
         let stretches = stretches.map(|(end, count)| {
             let length = (end - start) / count as f64;

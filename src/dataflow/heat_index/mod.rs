@@ -14,7 +14,7 @@ use crate::model::{Category, HeatIndex, Measurement};
 
 pub use lu_romps::lu_romps;
 
-/// Which heat index readings get.
+/// The formula of heat indexes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 pub enum Formula {
     /// The plain regression of Rothfusz at any temperature and humidity: for parity with what
@@ -59,7 +59,7 @@ impl Formula {
         self != Formula::Rothfusz || measurement.temperature() >= ROTHFUSZ_MIN_FAHRENHEIT
     }
 
-    /// What to say once of a log that has a reading which the formula was not made for.
+    /// The warning, to be logged once, if a log has a reading which the formula was not made for.
     #[cold]
     pub fn warning(self, measurement: &Measurement) -> String {
         let (heat_index, _) = self.evaluate(measurement);
@@ -73,7 +73,7 @@ impl Formula {
         )
     }
 
-    /// The category that [`Formula::evaluate`] gives, where the heat index is known already.
+    /// The category that [`Formula::evaluate`] returns, from a known heat index.
     pub fn category_of(self, heat_index: HeatIndex, measurement: &Measurement) -> Category {
         match self {
             Formula::Rothfusz => Formula::Nws.evaluate(measurement).1,
@@ -81,7 +81,7 @@ impl Formula {
         }
     }
 
-    /// As configuration and the command line name it.
+    /// The name in the configuration and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Formula::Rothfusz => "rothfusz",
@@ -109,11 +109,11 @@ pub const ROTHFUSZ_MIN_FAHRENHEIT: f64 = 80.0;
 
 /// The regression of L. P. Rothfusz (National Weather Service technical attachment SR 90-23, 1990),
 /// in °F, for `t` in °F and `rh` in % (0 to 100). It was fitted to heat indexes from about 80 °F
-/// upwards and is evaluated everywhere.
+/// upwards, and is evaluated at any temperature here.
 #[inline]
 pub fn rothfusz(t: f64, rh: f64) -> f64 {
-    // Whole degrees and percents often give a result halfway between two micro-degrees: the order
-    // of the terms and of their factors decides which way it rounds.
+    // Whole degrees and percents often give a result halfway between two micro-degrees, so the
+    // order of the terms and of their factors decides the rounding.
     -42.379 + 2.04901523 * t + 10.14333127 * rh
         - 0.22475541 * t * rh
         - 0.00683783 * t * t
@@ -125,12 +125,12 @@ pub fn rothfusz(t: f64, rh: f64) -> f64 {
 
 /// The heat index of the US National Weather Service, in °F, for `t` in °F and `rh` in % (0 to
 /// 100), as its own calculator computes it (<https://www.wpc.ncep.noaa.gov/html/heatindex.shtml>):
-/// the temperature up to 40 °F, a simple formula where that gives at most 79 °F, otherwise the
+/// the temperature up to 40 °F; a simple formula if that gives at most 79 °F; otherwise the
 /// regression with an adjustment for very dry or very humid air.
 ///
-/// Its [description](https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml) speaks of the
-/// mean of the simple formula and the temperature: the formula is that mean already. It jumps where
-/// its parts meet, as the calculator does.
+/// Its [description](https://www.wpc.ncep.noaa.gov/html/heatindex_equation.shtml) takes the mean of
+/// the simple formula and the temperature, but the formula is that mean already. The result jumps
+/// between the cases, as the calculator's does.
 #[inline]
 pub fn nws(t: f64, rh: f64) -> f64 {
     nws_given(t, rh, || rothfusz(t, rh))

@@ -1,4 +1,5 @@
-//! Chunks of all cities, in slabs: they are reused, never moved, and named by a number.
+//! The arena of all cities' chunks: slabs of chunks that are reused, never moved, and have a
+//! number.
 
 use super::chunk::Chunk;
 
@@ -12,7 +13,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An empty chunk.
+    /// Allocates an empty chunk.
     pub fn allocate_chunk(&mut self) -> u32 {
         if let Some(chunk) = self.free.pop() {
             return chunk;
@@ -39,7 +40,7 @@ impl Arena {
         &mut self.slabs[chunk as usize / SLAB_CHUNKS][chunk as usize % SLAB_CHUNKS]
     }
 
-    /// Two different chunks at once.
+    /// Two different chunks at once, to move rows between them.
     pub fn get_two(&mut self, a: u32, b: u32) -> (&mut Chunk, &mut Chunk) {
         let (slab_a, slab_b) = (a as usize / SLAB_CHUNKS, b as usize / SLAB_CHUNKS);
         let (in_a, in_b) = (a as usize % SLAB_CHUNKS, b as usize % SLAB_CHUNKS);
@@ -52,7 +53,7 @@ impl Arena {
         (&mut x[in_a], &mut y[in_b])
     }
 
-    /// Chunks in use.
+    /// The number of chunks in use.
     #[cfg(any(test, feature = "internals"))]
     pub fn len(&self) -> usize {
         self.used as usize - self.free.len()

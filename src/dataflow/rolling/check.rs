@@ -1,10 +1,10 @@
-//! The invariants of the store, asserted in debug builds after every edit.
+//! Checks the invariants of the store in debug builds after every edit.
 
 use super::part::{self, PartView, ReadingsPart};
 use super::store::{BEFORE_ALL_TIMES, NO_PART, ReadingStore};
 
 impl ReadingStore {
-    /// Panics where the city's chunks, head and withdrawals contradict each other.
+    /// Panics if the city's chunks, head and tombstones contradict each other.
     pub fn assert_city_invariants(&self, city: u32) {
         let (head, index) = (&self.heads[city as usize], &self.index[city as usize]);
         let mut times = Vec::new();

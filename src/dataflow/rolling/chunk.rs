@@ -3,18 +3,18 @@
 use super::revisions::Revisions;
 use crate::model::{Category, HeatIndex};
 
-/// Readings in a full chunk.
+/// The number of readings in a full chunk.
 pub const CHUNK_ROWS: usize = 128;
-/// The chunk number that stands for none.
+/// The number that stands for no chunk.
 pub const NO_CHUNK: u32 = u32::MAX;
 
 const CATEGORY_BITS: u32 = 3;
 const VALUE_BITS: u32 = 32;
 const PAYLOAD_BITS: u32 = CATEGORY_BITS + VALUE_BITS;
-/// The most ticks that a held reading can lie behind its chunk's base: 29 bits.
+/// The most ticks between a chunk's base and a reading: 29 bits.
 const MAX_TICKS: i64 = (1 << (64 - PAYLOAD_BITS)) - 1;
 
-/// A heat index and its category in 35 bits. Values of one category sort by heat index.
+/// A heat index and its category, packed into 35 bits. Values of one category sort by heat index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedHeat(u64);
 
@@ -47,9 +47,9 @@ impl PackedHeat {
     }
 }
 
-/// How a chunk counts time: ticks of a millisecond, or of a second while all its times are whole
-/// seconds, from a base. So 29 bits reach 6 days or 17 years. One word: the base above a bit that
-/// says seconds.
+/// The time frame of a chunk: a base and a unit of ticks, a second if all times are whole seconds,
+/// otherwise a millisecond. So 29 bits span 17 years or 6 days. Packed into one word: the base, and
+/// in the lowest bit whether ticks are seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimeFrame(i64);
 
@@ -65,7 +65,8 @@ impl TimeFrame {
         TimeFrame::new(millis, millis % 1000 == 0)
     }
 
-    /// The frame that holds both ends, and only whole seconds where told so.
+    /// The frame that spans `first` to `last` in ticks of a second or a millisecond; `None` if they
+    /// are too far apart.
     pub fn spanning(first: i64, last: i64, seconds: bool) -> Option<TimeFrame> {
         let ticks = if seconds { (last - first) / 1000 } else { last - first };
         (ticks <= MAX_TICKS).then_some(TimeFrame::new(first, seconds))
@@ -76,7 +77,7 @@ impl TimeFrame {
         self.0 & 1 == 1
     }
 
-    /// `millis` in ticks, if the frame has a tick for it.
+    /// `millis` in ticks, if the frame has an exact tick for it.
     #[inline(always)]
     fn ticks(self, millis: i64) -> Option<u64> {
         let behind = millis - (self.0 >> 1);
@@ -91,15 +92,15 @@ impl TimeFrame {
         (self.0 >> 1) + if self.seconds() { ticks * 1000 } else { ticks }
     }
 
-    /// The row at `millis` as this frame holds it, if it can.
+    /// The row at `millis` in this frame, if the frame has a tick for it.
     #[inline(always)]
     pub fn pack_row(self, millis: i64, held: PackedHeat) -> Option<PackedRow> {
         Some(PackedRow(self.ticks(millis)? << PAYLOAD_BITS | held.0))
     }
 }
 
-/// A reading as a chunk holds it: its ticks above its [`PackedHeat`], so that rows of one chunk sort by
-/// time.
+/// A packed reading of a chunk: its ticks in the high bits, its [`PackedHeat`] in the low bits, so
+/// the rows of a chunk sort by time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PackedRow(u64);
 
@@ -109,7 +110,7 @@ impl PackedRow {
         PackedHeat(self.0 & ((1 << PAYLOAD_BITS) - 1))
     }
 
-    /// A row of the least heat index and no category, to be set.
+    /// A row with the lowest heat index and no category, to be filled by the setters.
     #[inline(always)]
     pub fn without_heat(ticks: u64) -> PackedRow {
         PackedRow(ticks << PAYLOAD_BITS)
@@ -126,18 +127,18 @@ impl PackedRow {
     }
 }
 
-/// Some consecutive readings of a city. The tail chunk of a city is ahead of its header while the
-/// city's head appends to it (see `Store::seal`).
+/// Consecutive readings of a city. The rows of a tail chunk are ahead of its header while the
+/// city's head appends to it (see `ReadingStore::seal_tail`).
 #[derive(Debug)]
 pub struct Chunk {
     pub rows: [PackedRow; CHUNK_ROWS],
     pub frame: TimeFrame,
-    /// Of all its heat indexes, 1e-6 °F.
+    /// The sum of all heat indexes, in 1e-6 °F.
     pub sum: i64,
-    /// The greatest of them.
+    /// The greatest heat index, in 1e-6 °F.
     pub peak: i64,
     pub len: u16,
-    /// Only where a reading has one.
+    /// `None` if no reading has a revision.
     pub revisions: Option<Box<Revisions>>,
 }
 
@@ -167,18 +168,18 @@ impl Chunk {
         self.frame.millis(self.rows[row])
     }
 
-    /// The time of the last reading; a chunk in use holds at least one.
+    /// The time of the last reading. A chunk in use has at least one.
     #[inline(always)]
     pub fn last_millis(&self) -> i64 {
         self.millis(usize::from(self.len) - 1)
     }
 
-    /// The first row at `millis` or later, `len` where there is none.
+    /// The first row at `millis` or later; `len` if there is none.
     pub fn seek_row(&self, millis: i64) -> usize {
         self.rows().partition_point(|row| self.frame.millis(*row) < millis)
     }
 
-    /// Changes the frame so that it also holds `millis`, if there is one that does.
+    /// Changes the frame to one that also spans `millis`. Returns false if there is none.
     pub fn reframe(&mut self, millis: i64) -> bool {
         let (first, last) = match self.len {
             0 => (millis, millis),
@@ -196,7 +197,7 @@ impl Chunk {
         true
     }
 
-    /// Puts a row at index `at`, moving those behind it; there must be room.
+    /// Inserts a row at index `at`. The chunk must not be full.
     pub fn insert_row(&mut self, at: usize, row: PackedRow) {
         let len = usize::from(self.len);
         self.rows.copy_within(at..len, at + 1);
@@ -246,13 +247,13 @@ impl Chunk {
         upper.summarize();
     }
 
-    /// Sets sum and peak from the rows.
+    /// Computes sum and peak from the rows.
     fn summarize(&mut self) {
         self.sum = self.rows().iter().map(|row| row.packed_heat().micros()).sum();
         self.peak = peak_of(self.rows());
     }
 
-    /// Takes in rows that were written behind the last one, up to so many in all.
+    /// Adds the rows that were written after the last one to the header; `len` is the new length.
     pub fn extend_to(&mut self, len: u16) {
         let grown = &self.rows[usize::from(self.len)..usize::from(len)];
         self.sum += grown.iter().map(|row| row.packed_heat().micros()).sum::<i64>();

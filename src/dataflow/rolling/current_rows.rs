@@ -21,8 +21,8 @@ pub struct CurrentRows {
 #[derive(Debug, Default)]
 struct CurrentCity {
     emitted_row: Option<CurrentRow>,
-    /// The newest measurements by time, at most [`MAX_MEASUREMENTS`]. A withdrawn one is removed and
-    /// not replaced.
+    /// The newest measurements by time, at most [`MAX_MEASUREMENTS`]. A withdrawn one is removed
+    /// and not replaced.
     measurements: Vec<(i64, Measurement)>,
     hour_ago: Option<Box<HourAgo>>,
     touched: bool,

@@ -130,7 +130,7 @@ impl OpenDay {
     }
 }
 
-/// The greater heat index; of equal ones the earlier.
+/// The greater heat index; of equal ones, the earlier.
 fn greater_heat(held: Option<(i64, i64)>, (micros, millis): (i64, i64)) -> Option<(i64, i64)> {
     match held {
         Some((max, at)) if max > micros || (max == micros && at <= millis) => held,

@@ -1,5 +1,5 @@
-//! Everything but an in-order append: readings set, replaced and withdrawn anywhere, one arrival at
-//! a time in log order.
+//! Applies all arrivals that are no in-order appends: readings set, replaced and withdrawn at any
+//! time, one arrival after the other in log order.
 
 use super::chunk::{CHUNK_ROWS, PackedHeat, TimeFrame};
 use super::part::{ReadingsPart, RowPosition};
@@ -7,7 +7,7 @@ use super::revisions::Revisions;
 use super::store::{AFTER_ALL_TIMES, CityIndex, ReadingStore};
 use crate::model::{OutcomeKind, Revision};
 
-/// What an epoch does to one key's reading.
+/// The change of one key's reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadingDelta {
     pub millis: i64,
@@ -15,15 +15,15 @@ pub struct ReadingDelta {
     pub after: Option<PackedHeat>,
 }
 
-/// How many withdrawals of a city without a reading are remembered, however old they are. Beyond
-/// them are those that are no more than the lateness older than the newest.
+/// The most tombstones of a city that never had a reading, whatever their age. Beyond this number,
+/// tombstones are kept only if they are at most the lateness older than the newest tombstone.
 pub const MAX_TOMBSTONES_WITHOUT_READING: usize = 64;
 
 impl ReadingStore {
-    /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is old; a
-    /// `retried` one only where there is neither a reading nor the mark of a withdrawal. Between
-    /// the first edit of an epoch, which [`ReadingStore::begin_edits`] precedes, and
-    /// [`ReadingStore::finish_edits`], the city's head is stale.
+    /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is older
+    /// than the stored one. A `retried` reading counts only if the key has neither a reading nor a
+    /// tombstone. [`ReadingStore::begin_edits`] must be called before the first edit of an epoch;
+    /// the city's head is stale until [`ReadingStore::finish_edits`].
     pub fn edit_reading(
         &mut self,
         city: u32,
@@ -86,8 +86,8 @@ impl ReadingStore {
         }
     }
 
-    /// Remembers a withdrawal. Of a city without a reading no lateness passes it, so their number
-    /// is limited.
+    /// Records the tombstone of a withdrawal. Lateness never expires the tombstones of a city
+    /// without a reading, so their number is limited here.
     fn record_tombstone(&mut self, city: u32, millis: i64, revision: Option<Revision>) {
         let lateness = self.retention.lateness.millis();
         let CityIndex { tombstones: withdrawn, has_accepted_reading: has_read, .. } =
@@ -102,14 +102,14 @@ impl ReadingStore {
         }
     }
 
-    /// Keeps up the running sums, and what the next snapshot must hold; `same`: key and revision
-    /// are as they were.
+    /// Updates the running sums, and the time from which the next snapshot must include the city.
+    /// `same` means that neither reading nor revision changed.
     fn record_edit(&mut self, city: u32, delta: ReadingDelta, same: bool) {
         let (index, head) = (&mut self.index[city as usize], &mut self.heads[city as usize]);
         index.edited_from = index.edited_from.min(match delta.before.or(delta.after) {
             Some(_) if !same => delta.millis,
             None if same => AFTER_ALL_TIMES,
-            // No reading is another one; marks or measurements may be.
+            // No reading changed, but tombstones or measurements may have.
             _ => AFTER_ALL_TIMES - 1,
         });
         if delta.millis >= index.window_floor {
@@ -151,8 +151,8 @@ impl ReadingStore {
         }
     }
 
-    /// Inserts a reading at `place`, where [`ReadingStore::seek_row`] found that it belongs; returns where it
-    /// went.
+    /// Inserts a reading at `place`, which [`ReadingStore::seek_row`] returned for it. Returns the
+    /// position of the new row.
     fn insert_reading(
         &mut self,
         city: u32,
@@ -160,7 +160,7 @@ impl ReadingStore {
         millis: i64,
         held: PackedHeat,
     ) -> RowPosition {
-        // The end of the part before is the same place, and keeps parts full.
+        // The end of the previous part is the same position in time. Using it keeps parts full.
         if place.row == 0 && place.part > 0 {
             let chunk = place.part - 1;
             let end = RowPosition { part: chunk, row: self.part_view(city, chunk).len() };
@@ -182,8 +182,8 @@ impl ReadingStore {
         if !is_full(self, place.part) && self.try_insert_reading(city, place, millis, held) {
             return place;
         }
-        // No frame spans the part and this time, or it is full and begins here: a part of its own,
-        // between its neighbours.
+        // No time frame spans the part and this time, or the part is full and begins here: insert a
+        // new part between its neighbours.
         if place.row > 0 && place.row < self.part_view(city, place.part).len() {
             self.split_part(city, place);
         }
@@ -215,7 +215,7 @@ impl ReadingStore {
         self.arena.get_mut(id).frame = TimeFrame::starting_at(millis);
         let index = &mut self.index[city as usize];
         index.parts.insert(chunk, ReadingsPart::Open(id));
-        // What was the tail is packed, too.
+        // The former tail must be packed, too.
         index.first_opened_part = index.first_opened_part.min(chunk.saturating_sub(1) as u32);
         let place = RowPosition { part: chunk, row: 0 };
         let inserted = self.try_insert_reading(city, place, millis, held);
@@ -234,7 +234,7 @@ mod tests {
         PackedHeat::new(HeatIndex::from_micros(micros), Category::None)
     }
 
-    /// A city with a reading a second, whose revisions are 5.
+    /// A city with one reading a second, all with revision 5.
     fn filled(seconds: i64) -> ReadingStore {
         let span = Millis::from_millis(3_600_000).unwrap();
         let mut store = ReadingStore::new(Retention { window: span, lateness: span, history: span }, false);
@@ -270,7 +270,7 @@ mod tests {
         store.index[0].parts.iter().filter_map(packed).collect()
     }
 
-    /// How many of the blocks were there before.
+    /// How many of the blocks are the same as before.
     fn kept(store: &ReadingStore, before: &[Block]) -> usize {
         blocks(store).iter().filter(|block| before.iter().any(|before| before.ptr_eq(block))).count()
     }
@@ -287,7 +287,8 @@ mod tests {
             assert_eq!(edit(&mut store, millis, Some(held(7)), 6, true), OutcomeKind::Superseded);
             assert_eq!(store.index[0].edited_from, AFTER_ALL_TIMES);
             assert_eq!(edit(&mut store, millis, same, 5, false), OutcomeKind::Corrected);
-            // The snapshot has the city, which may have other measurements, and no reading of it.
+            // The next snapshot includes the city, whose measurements may differ, but none of its
+            // readings.
             assert_eq!(
                 std::mem::replace(&mut store.index[0].edited_from, AFTER_ALL_TIMES),
                 AFTER_ALL_TIMES - 1
@@ -298,7 +299,7 @@ mod tests {
             assert_eq!(store.index[0].edited_from, AFTER_ALL_TIMES);
         }
         assert_eq!(kept(&store, &before), 3);
-        // The same reading with another revision is not the same.
+        // The same reading with another revision is a change.
         assert_eq!(edit(&mut store, 100_000, Some(held(100)), 6, false), OutcomeKind::Corrected);
         assert_eq!((store.index[0].edited_from, kept(&store, &before)), (100_000, 2));
         assert_eq!(edit(&mut store, 100_000, Some(held(100)), 5, false), OutcomeKind::OldRevision);

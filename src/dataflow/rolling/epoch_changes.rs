@@ -3,7 +3,7 @@
 use crate::model::time::DayZone;
 use crate::model::{ArrivalOutcome, CityId, CurrentRow, DayChange, OutcomeCounts, RowChange};
 
-/// The outputs that a run asks for. An output that is not asked for costs nothing.
+/// The outputs that a run asks for. Others are not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RollingOutputs {
     /// Every change of a row.
@@ -14,7 +14,7 @@ pub struct RollingOutputs {
     pub days: bool,
     /// The time zone whose days they are.
     pub day_zone: DayZone,
-    /// What became of each arrival.
+    /// The outcome of each arrival.
     pub outcomes: bool,
     /// Updates for serving: changes of current rows and of watched cities, query responses, and
     /// counts.

@@ -48,9 +48,9 @@ pub struct RollingInputs<'scope> {
 }
 
 /// Sends each arrival and query to the worker that owns its city, and applies an epoch to `rolling`
-/// once it is complete. The `renderers`, one for each sink, write the changes. The state starts from
-/// `initial_state`, and goes to `snapshot_sink` at each barrier. Query responses are made within
-/// `limits`.
+/// once it is complete. The `renderers`, one for each sink, write the changes. The state starts
+/// from `initial_state`, and goes to `snapshot_sink` at each barrier. Query responses are made
+/// within `limits`.
 pub fn build_rolling<'scope>(
     inputs: RollingInputs<'scope>,
     rolling: Rolling,
@@ -199,7 +199,7 @@ impl PendingEpochs {
     }
 }
 
-/// [`Rolling`] with all that follows it at the end of an epoch.
+/// [`Rolling`] with its snapshots, query responses and renderers, which run at the end of an epoch.
 struct RollingOperator {
     rolling: Rolling,
     renderers: Vec<SinkRenderer>,

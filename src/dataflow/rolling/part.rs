@@ -1,5 +1,5 @@
-//! A part of a city's readings: a chunk while it is edited or appended to, a packed block before
-//! and after.
+//! A part of a city's readings: a chunk while it is edited or appended to, otherwise a packed
+//! block.
 
 use super::arena::Arena;
 use super::chunk::{CHUNK_ROWS, Chunk, PackedHeat, PackedRow, TimeFrame};
@@ -7,7 +7,7 @@ use super::revisions::Revisions;
 use crate::model::{BLOCK_READINGS, Block, Revision, StoredReading};
 
 /// The position of a row in its city: the index of its part, and its index in the part. A position
-/// behind the last row of a part means the first row of the next part.
+/// after the last row of a part means the first row of the next part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RowPosition {
     pub part: usize,
@@ -16,10 +16,10 @@ pub struct RowPosition {
 
 const _: () = assert!(CHUNK_ROWS == BLOCK_READINGS);
 
-/// Where a part is.
+/// The storage of a part.
 #[derive(Clone, Debug)]
 pub enum ReadingsPart {
-    /// In a chunk of the arena.
+    /// The number of a chunk in the arena.
     Open(u32),
     Packed(Block),
 }
@@ -36,12 +36,13 @@ impl ReadingsPart {
     }
 }
 
-/// A part to read.
+/// A read-only view of a part.
 #[derive(Clone, Copy, Debug)]
 pub enum PartView<'a> {
     Open(&'a Chunk),
     Packed(&'a Block),
-    /// A block with a copy of its rows, whose header may not sum them up.
+    /// A block with a chunk that holds a copy of its rows. The sums in the chunk's header may be
+    /// wrong.
     Copied(&'a Block, &'a Chunk),
 }
 
@@ -54,7 +55,7 @@ impl<'a> PartView<'a> {
         }
     }
 
-    /// The time of the last reading; no part in use is empty.
+    /// The time of the last reading. No part in use is empty.
     #[inline(always)]
     pub fn last_millis(self) -> i64 {
         match self {
@@ -98,7 +99,7 @@ impl<'a> PartView<'a> {
         }
     }
 
-    /// The sum of the readings from index `first` to before `last`.
+    /// The sum of the readings from index `first` up to, but without, `last`.
     pub fn heat_sum_between(self, first: usize, last: usize) -> i64 {
         match self {
             _ if first >= last => 0,
@@ -106,7 +107,8 @@ impl<'a> PartView<'a> {
             PartView::Open(chunk) | PartView::Copied(_, chunk) => {
                 chunk.rows()[first..last].iter().map(|row| row.packed_heat().micros()).sum()
             }
-            // Values are packed as differences: what lies before is unpacked in any case.
+            // Values are packed as differences, so the values before `first` are unpacked in any
+            // case.
             PartView::Packed(block) if last == block.len() => block.sum() - self.heat_sum_between(0, first),
             PartView::Packed(block) => {
                 let mut sum = 0;
@@ -123,7 +125,7 @@ impl<'a> PartView<'a> {
         }
     }
 
-    /// The first row at `millis` or later, the number of rows where there is none.
+    /// The first row at `millis` or later; the number of rows if there is none.
     pub fn seek_row(self, millis: i64) -> usize {
         match self {
             PartView::Open(chunk) | PartView::Copied(_, chunk) => chunk.seek_row(millis),
@@ -131,7 +133,7 @@ impl<'a> PartView<'a> {
         }
     }
 
-    /// The rows in order; those of a block are unpacked into `buffer`.
+    /// The rows in order. The rows of a block are unpacked into `buffer`.
     pub fn rows(self, buffer: &mut Vec<PackedRow>) -> (TimeFrame, PartRows<'a>) {
         match self {
             PartView::Open(chunk) | PartView::Copied(_, chunk) => {
@@ -144,8 +146,8 @@ impl<'a> PartView<'a> {
         }
     }
 
-    /// Writes times and heat indexes of the rows from index `first` on, as many as there is room
-    /// for; returns how many.
+    /// Writes times and heat indexes of the rows from index `first` on, until `out` is full.
+    /// Returns the number of rows.
     pub fn read_rows(self, first: usize, out: &mut [(i64, i64)]) -> usize {
         let count = out.len().min(self.len().saturating_sub(first));
         let out = &mut out[..count];
@@ -169,7 +171,7 @@ impl<'a> PartView<'a> {
         count
     }
 
-    /// Gives `each` the time and value of every reading.
+    /// Calls `each` with the time and value of every reading.
     pub fn for_each_reading(self, mut each: impl FnMut(i64, PackedHeat)) {
         let mut buffer = Vec::new();
         let (frame, rows) = self.rows(&mut buffer);
@@ -177,7 +179,7 @@ impl<'a> PartView<'a> {
     }
 }
 
-/// Rows that are in a chunk, or were unpacked into a buffer.
+/// The rows of a part: in a chunk, or unpacked into a buffer.
 #[derive(Clone, Copy, Debug)]
 pub enum PartRows<'a> {
     Chunk(&'a [PackedRow]),
@@ -197,7 +199,7 @@ impl<'a> PartRows<'a> {
     }
 }
 
-/// Unpacks a block that [fits](fits_chunk) into as many rows.
+/// Unpacks a block that [fits](fits_chunk) into `rows`, which has the block's length.
 fn unpack_block(block: &Block, rows: &mut [PackedRow]) -> TimeFrame {
     let frame = frame_of(block).unwrap_or_else(|| unreachable!("only blocks that fit are held"));
     let divisor = if block.has_whole_seconds() { 1000 } else { 1 };
@@ -216,7 +218,7 @@ pub fn fits_chunk(block: &Block) -> bool {
     !block.is_empty() && frame_of(block).is_some()
 }
 
-/// The block as blocks that [fit](fits_chunk).
+/// Splits the block into blocks that [fit](fits_chunk).
 pub fn split_to_fit_chunk(block: Block) -> Vec<Block> {
     if fits_chunk(&block) {
         return vec![block];
@@ -227,7 +229,8 @@ pub fn split_to_fit_chunk(block: Block) -> Vec<Block> {
     while let Some(first) = rest.first() {
         let first = first.reading_at.millis();
         let mut len = 0;
-        // As in the tail of a chunk: whole seconds for as long as all are, then milliseconds.
+        // As in the tail of a chunk: whole seconds as long as all times are whole seconds, then
+        // milliseconds.
         let mut seconds = true;
         for reading in rest {
             let millis = reading.reading_at.millis();
@@ -244,7 +247,7 @@ pub fn split_to_fit_chunk(block: Block) -> Vec<Block> {
 }
 
 impl Chunk {
-    /// Packs the readings from index `from` on; there must be some.
+    /// Packs the readings from index `from` on; there must be at least one.
     pub fn pack_block(&self, from: usize) -> Block {
         let rows = &self.rows()[from..];
         let revisions = self.revisions.as_deref();
@@ -256,7 +259,7 @@ impl Chunk {
         )
     }
 
-    /// Fills the chunk, `with_revisions` or just the values.
+    /// Fills the chunk from a block; `with_revisions` also unpacks the revisions.
     pub fn unpack_block(&mut self, block: &Block, with_revisions: bool) {
         self.frame = unpack_block(block, &mut self.rows[..block.len()]);
         (self.len, self.sum, self.peak) = (block.len() as u16, block.sum(), block.peak());

@@ -1,5 +1,5 @@
-//! The rows of a city as of an epoch, read while later epochs follow: its blocks are shared, and
-//! its tail is packed into one more.
+//! Pins the rows of a city as of an epoch, so that they can be read while later epochs are applied:
+//! its blocks are shared, and its tail is packed into another block.
 
 use std::collections::VecDeque;
 
@@ -8,8 +8,8 @@ use super::part::{PartView, ReadingsPart};
 use super::store::{AFTER_ALL_TIMES, ReadingStore};
 use crate::model::{Block, Row};
 
-/// Which rows of a city are read: those from one time to another, both included, oldest first, at
-/// most `limit`.
+/// A range of a city's rows: from one time to another, both included, oldest first, at most
+/// `limit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowRange {
     pub from: i64,
@@ -17,20 +17,21 @@ pub struct RowRange {
     pub limit: usize,
 }
 
-/// What reading a range takes, known before any row is made.
+/// The cost of reading a range, known before any row is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RangeSize {
-    /// Exact for short ranges, otherwise a bound.
+    /// Exact for short ranges, otherwise an upper bound.
     pub rows: usize,
-    /// What the blocks take that are pinned, even where the city still shares them.
+    /// The memory of the pinned blocks, including those that the city still shares.
     pub bytes: usize,
 }
 
-/// Parts whose lengths are looked up, each a cache miss; of more, each counts as full.
+/// The most parts whose lengths are read, each a cache miss. In a longer range every part counts as
+/// full.
 const MAX_COUNTED_PARTS: usize = 16;
 
 impl ReadingStore {
-    /// How much there is in a range; the city must be sealed. Blocks are not unpacked.
+    /// The size of a range. The city must be sealed. Blocks are not unpacked.
     pub fn measure_range(&self, city: u32, range: RowRange) -> RangeSize {
         let window = self.retention.window.millis();
         let low = self.seek_row(city, range.from.saturating_sub(window));
@@ -50,7 +51,7 @@ impl ReadingStore {
         RangeSize { rows, bytes: pinned.map(pinned_bytes).sum() }
     }
 
-    /// Pins a range as it is now; the city must be sealed.
+    /// Pins a range in its present state. The city must be sealed.
     pub fn pin_range(&self, city: u32, range: RowRange) -> PinnedRows {
         let window = self.retention.window.millis();
         let low = self.seek_row(city, range.from.saturating_sub(window));
@@ -60,7 +61,7 @@ impl ReadingStore {
         let parts = &self.index[city as usize].parts;
         for (at, part) in parts.iter().enumerate().skip(low.part) {
             let last = blocks.back().map_or(i64::MIN, Block::last_millis);
-            // One row behind the limit tells whether there are more.
+            // One row after the limit shows whether there are more.
             if at > high.part && (rows > range.limit || last > range.to) {
                 break;
             }
@@ -95,21 +96,21 @@ fn pinned_bytes(part: &ReadingsPart) -> usize {
     size_of::<Block>()
         + match part {
             ReadingsPart::Packed(block) => block.memory_bytes(),
-            // No less than it takes packed.
+            // An upper bound, because it takes less when it is packed.
             ReadingsPart::Open(_) => size_of::<Chunk>(),
         }
 }
 
-/// The rows of a range, whatever becomes of the city meanwhile.
+/// The pinned rows of a range. Later edits of the city do not affect them.
 #[derive(Debug)]
 pub struct PinnedRows {
-    /// From that of `low` on.
+    /// The blocks from that of `low` on.
     blocks: VecDeque<Block>,
-    /// How many have left at the front.
+    /// How many blocks were released at the front.
     released_blocks: usize,
     low: BlockCursor,
     high: BlockCursor,
-    /// Of the readings from `low` to before `high`.
+    /// Sum and count of the readings from `low` up to, but without, `high`.
     sum: i64,
     count: u32,
     window: i64,
@@ -118,7 +119,7 @@ pub struct PinnedRows {
 }
 
 impl PinnedRows {
-    /// What it took at first.
+    /// The memory of the blocks when they were pinned.
     pub fn initial_bytes(&self) -> usize {
         self.bytes
     }
@@ -142,7 +143,7 @@ impl PinnedRows {
             self.count -= 1;
             self.low.step_row(&self.blocks, self.released_blocks);
         }
-        // What both have unpacked is not needed packed.
+        // Release the blocks that both cursors have unpacked.
         while self.released_blocks < self.low.next_block && self.blocks.pop_front().is_some() {
             self.released_blocks += 1;
         }
@@ -150,15 +151,15 @@ impl PinnedRows {
     }
 }
 
-/// A place in pinned blocks, with the rows of its block unpacked.
+/// A position in pinned blocks, with the rows of its block unpacked.
 #[derive(Debug)]
 struct BlockCursor {
-    /// Counted from the first that was pinned.
+    /// The index of the next block, counted from the first pinned one.
     next_block: usize,
     frame: TimeFrame,
     rows: Vec<PackedRow>,
     next_row: usize,
-    /// The row's time, or [`AFTER_ALL_TIMES`].
+    /// The row's time, or [`AFTER_ALL_TIMES`] after the last row.
     millis: i64,
     held: PackedHeat,
 }
@@ -171,8 +172,8 @@ impl Default for BlockCursor {
 }
 
 impl BlockCursor {
-    /// Goes to a row of the next block, or of the first behind it that has rows from there on. So
-    /// many blocks have left.
+    /// Moves to row `row` of the next block; if the block is shorter, to the first row of the block
+    /// after it. `left` is the number of released blocks.
     #[cold]
     fn enter_block(&mut self, blocks: &VecDeque<Block>, left: usize, mut row: usize) {
         self.millis = AFTER_ALL_TIMES;

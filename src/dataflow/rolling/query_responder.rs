@@ -15,7 +15,7 @@ use crate::model::{
     AnswerPiece, Arrival, CityId, EventTime, MAX_PINNED_BYTES, Query, QueryKind, RemainingRows, Row,
 };
 
-/// How much of the query responses is made at a time, and how much memory they may pin.
+/// Limits of a slice of query responses, and of the memory that they pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueryLimits {
     /// The most rows of a slice, before other work gets its turn.
@@ -67,7 +67,7 @@ struct OpenResponse {
     pinned_bytes: usize,
 }
 
-/// What may still be made in this slice.
+/// The remaining work of a slice.
 pub struct WorkSlice {
     rows: usize,
     deadline: Option<Instant>,
@@ -156,7 +156,8 @@ impl QueryResponder {
         if size.rows == 0 {
             return RemainingRows::Nothing;
         }
-        // The queries of a call that is larger than all that may be held have it alone.
+        // One call may exceed the limit by itself: its queries are refused only if another call has
+        // open responses.
         let of_same_call =
             |(asker, open): (&QueryKey, &OpenResponse)| asker.0 == key.0 && open.epoch == epoch;
         if self.pinned_bytes + size.bytes > self.limits.pinned_bytes && !self.open.iter().all(of_same_call) {
@@ -296,7 +297,7 @@ impl OpenResponse {
         while rows.len() < most
             && let Some((millis, row)) = pinned.next_row()
         {
-            // Held times come from event times.
+            // Stored times come from event times.
             rows.extend(EventTime::from_millis(millis).map(|reading_at| (reading_at, row)));
         }
         debug_assert!(

@@ -1,9 +1,9 @@
-//! The revisions of a chunk's readings, in as few bytes each as they need: counters take one,
-//! millisecond stamps of readings a minute apart three.
+//! The packed revisions of a chunk's readings: one byte each for counters, three bytes for
+//! millisecond timestamps of readings a minute apart.
 
 use crate::model::Revision;
 
-/// One optional revision per row, as a code of `width` bytes: 0 is none, else one more than the
+/// One optional revision for each row, as a code of `width` bytes: 0 for none, otherwise 1 plus the
 /// distance from `base`.
 #[derive(Clone, Debug)]
 pub struct Revisions {
@@ -13,7 +13,7 @@ pub struct Revisions {
 }
 
 impl Revisions {
-    /// `rows` rows without a revision.
+    /// `rows` rows without revisions.
     pub fn without_revisions(rows: usize) -> Revisions {
         Revisions { base: 0, width: 1, codes: vec![0; rows] }
     }
@@ -26,7 +26,7 @@ impl Revisions {
         let mut code = [0; 8];
         code[..self.width].copy_from_slice(&self.codes[row * self.width..(row + 1) * self.width]);
         let code = u64::from_le_bytes(code);
-        // A code of 0 is no revision; others wrap around as they did in `encode`.
+        // Code 0 is no revision. Other codes wrap around as in `try_encode`.
         (code != 0).then(|| self.base.wrapping_add(code.wrapping_sub(1) as i64)).and_then(Revision::new)
     }
 
@@ -38,7 +38,7 @@ impl Revisions {
         }
     }
 
-    /// A row without a revision at index `row`, before those behind it.
+    /// Inserts a row without a revision at index `row`.
     pub fn insert(&mut self, row: usize) {
         let at = row * self.width;
         self.codes.splice(at..at, std::iter::repeat_n(0, self.width));
@@ -52,17 +52,17 @@ impl Revisions {
         Revisions { codes: self.codes.split_off(row * self.width), ..*self }
     }
 
-    /// Bytes of memory.
+    /// Memory in bytes.
     #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         size_of::<Revisions>() + self.codes.capacity()
     }
 
-    /// Writes the code, if base and width allow it.
+    /// Writes the code. Returns false if it does not fit base and width.
     fn try_encode(&mut self, row: usize, revision: Option<Revision>) -> bool {
         let code = match revision {
             None => 0,
-            // At most u64::MAX, because i64::MIN is no revision.
+            // At most `u64::MAX`, because `i64::MIN` is no revision.
             Some(revision) if revision.number() >= self.base => {
                 (revision.number().wrapping_sub(self.base) as u64).saturating_add(1)
             }

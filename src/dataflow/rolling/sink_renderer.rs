@@ -3,11 +3,11 @@
 use super::epoch_changes::{CurrentChange, EpochChanges, RollingOutputs};
 use crate::model::{BatchBuilder, CityNames, Render, RenderWants};
 
-/// What encodes a worker's results for one sink.
+/// Encodes a worker's results for one sink.
 pub struct SinkRenderer {
     render: Box<dyn Render>,
     wants: RenderWants,
-    /// Rows that an epoch has touched are written, changed or not.
+    /// Write the rows that an epoch has touched, changed or not.
     write_touched: bool,
 }
 
@@ -16,7 +16,7 @@ impl SinkRenderer {
         SinkRenderer { wants: render.wants(), render, write_touched }
     }
 
-    /// Writes what an epoch has changed.
+    /// Writes the changes of an epoch.
     pub(super) fn render_epoch(
         &mut self,
         epoch: u64,
@@ -50,7 +50,7 @@ impl SinkRenderer {
 }
 
 impl RollingOutputs {
-    /// What sinks need of an epoch beside the rows that are written to all.
+    /// The outputs that sinks need in addition to the rows, which all sinks get.
     pub fn of_sinks(renderers: &[SinkRenderer]) -> RollingOutputs {
         let any = |wants: fn(&SinkRenderer) -> bool| renderers.iter().any(wants);
         RollingOutputs {
@@ -75,7 +75,7 @@ mod tests {
 
     const MINUTE: i64 = 60_000;
 
-    /// Writes a letter for each thing that it is given, as far as it wants that.
+    /// Writes one letter of the alphabet for each change that it wants.
     struct Letters(RenderWants);
 
     impl Letters {
@@ -115,7 +115,7 @@ mod tests {
         }
     }
 
-    /// What each sink gets of two epochs: a reading, and its withdrawal and return.
+    /// The output of each sink in two epochs: a reading; its withdrawal and return.
     fn rendered(sinks: &[(RenderWants, bool)]) -> Vec<[String; 2]> {
         let mut sinks: Vec<SinkRenderer> = sinks
             .iter()

@@ -308,7 +308,7 @@ mod tests {
         assert!(snapshots.continue_slice(&mut rolling).is_some());
         taker.given_up.set(2);
         assert!(snapshots.continue_slice(&mut rolling).is_none());
-        // One whose mark comes after it was given up does not begin.
+        // A snapshot that was cancelled before its barrier does not begin.
         snapshots.begin_snapshot(mark(2), 2, &mut rolling);
         taker.full.set(false);
         assert!(snapshots.continue_slice(&mut rolling).is_none());

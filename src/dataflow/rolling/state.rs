@@ -125,7 +125,7 @@ impl Rolling {
         self.finish_epoch(changed);
     }
 
-    /// Looks up the city of each arrival, advances `high`, and marks the cities that need edits.
+    /// Looks up the city of each arrival, advances `high`, and flags the cities that need edits.
     /// Lateness is decided here, while the arrivals are in log order.
     fn classify_arrivals(&mut self, arrivals: &[Vec<Arrival>]) {
         let retention = self.store.retention;
@@ -141,7 +141,7 @@ impl Rolling {
             if reading {
                 head.high = head.high.max(millis);
             }
-            // Whether a retried one counts is decided where all of its key is known.
+            // Whether a retried reading counts is decided with the other readings of its key.
             let retried = matches!(arrival.event, ReadingEvent::RetriedReading(_));
             let withdrawn =
                 head.tombstones_ahead && self.store.index[city as usize].tombstones.contains_key(&millis);
@@ -192,8 +192,8 @@ impl Rolling {
             _ => self.edit_reading(city, arrival, held, wants_rows),
         };
         if let Some(current) = &mut self.current {
-            // A reading moves `high` even where it loses, so the city's current row may turn
-            // unservable.
+            // A reading advances `high` even if it is superseded, so the city's current row may
+            // become unservable.
             current.touch_city(city);
             if !matches!(kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
                 current.record_measurement(city, millis, measurement);
@@ -247,7 +247,7 @@ impl Rolling {
                 &self.city_deltas,
                 self.outputs.touched_unchanged,
                 |millis, before, after| {
-                    // Held times come from event times.
+                    // Stored times come from event times.
                     let Some(reading_at) = EventTime::from_millis(millis) else { return };
                     changed.last_piece().push(RowChange { city: CityId(city), reading_at, before, after });
                 },

@@ -17,19 +17,19 @@ use crate::model::{Block, Revision};
 /// A time before every event time.
 pub const BEFORE_ALL_TIMES: i64 = i64::MIN;
 
-/// What an in-order append reads and writes: one cache line a city.
+/// What an in-order append reads and writes: one cache line for each city.
 ///
 /// If the city has readings, `window_sum` and `window_count` cover `[t - window, t]` of its newest
-/// reading `t`, and `window_chunk`/`window_row` is the first row of that span. The length of the
-/// tail is here; the header of its chunk is updated when the tail is sealed.
+/// reading `t`, and `window_chunk`/`window_row` is the first row of that window. `tail_len` is the
+/// length of the tail; the header of its chunk is updated when the tail is sealed.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct CityHead {
     pub window_sum: i64,
-    /// The time of the newest reading: one that is newer is an append, unless it was withdrawn
-    /// before.
+    /// The time of the newest reading. A newer arrival is an append, unless its key has a
+    /// tombstone.
     pub newest: i64,
-    /// The newest `reading_at` that was ever accepted: it never falls, and retention is counted
+    /// The newest `reading_at` that was ever accepted. It never decreases, and retention counts
     /// from it.
     pub high: i64,
     pub tail_frame: TimeFrame,
@@ -40,9 +40,9 @@ pub struct CityHead {
     pub tail_len: u16,
     pub window_row: u16,
     pub window_chunk_len: u16,
-    /// The tail holds revisions.
+    /// The tail has revisions.
     pub tail_revisions: bool,
-    /// Keys newer than the newest reading may have been withdrawn.
+    /// There may be tombstones newer than the newest reading.
     pub tombstones_ahead: bool,
     pub edit_state: EditState,
 }
@@ -53,44 +53,45 @@ const _: () = assert!(size_of::<CityHead>() == 64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EditState {
     None,
-    /// Its readings must be applied as edits.
+    /// Its arrivals must be applied as edits.
     Expected,
     /// The city is sealed for edits, and its head is stale.
     Begun,
 }
 
-/// What only new chunks, corrections and snapshots need.
+/// The state that only new chunks, edits and snapshots need.
 #[derive(Debug)]
 pub struct CityIndex {
-    /// Oldest first; between epochs the last is the tail's chunk and all before it are packed, and
-    /// none is empty.
+    /// Oldest first. Between epochs the last part is the tail's chunk and all others are packed.
+    /// None is empty.
     pub parts: VecDeque<ReadingsPart>,
-    /// Keys that hold no reading because they were withdrawn, with the revision of the withdrawal.
+    /// Withdrawn keys without a reading, with the revision of the withdrawal.
     pub tombstones: BTreeMap<i64, Option<Revision>>,
-    /// A reading was ever accepted: known in log order, where the head's `high` is that of the
-    /// whole epoch.
+    /// A reading was ever accepted. It is set in log order, whereas the head's `high` is advanced
+    /// for a whole epoch at once.
     pub has_accepted_reading: bool,
-    /// The part in which the running window begins, by index.
+    /// The index of the part in which the running window begins.
     pub window_part: u32,
     /// How many parts were removed. The number of a part is its index plus this.
     pub removed_parts: u64,
-    /// The first part that the epoch at hand may have opened, by index.
+    /// The index of the first part that the current epoch may have opened.
     pub first_opened_part: u32,
-    /// The first part that was edited since the current row was looked at, by number.
+    /// The number of the first part that was edited since the current row was last computed.
     pub first_changed_part: u64,
-    /// The block that the head's `window_chunk` is a copy of, unless it is the tail.
+    /// The block of which the head's `window_chunk` is a copy; `None` if that is the tail.
     pub window_block: Option<Block>,
-    /// Where the running window begins, while the city is edited.
+    /// The start of the running window while the city is edited.
     pub window_floor: i64,
-    /// The oldest time that was edited since the last snapshot, [`AFTER_ALL_TIMES`] for none.
+    /// The oldest time that was edited since the last snapshot; [`AFTER_ALL_TIMES`] if there is
+    /// none.
     pub edited_from: i64,
-    /// The newest reading and `high` as the last snapshot had them.
+    /// The newest reading and `high` in the last snapshot.
     pub last_snapshot_times: (i64, i64),
 }
 
-/// A time behind every event time.
+/// A time after every event time.
 pub const AFTER_ALL_TIMES: i64 = i64::MAX;
-/// No part.
+/// Stands for no part.
 pub const NO_PART: u32 = u32::MAX;
 
 impl Default for CityIndex {
@@ -117,7 +118,8 @@ pub struct ReadingStore {
     pub heads: Vec<CityHead>,
     pub index: Vec<CityIndex>,
     pub retention: Retention,
-    /// Readings that have left memory, where somebody wants to know: `(city, time, value)`.
+    /// Readings that were removed from memory, as `(city, time, value)`; `None` if no output needs
+    /// them.
     pub retired_readings: Option<Vec<(u32, i64, PackedHeat)>>,
 }
 
@@ -133,7 +135,7 @@ impl ReadingStore {
         }
     }
 
-    /// A city without readings.
+    /// Adds a city without readings.
     pub fn add_city(&mut self) -> u32 {
         self.heads.push(CityHead {
             window_sum: 0,
@@ -155,8 +157,8 @@ impl ReadingStore {
         self.heads.len() as u32 - 1
     }
 
-    /// Adds a reading that is newer than all that the city knows of; returns sum and count of its
-    /// window.
+    /// Appends a reading that is newer than all readings and tombstones of the city. Returns sum
+    /// and count of its window.
     #[inline]
     pub fn append_reading(
         &mut self,
@@ -188,9 +190,9 @@ impl ReadingStore {
         (head.window_sum, head.window_count)
     }
 
-    /// Reads what appends to these cities will need, one after the other without waiting: the
-    /// processor then fetches it for all of them at once, where the appends themselves would wait
-    /// for each.
+    /// Reads the memory that appends to these cities will need. These reads do not depend on each
+    /// other, so the processor fetches the memory for all of them at once; the appends themselves
+    /// would wait for each fetch.
     pub fn prefetch_appends(&self, cities: &[u32]) {
         let mut seen = 0;
         for head in cities.iter().filter_map(|&city| self.heads.get(city as usize)) {
@@ -204,7 +206,7 @@ impl ReadingStore {
         std::hint::black_box(seen);
     }
 
-    /// Sees to it that the tail has room for a row at `millis`, by a wider frame or a new tail.
+    /// Makes room in the tail for a row at `millis`, by a wider frame or a new tail.
     #[cold]
     #[inline(never)]
     fn make_tail_room(&mut self, city: u32, millis: i64, held: PackedHeat) -> PackedRow {
@@ -228,12 +230,12 @@ impl ReadingStore {
         frame.pack_row(millis, held).unwrap_or_else(|| unreachable!("the frame was chosen for this time"))
     }
 
-    /// Packs the city's tail and gives it a new, empty one; what no servable row needs leaves
-    /// memory.
+    /// Packs the city's tail and gives the city a new, empty tail. Readings that no servable row
+    /// needs are removed.
     fn roll_tail(&mut self, city: u32, millis: i64) {
         let head = &self.heads[city as usize];
         if head.tail != NO_CHUNK {
-            // Its sums are those of its block.
+            // Its sums become those of its block.
             self.arena.get_mut(head.tail).len = head.tail_len;
         }
         self.trim_city(city);
@@ -246,7 +248,7 @@ impl ReadingStore {
         if let Some(tail) = index.parts.back_mut() {
             let block = arena.get(head.tail).pack_block(0);
             if head.window_chunk == head.tail {
-                // What was the tail goes on as the copy of its block.
+                // The former tail becomes the copy of its block.
                 index.window_block = Some(block.clone());
                 head.window_chunk_len = head.tail_len;
                 arena.get_mut(head.tail).revisions = None;
@@ -263,7 +265,7 @@ impl ReadingStore {
         (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (fresh, 0, frame, false);
     }
 
-    /// Writes into the tail's header what its head knows.
+    /// Updates the header of the tail's chunk from the city's head.
     pub fn seal_tail(&mut self, city: u32) {
         let head = &mut self.heads[city as usize];
         if head.tail == NO_CHUNK {
@@ -275,8 +277,8 @@ impl ReadingStore {
         }
     }
 
-    /// Lets go of the parts that lie before all that a servable row or the running window needs,
-    /// and forgets withdrawals that nothing can contradict any more.
+    /// Removes the parts that neither a servable row nor the running window needs, and the
+    /// tombstones that no accepted arrival can have the key of any more.
     pub fn trim_city(&mut self, city: u32) {
         let ReadingStore { arena, heads, index, retention, retired_readings: departed } = self;
         let (head, index) = (&heads[city as usize], &mut index[city as usize]);
@@ -297,8 +299,8 @@ impl ReadingStore {
         }
     }
 
-    /// Makes the city fit for edits: until [`ReadingStore::finish_edits`] only its running sums are kept
-    /// up.
+    /// Prepares the city for edits: until [`ReadingStore::finish_edits`], only its running sums are
+    /// updated.
     pub fn begin_edits(&mut self, city: u32) {
         self.seal_tail(city);
         let window = self.retention.window.millis();
@@ -306,8 +308,8 @@ impl ReadingStore {
             self.last_millis(city).map_or(BEFORE_ALL_TIMES, |last| last - window);
     }
 
-    /// Makes the city fit for appends again: packs all but the tail, and moves the running window
-    /// to the newest reading.
+    /// Prepares the city for appends again: packs all parts but the tail, and moves the running
+    /// window to the newest reading.
     pub fn finish_edits(&mut self, city: u32) {
         let index = &mut self.index[city as usize];
         if index.first_opened_part != NO_PART {
@@ -323,7 +325,7 @@ impl ReadingStore {
         self.heads[city as usize].edit_state = EditState::None;
     }
 
-    /// The chunk of a part, which is unpacked where it is not open.
+    /// The chunk of a part, which is unpacked if it is not open.
     pub fn open_part(&mut self, city: u32, part: usize) -> u32 {
         let ReadingStore { arena, index, .. } = self;
         let index = &mut index[city as usize];
@@ -352,8 +354,8 @@ impl ReadingStore {
         }
     }
 
-    /// Sets the head from the parts, and the running window, which edits have kept right from
-    /// `floor` on, to that of the newest reading.
+    /// Recomputes the head from the parts. Edits have updated the running window from `floor` on;
+    /// it is moved to the window of the newest reading.
     fn refresh_head(&mut self, city: u32) {
         let last = self.last_millis(city);
         let window = self.retention.window.millis();
@@ -375,8 +377,8 @@ impl ReadingStore {
         let ReadingStore { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         head.newest = last.unwrap_or(BEFORE_ALL_TIMES);
-        // Appends keep no books: what a snapshot has taken must be older than all of them, also
-        // where its newest is no more.
+        // Appends do not update `edited_from`, so the snapshot must be older than all of them, even
+        // if its newest reading was withdrawn.
         index.last_snapshot_times.0 = index.last_snapshot_times.0.min(head.newest);
         head.tombstones_ahead =
             index.tombstones.last_key_value().is_some_and(|(&millis, _)| millis > head.newest);
@@ -395,7 +397,7 @@ impl ReadingStore {
         set_window_start(head, index, arena, lo);
     }
 
-    /// Takes over what a snapshot has of a city without readings.
+    /// Restores a city without its readings from a snapshot.
     pub fn restore_city(
         &mut self,
         city: u32,
@@ -408,7 +410,7 @@ impl ReadingStore {
             blocks.into_iter().flat_map(part::split_to_fit_chunk).map(ReadingsPart::Packed).collect();
         index.tombstones = withdrawn.collect();
         index.has_accepted_reading = high != BEFORE_ALL_TIMES;
-        // An empty window behind the last reading.
+        // An empty window after the last reading.
         index.window_floor =
             index.parts.back().map_or(BEFORE_ALL_TIMES, |last| last.view(&self.arena).last_millis() + 1);
         self.heads[city as usize].high = high;
@@ -417,7 +419,7 @@ impl ReadingStore {
         self.index[city as usize].last_snapshot_times = (last, high);
     }
 
-    /// Bytes of memory in use for readings and their revisions.
+    /// Memory in bytes of readings and their revisions.
     #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
         let parts = self.index.iter().flat_map(|index| &index.parts).map(|part| match part {
@@ -434,8 +436,7 @@ impl ReadingStore {
     }
 }
 
-/// Takes what is older than `floor` out of the running window; false where it has come to the end
-/// of the part.
+/// Removes the rows before `floor` from the running window. Returns false at the end of the part.
 #[inline(always)]
 fn advance_window(head: &mut CityHead, arena: &Arena, floor: i64) -> bool {
     let len = if head.window_chunk == head.tail { head.tail_len } else { head.window_chunk_len };
@@ -451,14 +452,14 @@ fn advance_window(head: &mut CityHead, arena: &Arena, floor: i64) -> bool {
     false
 }
 
-/// The running window goes on in the next part.
+/// Continues the running window in the next part.
 #[cold]
 fn move_window_to_next_part(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena) {
     let place = RowPosition { part: index.window_part as usize + 1, row: 0 };
     set_window_start(head, index, arena, place);
 }
 
-/// The running window begins at `place`.
+/// Sets the start of the running window to `place`.
 fn set_window_start(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena, place: RowPosition) {
     index.window_part = place.part as u32;
     let was = index.window_block.take().map(|block| (block, head.window_chunk));

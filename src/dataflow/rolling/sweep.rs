@@ -1,5 +1,5 @@
-//! Rolling results from held readings: for one place, for a range, and for all rows that edits have
-//! changed.
+//! Computes rolling results from stored readings: for one time, for a range, and for all rows that
+//! edits have changed.
 
 use super::chunk::{PackedHeat, PackedRow, TimeFrame};
 use super::edit::ReadingDelta;
@@ -19,7 +19,7 @@ impl ReadingStore {
         }
     }
 
-    /// The first place at `millis` or later; the city must be sealed.
+    /// The position of the first row at `millis` or later. The city must be sealed.
     pub fn seek_row(&self, city: u32, millis: i64) -> RowPosition {
         let chunk = self.seek_part(city, millis);
         let row = if chunk < self.end_position(city).part {
@@ -30,8 +30,9 @@ impl ReadingStore {
         RowPosition { part: chunk, row }
     }
 
-    /// The first part that ends at `millis` or later. Most searches are for what is near the newest
-    /// reading, or near the end of its window; headers of other parts are mostly not in any cache.
+    /// The first part that ends at `millis` or later. The search starts at the newest part and at
+    /// the start of the running window, because most searched times are near one of them, and the
+    /// headers of other parts are mostly not in any cache.
     fn seek_part(&self, city: u32, millis: i64) -> usize {
         let index = &self.index[city as usize];
         let is_before = |part: usize| index.parts[part].view(&self.arena).last_millis() < millis;
@@ -45,23 +46,24 @@ impl ReadingStore {
         gallop_back(0, end.saturating_sub(1), is_before)
     }
 
-    /// The place behind the last row.
+    /// The position after the last row.
     pub fn end_position(&self, city: u32) -> RowPosition {
         RowPosition { part: self.index[city as usize].parts.len(), row: 0 }
     }
 
-    /// The reading at `millis`, which [`ReadingStore::seek_row`] found to be at `place` if anywhere.
+    /// The reading at `millis`, if there is one. `place` is the position that
+    /// [`ReadingStore::seek_row`] returned for `millis`.
     pub fn reading_at(&self, city: u32, place: RowPosition, millis: i64) -> Option<PackedHeat> {
         let part = (place != self.end_position(city)).then(|| self.part_view(city, place.part))?;
         (part.millis(place.row) == millis).then(|| part.packed_heat(place.row))
     }
 
-    /// The time of the city's newest reading; the city must be sealed.
+    /// The time of the city's newest reading. The city must be sealed.
     pub fn last_millis(&self, city: u32) -> Option<i64> {
         self.index[city as usize].parts.back().map(|part| part.view(&self.arena).last_millis())
     }
 
-    /// Time and value of the city's newest reading; the city must be sealed.
+    /// Time and value of the city's newest reading. The city must be sealed.
     pub fn newest_reading(&self, city: u32) -> Option<(i64, PackedHeat)> {
         let last = self.end_position(city).part.checked_sub(1)?;
         let (part, row) = (self.part_view(city, last), self.part_view(city, last).len() - 1);
@@ -89,8 +91,8 @@ impl ReadingStore {
         (sum, count)
     }
 
-    /// [`ReadingStore::sum_range`] of a window, by what it has that the running one has not, and the other way
-    /// around, where that is less.
+    /// [`ReadingStore::sum_range`] for a window. If the window has more parts than its difference
+    /// from the running window, only the difference is summed.
     pub fn sum_window(&self, city: u32, from: RowPosition, to: RowPosition) -> (i64, u32) {
         let (head, end) = (&self.heads[city as usize], self.end_position(city));
         let lo = self.window_start(city);
@@ -108,7 +110,7 @@ impl ReadingStore {
         }
     }
 
-    /// Where the running window begins.
+    /// The first row of the running window.
     fn window_start(&self, city: u32) -> RowPosition {
         let (head, index) = (&self.heads[city as usize], &self.index[city as usize]);
         match head.edit_state {
@@ -117,7 +119,7 @@ impl ReadingStore {
         }
     }
 
-    /// The greatest heat index in `from..=to` and when it was first; the city must be sealed.
+    /// The greatest heat index in `from..=to`, and its first time. The city must be sealed.
     pub fn peak_in_range(&self, city: u32, from: i64, to: i64) -> Option<(i64, i64)> {
         let (low, high) = (self.seek_row(city, from), self.seek_row(city, to + 1));
         let mut peak: Option<(i64, i64)> = None;
@@ -135,8 +137,8 @@ impl ReadingStore {
         peak
     }
 
-    /// Gives `each` the row of every reading in `from..=to`, by time, until it has enough; the city
-    /// must be sealed.
+    /// Calls `each` with the row of every reading in `from..=to`, by time, until it returns
+    /// `Break`. The city must be sealed.
     #[cfg(any(test, feature = "internals"))]
     pub fn for_each_row(
         &self,
@@ -156,9 +158,10 @@ impl ReadingStore {
         }
     }
 
-    /// Gives `emit` every row that `deltas` have changed, with its result before and after. The
-    /// deltas are in order of time, one a key, and the store has them applied; the city must be
-    /// sealed. With `all`, rows that they have not changed in the end as well.
+    /// Calls `emit` with every row that `deltas` have changed, with its result before and after.
+    /// The deltas are sorted by time, at most one for each key, and are applied to the store
+    /// already. The city must be sealed. With `all`, rows in their windows that did not change in
+    /// the end are emitted, too.
     pub fn sweep_deltas(
         &self,
         city: u32,
@@ -167,12 +170,12 @@ impl ReadingStore {
         mut emit: impl FnMut(i64, Option<Row>, Option<Row>),
     ) {
         let window = self.retention.window.millis();
-        // Deltas before `entered` lie behind the sweep, those before `left` with their whole
-        // window.
+        // Deltas before `entered` are behind the sweep; those before `left`, with their whole
+        // windows.
         let (mut entered, mut left) = (0, 0);
         while let Some(next) = deltas.get(entered) {
             let mut rows = WindowCursor::at(self, city, next.millis - window, next.millis);
-            // What the deltas in the window have added to its sum and count.
+            // The change of the window's sum and count by the deltas in the window.
             let (mut sum_by, mut count_by) = (0, 0);
             loop {
                 if let Some(own) = deltas.get(entered)
@@ -196,8 +199,8 @@ impl ReadingStore {
                         emit(own.millis, before, after);
                     }
                 }
-                // Rows that have no delta of their own, up to the next that has, or to the end of
-                // the oldest delta's window.
+                // Rows without a delta: up to the next delta, or to the end of the window of the
+                // oldest one.
                 let until = deltas.get(entered).map_or(i64::MAX, |delta| delta.millis);
                 let until = until.min(deltas[left].millis + window + 1);
                 let changed = all || sum_by != 0 || count_by != 0;
@@ -213,7 +216,7 @@ impl ReadingStore {
                 if deltas.get(entered).is_some_and(|delta| delta.millis == until) {
                     continue;
                 }
-                // The oldest delta's window ends here.
+                // The window of the oldest delta ends here.
                 sum_by -= deltas[left].sum_change();
                 count_by -= deltas[left].count_change();
                 left += 1;
@@ -225,14 +228,15 @@ impl ReadingStore {
     }
 }
 
-/// The first index from `start` on that `is_before` does not hold for, `end` where it holds for all
-/// before; found by steps from `end` backwards that double.
+/// The first index from `start` on for which `is_before` is false, or `end`. `is_before` must be
+/// true for all indexes before it. The search goes backwards from `end` in steps that double, then
+/// bisects.
 fn gallop_back(start: usize, end: usize, is_before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high, mut step) = (start, end, 1);
     while low < high {
         let probe = if step > 0 { high.saturating_sub(step).max(low) } else { low + (high - low) / 2 };
         if is_before(probe) {
-            // From here on by halves.
+            // Bisect from here on.
             (low, step) = (probe + 1, 0);
         } else {
             (high, step) = (probe, step * 2);
@@ -251,7 +255,8 @@ impl ReadingDelta {
     }
 }
 
-/// A window that moves forward over a city's rows: the readings from `low` to before `high`.
+/// A window that moves forward over a city's rows: the readings from `low` up to, but without,
+/// `high`.
 struct WindowCursor<'a> {
     low: RowCursor<'a>,
     high: RowCursor<'a>,
@@ -271,7 +276,7 @@ impl<'a> WindowCursor<'a> {
         }
     }
 
-    /// Takes in the row at `high`; there must be one.
+    /// Adds the row at `high`, which must exist, to the window.
     #[inline(always)]
     fn take_row(&mut self) {
         self.sum += self.high.held.micros();
@@ -279,13 +284,14 @@ impl<'a> WindowCursor<'a> {
         self.high.step_row();
     }
 
-    /// The result of a reading whose window this is.
+    /// The result of a reading with this window.
     #[inline(always)]
     fn row(&self, held: PackedHeat) -> Row {
         Row::new(held.heat_index(), held.category(), self.sum, self.count)
     }
 
-    /// [`WindowCursor::row`] before edits have added so much to the window.
+    /// [`WindowCursor::row`] before edits changed the window's sum and count by `sum_by` and
+    /// `count_by`.
     #[inline(always)]
     fn row_before(&self, held: PackedHeat, sum_by: i64, count_by: i64) -> Row {
         let count = (i64::from(self.count) - count_by) as u32;
@@ -302,18 +308,18 @@ impl<'a> WindowCursor<'a> {
     }
 }
 
-/// A place in a city's rows, with its row unpacked.
+/// A position in a city's rows, with the row unpacked.
 struct RowCursor<'a> {
     store: &'a ReadingStore,
     city: u32,
     next_part: usize,
     frame: TimeFrame,
     rows: PartRows<'a>,
-    /// The rows of a part that is packed.
+    /// The unpacked rows, if the part is packed.
     buffer: Vec<PackedRow>,
-    /// Of the row behind this one.
+    /// The index in the part of the row after this one.
     next_row: usize,
-    /// The row's time, or [`AFTER_ALL_TIMES`].
+    /// The row's time, or [`AFTER_ALL_TIMES`] after the last row.
     millis: i64,
     held: PackedHeat,
 }
@@ -338,7 +344,8 @@ impl<'a> RowCursor<'a> {
         cursor
     }
 
-    /// Goes to a row of the next part, or of the first behind it that has rows from there on.
+    /// Moves to row `row` of the next part; if the part is shorter, to the first row of the part
+    /// after it.
     #[cold]
     fn enter_part(&mut self, mut row: usize) {
         self.millis = AFTER_ALL_TIMES;

@@ -3,7 +3,7 @@
 //! ```text
 //! time     = date ("T" | "t" | one blank) clock [offset]
 //! date     = YYYY-MM-DD                          of the proleptic Gregorian calendar, 0000 to 9999
-//! clock    = hh:mm[:ss[.d+]]                     00:00 to 23:59:59; digits finer than a millisecond are cut off
+//! clock    = hh:mm[:ss[.d+]]                     00:00 to 23:59:59; only 3 digits are used
 //! offset   = "Z" | "z" | ("+" | "-") hh:mm       -23:59 to +23:59; -00:00 is Z
 //! ```
 //!

@@ -16,7 +16,8 @@ impl EventTime {
     ///
     /// ```
     /// use swelter::{EventTime, LocalTimePolicy};
-    /// let read = EventTime::parse("2013-07-18T15:04:05.6789-04:00", LocalTimePolicy::Refuse).unwrap();
+    /// let text = "2013-07-18T15:04:05.6789-04:00";
+    /// let read = EventTime::parse(text, LocalTimePolicy::Refuse).unwrap();
     /// assert_eq!(read.instant.to_string(), "2013-07-18T19:04:05.678Z");
     /// ```
     #[inline]

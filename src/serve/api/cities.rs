@@ -87,7 +87,8 @@ impl CityListQuery {
         })
     }
 
-    /// `{"as_of":..,"now":..,"units":..,"wind_units":..,"stale_after_s":..,"stale_cities":..,"cities":[..]}`.
+    /// The body: `as_of`, `now`, `units`, `wind_units`, `stale_after_s`, `stale_cities` and the
+    /// list `cities`.
     fn to_json(&self, view: &View) -> Vec<u8> {
         let directory = view.service_info().directory;
         let (mut cities, mut stale) = (Vec::new(), 0);

@@ -1,4 +1,5 @@
-//! How much of what a client sends may become dead letters, so that no client fills the disk, or pushes out the letters of others.
+//! Quotas of dead letters by client: no client fills the disk, or pushes out the dead letters of
+//! others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,18 +7,19 @@ use std::time::{Duration, Instant};
 
 use crate::model::ClientId;
 
-/// In this time a client's share comes back.
+/// A used quota refills within this time.
 const REFILL_PERIOD: Duration = Duration::from_secs(24 * 3600);
-/// Clients that are told apart; further ones have a share together.
+/// The most clients with a quota of their own; further clients share one.
 const MAX_CLIENTS: usize = 10_000;
 const OTHER_CLIENTS: ClientId = ClientId(0);
 
-/// What each client has taken of its share, for those who write letters and those who let clients in.
+/// How much of its quota each client has used. Shared by the writers of dead letters and by the
+/// servers that admit clients.
 #[derive(Clone, Debug)]
 pub struct ClientQuotas(Arc<Mutex<QuotaTable>>);
 
 impl ClientQuotas {
-    /// Each client may cause so many bytes within a day.
+    /// Each client may cause this many bytes of dead letters a day.
     pub(super) fn new(bytes: u64) -> ClientQuotas {
         ClientQuotas(Arc::new(Mutex::new(QuotaTable::new(bytes))))
     }
@@ -26,7 +28,7 @@ impl ClientQuotas {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).charge_client(client, bytes, Instant::now());
     }
 
-    /// How long it takes until the client may send again, where it may not now.
+    /// How long until the client may send again; `None` if it may send now.
     pub fn retry_after(&self, client: ClientId) -> Option<Duration> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retry_after(client, Instant::now())
     }
@@ -38,7 +40,7 @@ struct QuotaTable {
     clients: HashMap<ClientId, QuotaUsage>,
 }
 
-/// What a client has taken of its share, as it was at a time.
+/// The used quota of a client, as of a time.
 #[derive(Clone, Copy, Debug)]
 struct QuotaUsage {
     used_bytes: f64,
@@ -57,7 +59,7 @@ impl QuotaTable {
         QuotaTable { quota_bytes: bytes, clients: HashMap::new() }
     }
 
-    /// A letter of so many bytes came of what the client has sent.
+    /// Charges the client for a dead letter of this many bytes.
     fn charge_client(&mut self, client: ClientId, bytes: u64, now: Instant) {
         let client = self.tracked_client(client, now);
         let share = self.clients.entry(client).or_insert(QuotaUsage { used_bytes: 0.0, at: now });
@@ -110,7 +112,7 @@ mod tests {
         assert!(shares.clients.len() <= MAX_CLIENTS + 1);
         assert!(shares.retry_after(ClientId(u64::MAX), start).is_some());
         assert_eq!(shares.retry_after(ClientId(1), start), None);
-        // What they have taken has come back: they are forgotten, other than what those have that share one.
+        // All quotas have refilled, so the clients are forgotten, except those that share a quota.
         shares.charge_client(ClientId(1 << 40), 1, start + REFILL_PERIOD);
         assert_eq!(shares.clients.len(), 2);
     }

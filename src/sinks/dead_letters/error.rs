@@ -10,7 +10,7 @@ use crate::model::rules_version::RulesVersionMismatch;
 pub enum DlqFileError {
     #[error("{}: {source}: {}", path.display(), remedy_for(source, path))]
     Io { path: PathBuf, source: io::Error },
-    /// It is not known what of the last letters is on the disk.
+    /// It is unknown which of the last dead letters are on the disk.
     #[error("{}: {source}: {}, then start again", path.display(), remedy_for(source, path))]
     Sync { path: PathBuf, source: io::Error },
     #[error(
@@ -24,7 +24,7 @@ pub enum DlqFileError {
 }
 
 impl DlqFileError {
-    /// Whether the letters are in memory, and may be written later.
+    /// Whether the dead letters are still in memory and may be written later.
     pub fn is_transient(&self) -> bool {
         matches!(self, DlqFileError::Io { source, .. } if is_transient(source))
     }

@@ -1,7 +1,8 @@
-//! One file of dead letters as it is written, and the full ones before it.
+//! A file of dead letters that is being written, and the full files before it.
 //!
-//! A file that is full is renamed, and a new one begins with how far all before it go. The new one is whole and synced before it takes the
-//! name. Ended between the two renames there is no file of the name: then the last full one says how far the letters go.
+//! A full file is renamed, and a new one starts with the last positions of all files before it. The
+//! new file is complete and synced before it gets its name. If the process is killed between the
+//! two renames, no file has the name: then the last full file gives the last positions.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,7 +16,7 @@ use crate::fault;
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{DeadLetterLine, EventTime, PartitionName, RawRecord, RecordLocation, Refusal};
 
-/// A partition's letters come in the order of their positions.
+/// The dead letters of a partition are in the order of their positions.
 #[derive(Debug)]
 pub(super) struct DeadLetterFile {
     pub path: PathBuf,
@@ -23,11 +24,11 @@ pub(super) struct DeadLetterFile {
     number: u64,
     buffer: Vec<u8>,
     pub is_unsynced: bool,
-    /// Of the last letter of each partition.
+    /// The position of the last dead letter of each partition.
     pub last_positions: BTreeMap<PartitionName, u64>,
-    /// The file's length up to its last whole write.
+    /// The file's length up to the end of its last complete write.
     valid_bytes: u64,
-    /// A write has failed, which may have left a part of a line behind that.
+    /// A write has failed, and may have left a partial line after `valid_bytes`.
     is_torn: bool,
 }
 
@@ -42,7 +43,7 @@ impl DeadLetterFile {
         fault::check_regular_file(&file).map_err(at_path)?;
         let FileScan { file_number: number, last_positions: mut last, valid_bytes: whole } =
             scan_file(&file, path)?;
-        // It was ended while it began this file, or a person has moved that away.
+        // The process was killed while it started this file, or the user has moved the file away.
         if let (None, Some((_, part))) = (number, parts.last()) {
             let part_file = fault::open_regular_file(part)
                 .map_err(|source| DlqFileError::Io { path: part.clone(), source })?;
@@ -74,7 +75,7 @@ impl DeadLetterFile {
         Ok(dead_letter_file)
     }
 
-    /// Adds a letter, and says how many bytes; none where it is there already.
+    /// Appends a dead letter. Returns its size in bytes; `None` if the file has it already.
     pub(super) fn write_dead_letter(
         &mut self,
         partition: &PartitionName,
@@ -118,7 +119,7 @@ impl DeadLetterFile {
     }
 
     pub(super) fn flush_buffer(&mut self) -> Result<(), DlqFileError> {
-        // No part of a line may stay: what comes later would stand behind it.
+        // Remove a partial line, because the next dead letter would be appended to it.
         let cut = |file: &mut File, whole| file.set_len(whole).and_then(|()| file.seek(SeekFrom::End(0)));
         if self.is_torn {
             cut(&mut self.file, self.valid_bytes).map_err(|error| self.io_error(error))?;
@@ -133,7 +134,8 @@ impl DeadLetterFile {
         Ok(())
     }
 
-    /// Begins another file once this one has so many bytes; true where it did. Each step may fail and be tried again.
+    /// Starts another file if this one has at least `file_bytes`. Returns true if it did. Each step
+    /// may fail and can be retried.
     pub(super) fn rotate_if_full(&mut self, file_bytes: u64) -> Result<bool, DlqFileError> {
         if self.valid_bytes < file_bytes {
             return Ok(false);
@@ -142,7 +144,7 @@ impl DeadLetterFile {
         let path = &self.path;
         let synced = self.file.sync_data();
         synced.map_err(|source| DlqFileError::Sync { path: path.clone(), source })?;
-        // Not where the step behind this one has failed before.
+        // Skip the rename if it succeeded before and the next step failed.
         let renamed = self.path.try_exists().and_then(|is_there| match is_there {
             true => fs::rename(&self.path, folder::part_path(&self.path, self.number)),
             false => Ok(()),
@@ -151,7 +153,7 @@ impl DeadLetterFile {
         Ok(true)
     }
 
-    /// Puts a file that has only its head under the name.
+    /// Creates the file under its name, with only its header.
     fn begin_file(&mut self, number: u64) -> io::Result<()> {
         let head = FileHeader::encode_line(number, &self.last_positions)?;
         let temporary = self.path.with_extension("jsonl.new");
@@ -167,7 +169,7 @@ impl DeadLetterFile {
         Ok(())
     }
 
-    /// As if the file were another one, for tests.
+    /// Replaces the file handle and returns the old one, for tests.
     #[cfg(test)]
     pub(super) fn replace_file(&mut self, file: File) -> File {
         std::mem::replace(&mut self.file, file)
@@ -178,7 +180,8 @@ impl DeadLetterFile {
     }
 }
 
-/// Refuses files that another version of the rules has written: what it refused, this one may have read.
+/// Refuses files that were written under another version of the rules: a record that it refused may
+/// be accepted now.
 fn check_rules_version(path: &Path, rules: &str) -> Result<(), DlqFileError> {
     let noted = path.with_extension("rules");
     let before = match fault::read_small_text(&noted) {
@@ -194,14 +197,14 @@ fn check_rules_version(path: &Path, rules: &str) -> Result<(), DlqFileError> {
     )?)
 }
 
-/// The version that rules begin with. Version 1 did not write its own.
+/// The version at the beginning of `rules`. Version 1 wrote none.
 fn rules_version(rules: &str) -> Option<String> {
     let first = rules.lines().next().unwrap_or_default();
     let written = first.strip_prefix(RULES_VERSION_KEY).and_then(|rest| rest.strip_prefix(" = "));
     Some(written.unwrap_or("1").to_owned())
 }
 
-/// Keeps files that were written by other rules under another name, and notes the rules.
+/// Renames files that were written under other rules, and records the rules.
 fn archive_other_rules(path: &Path, rules: &str) -> io::Result<()> {
     let noted = path.with_extension("rules");
     let before = match fault::read_small_text(&noted) {
@@ -212,7 +215,7 @@ fn archive_other_rules(path: &Path, rules: &str) -> io::Result<()> {
     if before.as_deref() == Some(rules) {
         return Ok(());
     }
-    // A file without rules is none of ours under this name.
+    // Without recorded rules, a file of this name was not written by swelter.
     let (parts, is_there) = (folder::list_parts(path)?, path.try_exists()?);
     if is_there || !parts.is_empty() {
         let aside = (1..).map(|number: u32| path.with_extension(format!("old-{number}.jsonl")));

@@ -1,4 +1,5 @@
-//! The first line of a file that is not the first: its number, and how far the letters before it go in each partition.
+//! The first line of every file but the first: its number, and the last position of each partition
+//! in the files before.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +16,7 @@ pub(super) const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// More than any line has: each byte of a record takes at most 6, and a detail is short.
 pub(super) const MAX_LINE_BYTES: usize = 8 * MAX_RECORD_BYTES;
 
-/// What a head begins with, and no letter.
+/// The beginning of a header; no dead letter begins like this.
 pub(super) const HEADER_PREFIX: &[u8] = b"{\"dead_letters_file\":";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,7 +27,7 @@ pub(super) struct FileHeader {
     last: Vec<LastPosition>,
 }
 
-/// What a line says of its record's place.
+/// The partition and the position of a record, as a line has them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LastPosition {
     #[serde(flatten)]
@@ -46,7 +47,7 @@ impl FileHeader {
         Ok(line)
     }
 
-    /// The head that a line is, where it is one.
+    /// Parses the line; `None` if it is no header.
     pub(super) fn parse_line(line: &[u8]) -> Option<FileHeader> {
         if !line.starts_with(HEADER_PREFIX) {
             return None;
@@ -55,18 +56,18 @@ impl FileHeader {
     }
 }
 
-/// What a file holds.
+/// What a scan of a file found.
 #[derive(Debug, Default)]
 pub(super) struct FileScan {
-    /// Of the file, where it says so.
+    /// The number of the file, if it has a header.
     pub file_number: Option<u64>,
-    /// The last position of each partition, also in the files before.
+    /// The last position of each partition, the files before included.
     pub last_positions: BTreeMap<PartitionName, u64>,
-    /// Bytes of whole lines.
+    /// The length of all complete lines.
     pub valid_bytes: u64,
 }
 
-/// Reads a file from its beginning.
+/// Scans a file from its beginning.
 pub(super) fn scan_file(file: &File, path: &Path) -> Result<FileScan, DlqFileError> {
     let mut scanned = FileScan::default();
     let mut number = 0;

@@ -1,14 +1,14 @@
-//! The files of dead letters in a folder: those that are written, those that are full, and what all of them hold.
+//! The files of dead letters in a folder: those being written, the full ones, and their total size.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Between a file's name and the number of those that are full: `dead-letters.part-00000007.jsonl`.
+/// Between a file's name and the number of a full file: `dead-letters.part-00000007.jsonl`.
 const PART_INFIX: &str = ".part-";
 
-/// Where a full file is kept. Numbers go on from 1.
+/// The path of a full file. Numbers start at 1.
 pub(super) fn part_path(path: &Path, number: u64) -> PathBuf {
     path.with_extension(format!("part-{number:08}.jsonl"))
 }
@@ -28,7 +28,7 @@ pub(super) fn list_parts(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(parts)
 }
 
-/// All files of dead letters; none where there is no folder.
+/// All files of dead letters; empty if the folder does not exist.
 fn list_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -45,7 +45,7 @@ fn list_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Bytes of all files of dead letters in a folder, those that were set aside included.
+/// The size of all files of dead letters in a folder, archived ones included.
 pub(super) fn used_bytes(folder: &Path) -> io::Result<u64> {
     let mut used = 0;
     for file in list_files(folder)? {
@@ -58,19 +58,19 @@ pub(super) fn used_bytes(folder: &Path) -> io::Result<u64> {
     Ok(used)
 }
 
-/// A file that was removed.
+/// A removed file.
 pub(super) struct RemovedFile {
     pub path: PathBuf,
     pub dead_letters: u64,
 }
 
-/// Removes the file that was written first, other than those that are being written; nothing where there are only these.
+/// Removes the oldest file that is not in `written`; `None` if there is no such file.
 pub(super) fn remove_oldest_file(folder: &Path, written: &[&Path]) -> io::Result<Option<RemovedFile>> {
     let mut oldest: Option<(SystemTime, PathBuf)> = None;
     for path in list_files(folder)?.into_iter().filter(|path| !written.contains(&&**path)) {
         let age = match fs::metadata(&path) {
             Ok(metadata) => (metadata.modified()?, path),
-            // Somebody has moved it away meanwhile.
+            // Another process or the user has moved it meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };

@@ -1,4 +1,4 @@
-//! Dead letters read back from their files, also while a service writes it.
+//! Reads dead letters from their files, also while a service writes them.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -13,19 +13,20 @@ use crate::fault;
 use crate::model::dead_letter::decode_text_or_base64;
 use crate::model::{DeadLetter, EventTime, RecordAddress, RetryInfo};
 
-/// Reads the letters of a file and of the full ones before it in their order, up to the last whole line; goes on from there when it is
-/// asked again. Files that were removed meanwhile are passed over.
+/// Reads the dead letters of a file, after those of the full files before it, up to the last
+/// complete line. A further call continues from there. Files that were removed meanwhile are
+/// skipped.
 #[derive(Debug)]
 pub struct DeadLetterReader {
     path: PathBuf,
-    /// The file that is being read; 0 before the first.
+    /// The number of the file that is being read; 0 before the first.
     file: u64,
-    /// Behind the last line that was taken.
+    /// The offset after the last line that was read.
     offset: u64,
     line: u64,
 }
 
-/// All letters of a file; none where there is no file.
+/// All dead letters of a file; empty if the file does not exist.
 #[cfg(test)]
 pub fn read_dead_letters(path: &Path) -> Result<Vec<DeadLetter>, DlqFileError> {
     let mut dead_letters = Vec::new();
@@ -36,12 +37,12 @@ pub fn read_dead_letters(path: &Path) -> Result<Vec<DeadLetter>, DlqFileError> {
     Ok(dead_letters)
 }
 
-/// A file to read on.
+/// A file to continue reading.
 struct OpenedFile {
     path: PathBuf,
     number: u64,
     file: File,
-    /// Nothing is added to it any more.
+    /// The file is full, so nothing more is appended to it.
     is_full: bool,
 }
 
@@ -50,8 +51,8 @@ impl DeadLetterReader {
         DeadLetterReader { path: path.into(), file: 0, offset: 0, line: 0 }
     }
 
-    /// Gives the letters behind those that were taken to `take`. One that it gives back was not taken: it ends the reading, and
-    /// comes again the next time.
+    /// Passes the next dead letters to `take`. If `take` returns one, it was not consumed: reading
+    /// ends, and the next call starts with it.
     pub fn read_while(
         &mut self,
         mut handle: impl FnMut(DeadLetter) -> Option<DeadLetter>,
@@ -72,7 +73,7 @@ impl DeadLetterReader {
         }
     }
 
-    /// Reads one file; false where a letter was given back.
+    /// Reads one file. Returns false if `take` did not consume a dead letter.
     fn read_opened_file(
         &mut self,
         opened: &OpenedFile,
@@ -109,14 +110,14 @@ impl DeadLetterReader {
     }
 }
 
-/// Opens the file of a number, or the first after it that is there.
+/// Opens the file of this number, or the next one that exists.
 fn open_file(path: &Path, number: u64) -> io::Result<Option<OpenedFile>> {
     loop {
         let parts = folder::list_parts(path)?;
         let newest = parts.last().map_or(0, |(number, _)| *number);
         if let Some((number, part)) = parts.into_iter().find(|(part, _)| *part >= number) {
             match fault::open_regular_file(&part) {
-                // It was removed since.
+                // It was removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => return Ok(Some(OpenedFile { path: part, number, file: opened?, is_full: true })),
             }
@@ -128,7 +129,7 @@ fn open_file(path: &Path, number: u64) -> io::Result<Option<OpenedFile>> {
         let mut head = Vec::new();
         BufReader::new(&file).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut head)?;
         let found = FileHeader::parse_line(&head).map_or(newest + 1, |head| head.number);
-        // It has become full, and another one was begun, since the others were looked for.
+        // The file became full, and another one was started, after the full files were listed.
         if folder::part_path(path, found).try_exists()?
             || found > newest + 1 && folder::part_path(path, found - 1).try_exists()?
         {

@@ -1,4 +1,4 @@
-//! Each letter once, whatever is cut off, and within the limit.
+//! Tests of dead letters: each is written once, wherever a file is cut off, and within the limit.
 
 use std::io::Write as _;
 
@@ -79,7 +79,7 @@ fn damage_within_file_is_refused() {
 #[test]
 fn replay_writes_no_dead_letter_twice() {
     let runs = proptest::collection::vec((0..60u64, any::<proptest::sample::Index>()), 1..6);
-    // A disk is synced at each step: few cases, however many others run.
+    // Each step syncs a disk, so there are few cases, whatever `PROPTEST_CASES` says.
     let config = ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
     let ran = TestRunner::new(config).run(&runs, |runs| {
         let dir = tempfile::tempdir().unwrap();
@@ -155,7 +155,7 @@ fn full_files_are_rotated_and_read_in_order() {
                 written.push((partition, position));
             }
             letters.flush_and_rotate().unwrap();
-            // Goes on from where it was, whichever file that is in by now.
+            // The reader continues from its offset, in whichever file that is by now.
             if position % 4 == 0 {
                 let take = |letter: crate::model::DeadLetter| {
                     followed.push((letter.address.partition, letter.address.position));
@@ -175,20 +175,20 @@ fn full_files_are_rotated_and_read_in_order() {
             format!("{{\"dead_letters_file\":{number},\"last\":[{{\"source\":\"journal\",\"partition\":0,");
         assert_eq!(first.starts_with(&head), *number > 1, "{first}");
     }
-    // Without the full ones, a start knows all the same which letters were written.
+    // A start knows which dead letters were written even if the full files are removed.
     parts.iter().for_each(|(_, part)| std::fs::remove_file(part).unwrap());
     let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
     assert!((0..30).all(|position| !refuse(&mut letters, (position % 3) as u32, position)));
     assert!(refuse(&mut letters, 0, 30));
 }
 
-/// The states of a folder that a process leaves which is ended anywhere in between.
+/// The states of a folder after a process is killed at any step of a rotation.
 #[test]
 fn interrupted_rotation_writes_each_dead_letter_once() {
     type Cut = fn(&Path);
     let cuts: [Cut; 4] = [
         |_| (),
-        // Before the new file had its name.
+        // Killed before the new file was renamed.
         |path| {
             let newest = folder::list_parts(path).unwrap().pop().unwrap();
             let current = std::fs::read(path).unwrap();
@@ -196,7 +196,7 @@ fn interrupted_rotation_writes_each_dead_letter_once() {
             std::fs::remove_file(path).unwrap();
             assert!(newest.0 > 1);
         },
-        // The file that a start begins where there is none, and nothing in it.
+        // A start created a file where there was none, and was killed before it wrote to it.
         |path| std::fs::write(path, b"").unwrap(),
         |path| {
             std::fs::write(path.with_extension("jsonl.new"), b"{\"dead_let").unwrap();
@@ -207,7 +207,7 @@ fn interrupted_rotation_writes_each_dead_letter_once() {
         let path = dir.path().join(FILE_NAMES[0]);
         let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
         let mut count = 0;
-        // Until another file has just begun.
+        // Write until the next file has just been started.
         while folder::list_parts(&path).unwrap().len() < 2 {
             refuse(&mut letters, 0, count);
             letters.flush_and_rotate().unwrap();
@@ -258,7 +258,8 @@ fn size_limit_pauses_source_until_files_are_moved() {
     let used = folder::used_bytes(dir.path()).unwrap();
     assert!((SMALL.limit_bytes..SMALL.limit_bytes + 500).contains(&used), "{used}");
     drop(letters);
-    // A start reads on what is written already, and waits at the first that is not.
+    // A restarted source passes the dead letters that are written already, and waits at the first
+    // that is not.
     let mut letters = DeadLetterFiles::open(dir.path(), "rules", SMALL).unwrap();
     assert!((0..count).all(|position| !refuse(&mut letters, 0, position)) && !letters.is_full());
     assert!(refuse(&mut letters, 0, count) && letters.is_full());
@@ -293,7 +294,7 @@ fn failed_dead_letters_are_written_later_once() {
     let mut letters = DeadLetterFile::open(&path, "rules").unwrap();
     write(&mut letters, 0, 1);
     letters.flush_for_sync().unwrap();
-    // A write that was cut off, and whose rest cannot be removed either.
+    // A write that was cut off, and whose partial line cannot be removed either.
     File::options().append(true).open(&path).unwrap().write_all(b"{\"sour").unwrap();
     let full = File::options().write(true).open("/dev/full").unwrap();
     let whole = letters.replace_file(full);

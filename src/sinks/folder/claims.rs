@@ -1,7 +1,9 @@
-//! Who may write a folder: files with numbers, one for each claim.
+//! Claims of a folder: a numbered file for each claim says who may write.
 //!
-//! A claim is made by a link that fails if its name is taken, so each number has one owner, and the next one begins behind it. It is
-//! held as long as its file is there and the next number's is not. There is no lock: a lock that a stopped process holds could not be taken over.
+//! A claim is made by a hard link, which fails if its name exists, so each number has one owner,
+//! and the next claim gets the next number. A claim holds as long as its file exists and the file
+//! of the next number does not. There is no lock, because a lock that a suspended process holds
+//! could not be taken over.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -13,7 +15,7 @@ use super::layout::{FolderLayout, create_folder, file_names, sync_folder};
 use crate::fault::read_small_file;
 use crate::sinks::progress::Claim;
 
-/// Claims that are kept behind the newest one, for people who look.
+/// How many claims are kept before the newest one, for a user who inspects the folder.
 const KEPT_CLAIMS: usize = 2;
 
 /// A claim with its number.
@@ -34,14 +36,14 @@ pub(super) fn newest_claim(layout: &FolderLayout) -> Result<Option<NumberedClaim
                     .map_err(|error| FolderError::Damaged { path, problem: error.to_string() })?;
                 return Ok(Some(NumberedClaim { number, claim }));
             }
-            // A newer one has come, and has removed it.
+            // A newer claim was made, and has removed this one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(FolderError::at(&path)(error)),
         }
     }
 }
 
-/// Claims a folder, whoever has it; the caller has the right to.
+/// Claims a folder, regardless of its present owner; the caller has checked that it may.
 pub(super) fn add_claim(layout: &FolderLayout, claim: &Claim) -> Result<NumberedClaim, FolderError> {
     let folder = layout.claims();
     create_folder(&folder).map_err(FolderError::at(&folder))?;
@@ -62,7 +64,7 @@ pub(super) fn add_claim(layout: &FolderLayout, claim: &Claim) -> Result<Numbered
         }
     };
     sync_folder(&folder).map_err(FolderError::sync_at(&folder))?;
-    // What is left over does no harm.
+    // A leftover does no harm.
     let _ = fs::remove_file(&new);
     let all = numbers(layout)?;
     for old in all.iter().rev().skip_while(|of| **of >= number).skip(KEPT_CLAIMS) {
@@ -71,7 +73,7 @@ pub(super) fn add_claim(layout: &FolderLayout, claim: &Claim) -> Result<Numbered
     Ok(NumberedClaim { number, claim: claim.clone() })
 }
 
-/// Refuses to write on once another start has the folder.
+/// Fails if another start has claimed the folder.
 pub(super) fn check_claim(layout: &FolderLayout, own: &NumberedClaim) -> Result<(), FolderError> {
     let exists = |number: u64| {
         let path = layout.claim(number);
@@ -93,7 +95,7 @@ pub(super) fn check_claim(layout: &FolderLayout, own: &NumberedClaim) -> Result<
     }
 }
 
-/// Refuses a folder that is not the one that was claimed.
+/// Fails if the folder is not the one that was claimed.
 pub(super) fn check_is_same_folder(layout: &FolderLayout, own: &NumberedClaim) -> Result<(), FolderError> {
     let path = layout.claim(own.number);
     let claim = read_small_file(&path).ok().and_then(|bytes| serde_json::from_slice::<Claim>(&bytes).ok());
@@ -103,7 +105,7 @@ pub(super) fn check_is_same_folder(layout: &FolderLayout, own: &NumberedClaim) -
     }
 }
 
-/// The numbers of the claims, in their order.
+/// The numbers of the claims, ascending.
 fn numbers(layout: &FolderLayout) -> Result<Vec<u64>, FolderError> {
     let folder = layout.claims();
     let names = file_names(&folder).map_err(FolderError::at(&folder))?;

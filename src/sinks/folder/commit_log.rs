@@ -1,8 +1,9 @@
-//! What is durable of a shard: a line for each transaction, written after its rows.
+//! The commit log of a shard: a line for each durable transaction, written after its rows.
 //!
-//! A line is the record as JSON, a tab, and the checksum of the JSON in 16 hex digits. A line that is not whole was torn by the end
-//! of its process: its transaction is not durable, and what its rows have left in the segment is cut off. The rows' files hold rows
-//! alone, so any tool reads them; a transaction without rows touches none of them.
+//! A line is the record as JSON, a tab, and the checksum of the JSON in 16 hex digits. An
+//! incomplete line was torn when its process ended: its transaction is not durable, and its rows
+//! are cut off from the segment. The files of rows hold rows only, so any tool can read them. A
+//! transaction without rows touches none of them.
 
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom, Write as _};
@@ -16,16 +17,16 @@ use super::layout::sync_folder;
 use crate::fault::open_regular_file;
 use crate::sinks::progress::ShardProgress;
 
-/// A log of more bytes is begun anew with its last record.
+/// A log that exceeds this size is replaced by one with only its last record.
 const MAX_LOG_BYTES: u64 = 1024 * 1024;
 
-/// A transaction.
+/// A durable transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CommitRecord {
-    /// Who has written it, as `17-9f2c41d06b3e8a55`.
+    /// The generation that wrote it, as `17-9f2c41d06b3e8a55`.
     pub generation: String,
     pub progress: ShardProgress,
-    /// The segment that goes on, as it is with this transaction.
+    /// The open segment after this transaction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<OpenSegment>,
 }
@@ -34,21 +35,21 @@ pub(super) struct CommitRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OpenSegment {
     pub name: String,
-    /// Its length; what is behind it is of no transaction.
+    /// Its durable length; the bytes after it belong to no transaction.
     pub bytes: u64,
     pub rows: u64,
 }
 
-/// A commit log as it is read.
+/// The content of a commit log.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct CommitLogContents {
-    /// The last transaction; none of a shard that has written nothing yet.
+    /// The last transaction; `None` if the shard has written nothing yet.
     pub last: Option<CommitRecord>,
-    /// The length of its whole lines.
+    /// The length of its complete lines.
     pub whole: u64,
 }
 
-/// Reads a commit log, which its writer may be adding to.
+/// Reads a commit log, while its writer may be appending.
 pub(super) fn read_commit_log(path: &Path) -> Result<CommitLogContents, FolderError> {
     let mut bytes = Vec::new();
     let mut file = open_regular_file(path).map_err(FolderError::at(path))?;
@@ -72,7 +73,7 @@ pub(super) fn read_commit_log(path: &Path) -> Result<CommitLogContents, FolderEr
     Ok(contents)
 }
 
-/// The JSON of a line, if the line is whole.
+/// The JSON of a line, if the line is complete and its checksum matches.
 fn whole_line(line: &[u8]) -> Option<&str> {
     let line = std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
     let (json, sum) = line.rsplit_once('\t')?;
@@ -94,13 +95,13 @@ fn checksum(json: &str) -> String {
 pub(super) struct CommitLog {
     path: PathBuf,
     file: File,
-    /// The length of what is durable.
+    /// The durable length.
     durable: u64,
     max_bytes: u64,
 }
 
 impl CommitLog {
-    /// Makes a log with one record, or none, and makes it durable but for its name.
+    /// Creates a log with one record or none, and syncs the file, but not its folder.
     pub fn create(path: &Path, first: Option<&CommitRecord>) -> Result<CommitLog, FolderError> {
         let at_path = FolderError::at(path);
         let line = first.map(encode).transpose().map_err(&at_path)?.unwrap_or_default();
@@ -111,12 +112,12 @@ impl CommitLog {
         Ok(CommitLog { path: path.to_path_buf(), file, durable: line.len() as u64, max_bytes: MAX_LOG_BYTES })
     }
 
-    /// The log after its folder got its name.
+    /// The log after its folder was renamed.
     pub fn moved_to(self, path: PathBuf) -> CommitLog {
         CommitLog { path, ..self }
     }
 
-    /// Makes a transaction durable. After an error nothing of it counts once it was [cut off](CommitLog::cut_back).
+    /// Makes a transaction durable. After an error, [`cut_back`](CommitLog::cut_back) removes it.
     pub fn append(&mut self, record: &CommitRecord) -> Result<(), FolderError> {
         let line = encode(record).map_err(FolderError::at(&self.path))?;
         if self.durable > self.max_bytes {
@@ -141,7 +142,7 @@ impl CommitLog {
         Ok(())
     }
 
-    /// Cuts off what was written of a transaction that failed.
+    /// Truncates the log to its durable length after a failed transaction.
     pub fn cut_back(&mut self) -> Result<(), FolderError> {
         let at_path = FolderError::at(&self.path);
         self.file.set_len(self.durable).map_err(&at_path)?;

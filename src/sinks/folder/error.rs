@@ -1,4 +1,4 @@
-//! Why a folder cannot be written.
+//! Errors of writing a folder.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -60,20 +60,20 @@ pub enum FolderError {
 }
 
 impl FolderError {
-    /// An error of the file or folder at a path.
+    /// Wraps an I/O error of the file or folder at `path`.
     pub fn at(path: &Path) -> impl Fn(io::Error) -> FolderError + '_ {
         move |source| FolderError::Io { path: path.to_path_buf(), source }
     }
 
-    /// An error while something at a path was made durable.
+    /// Wraps an I/O error of syncing `path`.
     pub fn sync_at(path: &Path) -> impl Fn(io::Error) -> FolderError + '_ {
         move |source| FolderError::Sync { path: path.to_path_buf(), source }
     }
 
-    /// Whether the same can be tried again: what was written by then is cut off first.
+    /// Whether a retry may help. Before the retry, what was written of the transaction is cut off.
     pub fn is_transient(&self) -> bool {
         let FolderError::Io { source, .. } = self else { return false };
-        // A file system that is mounted read-only may become writable again, and nothing was lost by then.
+        // A read-only file system may become writable again, and nothing was lost until then.
         is_transient(source) || source.kind() == io::ErrorKind::ReadOnlyFilesystem
     }
 }

@@ -1,7 +1,9 @@
-//! How a start takes a shard over from the one before: from then on nothing that the other writes is part of the results.
+//! Takes a shard over from the previous generation: nothing that the other writes later becomes
+//! part of the results.
 //!
-//! A generation writes in a working folder of its own. The next one copies what is durable of it into another folder, gives that its
-//! name, and removes the old one. A process that was stopped and goes on writes to files that have no name any more.
+//! Each generation writes in its own working folder. The next generation copies the durable part of
+//! it into a new folder, renames that to its own working folder, and removes the old one. A
+//! suspended process that resumes writes to files that have no name any more.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -15,14 +17,14 @@ use super::layout::{FolderLayout, WorkingFolder, create_folder, sync_folder};
 /// How often a folder that changes while it is read is read again.
 const MAX_READS: u32 = 10;
 
-/// What a start has of a shard.
+/// A fenced shard.
 #[derive(Debug)]
 pub(super) struct FencedShard {
     pub log: CommitLog,
     pub last: Option<CommitRecord>,
 }
 
-/// What is durable of a shard, under whatever claim it was written.
+/// The last commit of a shard, under whichever claim it was written.
 pub(super) fn read_shard(layout: &FolderLayout, shard: u16) -> Result<Option<CommitRecord>, FolderError> {
     let mut reads = 0;
     loop {
@@ -36,22 +38,22 @@ pub(super) fn read_shard(layout: &FolderLayout, shard: u16) -> Result<Option<Com
         });
         match read {
             Ok(CommitLogContents { last, .. }) => return Ok(last),
-            // Its writer has gone on, or another start has taken it over.
+            // Its writer has committed, or another start has taken the shard over.
             Err(_) if reads < MAX_READS => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Where the rows of an open segment are.
+/// The location of the rows of an open segment.
 #[derive(Debug, PartialEq)]
 enum SegmentPlace {
-    /// There is none, or it is finished.
+    /// There is no open segment, or it is finished.
     Finished,
     Open,
 }
 
-/// Finds the open segment that a record speaks of, and checks that all of it is there.
+/// Finds the open segment of a commit record, and checks that it is complete.
 fn find_segment(
     layout: &FolderLayout,
     folder: &WorkingFolder,
@@ -73,7 +75,7 @@ fn find_segment(
     if let Some(has) = length(&open)? {
         return if has < segment.bytes { Err(damaged(open, has)) } else { Ok(SegmentPlace::Open) };
     }
-    // It was finished, and nothing was written since.
+    // The segment was finished after the last commit.
     let finished = layout.segment(&segment.name);
     match length(&finished)? {
         Some(has) if has == segment.bytes => Ok(SegmentPlace::Finished),
@@ -82,7 +84,7 @@ fn find_segment(
     }
 }
 
-/// Takes a shard over, under a claim.
+/// Takes a shard over under a claim.
 pub(super) fn fence_shard(
     layout: &FolderLayout,
     shard: u16,
@@ -100,14 +102,14 @@ pub(super) fn fence_shard(
         let before = layout.working_claims(shard).map_err(FolderError::at(&writing))?;
         match copy_shard(layout, shard, before.first().copied(), &building) {
             Ok((last, log)) => break (before, last, log),
-            // A process that is about to end has gone on.
+            // A process that is about to end has written meanwhile.
             Err(FolderError::Damaged { .. } | FolderError::Io { .. }) if reads < MAX_READS => {
                 remove_folder(&building.path)?;
             }
             Err(error) => return Err(error),
         }
     };
-    // What a newer start has made is not removed.
+    // Check the claim before removing, because a newer start may have made the folders.
     check_claim(layout, own)?;
     let folder = layout.working_folder(shard, own.number);
     fs::rename(&building.path, &folder.path).map_err(FolderError::at(&building.path))?;
@@ -125,7 +127,7 @@ pub(super) fn fence_shard(
     Ok(FencedShard { log: log.moved_to(folder.commits()), last })
 }
 
-/// Makes the working folder of a claim from that of the one before.
+/// Makes the working folder of a claim from the previous one.
 fn copy_shard(
     layout: &FolderLayout,
     shard: u16,
@@ -150,7 +152,7 @@ fn copy_shard(
     Ok((last, log))
 }
 
-/// Copies what is durable of an open segment: what is behind it is of a transaction that was cut off.
+/// Copies the durable part of an open segment. The rest belongs to an interrupted transaction.
 fn copy_segment(from: &WorkingFolder, to: &WorkingFolder, segment: &OpenSegment) -> Result<(), FolderError> {
     let (from, to) = (from.segment(&segment.name), to.segment(&segment.name));
     let copy = || {
@@ -168,7 +170,8 @@ fn copy_segment(from: &WorkingFolder, to: &WorkingFolder, segment: &OpenSegment)
     Ok(())
 }
 
-/// A process that was on its way past its last check may have finished the segment that this start goes on with.
+/// Removes the finished copy of the segment that this start continues. A process that passed its
+/// last check of the claim before it was fenced may have finished it.
 fn remove_late_segment(layout: &FolderLayout, name: &str) -> Result<(), FolderError> {
     let path = layout.segment(name);
     match fs::remove_file(&path) {

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! archive/
-//!   folder.json                       what the results are made with
-//!   claims/000007                     who may write: the one with the highest number
-//!   writing/shard-00.7/commits.log    what is durable of shard 0, a line a transaction
+//!   folder.json                       the identity of the results
+//!   claims/000007                     claims: the highest number may write
+//!   writing/shard-00.7/commits.log    durable transactions of shard 0
 //!   writing/shard-00.7/rows-00-0001764000000123.jsonl    its open segment
 //!   rows-00-0001763990000000.jsonl    finished segments: shard and first epoch
 //! ```
@@ -19,11 +19,11 @@ const MANIFEST: &str = "folder.json";
 const CLAIMS: &str = "claims";
 const WRITING: &str = "writing";
 const COMMITS: &str = "commits.log";
-/// A working folder that is being built, and one that is being removed.
+/// The prefixes of a working folder that is being built, and of one that is being removed.
 const BUILDING: &str = "building";
 const REMOVING: &str = "removing";
 
-/// Where the files of a folder sink are.
+/// The paths of the files of a folder sink.
 #[derive(Clone, Debug)]
 pub(super) struct FolderLayout {
     root: PathBuf,
@@ -55,29 +55,29 @@ impl FolderLayout {
         self.root.join(WRITING)
     }
 
-    /// Where a shard is written under a claim.
+    /// The working folder of a shard under a claim.
     pub fn working_folder(&self, shard: u16, claim: u64) -> WorkingFolder {
         WorkingFolder { path: self.writing().join(format!("shard-{shard:02}.{claim}")) }
     }
 
-    /// Where the working folder of a claim is made before it gets its name.
+    /// The path at which the working folder of a claim is built, before it is renamed.
     pub fn building(&self, shard: u16, claim: u64) -> WorkingFolder {
         WorkingFolder { path: self.writing().join(format!("{BUILDING}-{shard:02}.{claim}")) }
     }
 
-    /// What a working folder is called while it is removed.
+    /// The name of a working folder while it is removed.
     pub fn removing(&self, shard: u16, claim: u64) -> PathBuf {
         self.writing().join(format!("{REMOVING}-{shard:02}.{claim}"))
     }
 
-    /// The claims under which there is a working folder of a shard, the newest first.
+    /// The claims with a working folder of the shard, newest first.
     pub fn working_claims(&self, shard: u16) -> io::Result<Vec<u64>> {
         let mut claims = self.numbers(&format!("shard-{shard:02}."))?;
         claims.sort_unstable_by(|a, b| b.cmp(a));
         Ok(claims)
     }
 
-    /// What starts before this one have left half made or half removed of a shard.
+    /// The half built or half removed working folders of a shard that earlier starts have left.
     pub fn leftovers(&self, shard: u16) -> io::Result<Vec<PathBuf>> {
         let mut left = Vec::new();
         for prefix in [BUILDING, REMOVING] {
@@ -88,25 +88,25 @@ impl FolderLayout {
         Ok(left)
     }
 
-    /// The numbers that follow a prefix in the names of working folders.
+    /// The numbers after `prefix` in the names of working folders.
     fn numbers(&self, prefix: &str) -> io::Result<Vec<u64>> {
         let names = file_names(&self.writing())?;
         Ok(names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect())
     }
 
-    /// A finished segment.
+    /// The path of a finished segment.
     pub fn segment(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// Whether there is nothing in the folder but what an interrupted first start leaves.
+    /// Whether the folder has only the files that an interrupted first start leaves.
     pub fn is_unused(&self) -> io::Result<bool> {
         let ours = [CLAIMS, WRITING, &format!("{MANIFEST}.new")].map(str::to_owned);
         Ok(file_names(&self.root)?.iter().all(|name| ours.contains(name)))
     }
 }
 
-/// Where one shard is written by one generation.
+/// The folder in which one generation writes one shard.
 #[derive(Clone, Debug)]
 pub(super) struct WorkingFolder {
     pub path: PathBuf,
@@ -122,12 +122,12 @@ impl WorkingFolder {
     }
 }
 
-/// The name of the segment of a shard that begins with an epoch: in the order of epochs, sorted by name.
+/// The name of the segment of a shard that begins with an epoch. Names sort by epoch.
 pub(super) fn segment_name(shard: u16, epoch: u64, format: FolderFormat) -> String {
     format!("rows-{shard:02}-{epoch:016}.{}", format.extension())
 }
 
-/// The names in a folder; none if it is not there.
+/// The names in a folder; empty if the folder does not exist.
 pub(super) fn file_names(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -137,12 +137,12 @@ pub(super) fn file_names(folder: &Path) -> io::Result<Vec<String>> {
     entries.map(name).collect()
 }
 
-/// Makes durable which names a folder has.
+/// Makes the names in a folder durable.
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Makes a folder and those above it that are missing, durably.
+/// Creates a folder and its missing parents, durably.
 pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());

@@ -1,4 +1,5 @@
-//! The manifest of a folder: that it is one of swelter's, and what its results are made with.
+//! The manifest of a folder: it marks the folder as swelter's, and records the identity of its
+//! results.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -10,7 +11,7 @@ use super::layout::{FolderLayout, sync_folder};
 use crate::fault::read_small_file;
 use crate::sinks::progress::SinkIdentity;
 
-/// Of the files and of what is in them.
+/// The version of the layout and of the files' content.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -19,7 +20,7 @@ struct Manifest {
     identity: SinkIdentity,
 }
 
-/// What the results in a folder are made with; nothing of a folder that was not written yet.
+/// The identity of the results in a folder; `None` if the folder was not written yet.
 pub(super) fn read_identity(layout: &FolderLayout) -> Result<Option<SinkIdentity>, FolderError> {
     let path = layout.manifest();
     let bytes = match read_small_file(&path) {
@@ -40,7 +41,7 @@ pub(super) fn read_identity(layout: &FolderLayout) -> Result<Option<SinkIdentity
     Ok(Some(manifest.identity))
 }
 
-/// Makes durable what the results are made with.
+/// Makes the identity of the results durable.
 pub(super) fn write_identity(layout: &FolderLayout, identity: &SinkIdentity) -> Result<(), FolderError> {
     let (path, new) = (layout.manifest(), layout.manifest().with_extension("json.new"));
     let manifest = Manifest { format: FORMAT, identity: identity.clone() };

@@ -1,8 +1,9 @@
-//! A durable sink that is a folder: every change of a row as a line of a file, each exactly once.
+//! A durable sink that is a folder: every change of a row is a line of a file, exactly once.
 //!
-//! Files are finished at a size or an age and never touched again, so they can be copied or moved away while the service runs; any tool
-//! that reads JSON lines or CSV reads them. `layout` has the names of all files, `commit_log` what makes a
-//! transaction durable, `claims` and `fence` how a start keeps earlier ones from writing.
+//! Files are finished at a size or an age and never written again, so they can be copied or moved
+//! away while the service runs. Any tool for JSON lines or CSV can read them. `layout` has the
+//! names of all files, `commit_log` makes a transaction durable, and `claims` and `fence` keep
+//! earlier generations from writing.
 
 mod claims;
 mod commit_log;

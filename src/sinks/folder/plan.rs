@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A folder that results go to.
+/// A folder that results are written to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FolderSinkPlan {
     pub path: PathBuf,
@@ -14,14 +14,14 @@ pub struct FolderSinkPlan {
     pub segments: SegmentLimits,
 }
 
-/// When a file is finished: behind the transaction that reaches a limit.
+/// When a file is finished: after the transaction that reaches a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentLimits {
     pub bytes: u64,
     pub age: Duration,
 }
 
-/// How lines are written.
+/// The format of the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderFormat {
     Json,
@@ -29,7 +29,7 @@ pub enum FolderFormat {
 }
 
 impl FolderFormat {
-    /// What it is called in the configuration, and in the identity of results.
+    /// The name in the configuration and in the identity of results.
     pub fn name(self) -> &'static str {
         match self {
             FolderFormat::Json => "json",
@@ -44,7 +44,7 @@ impl FolderFormat {
         }
     }
 
-    /// What a file begins with.
+    /// The first line of a file.
     pub(super) fn header(self) -> &'static str {
         match self {
             FolderFormat::Json => "",

@@ -1,7 +1,7 @@
-//! Changes of rows as lines of a folder's files.
+//! Encodes changes of rows as lines of a folder's files.
 //!
-//! A line is a change: the epoch in which it became visible, the key, and the row, or that it was withdrawn. Values are in °F, as in
-//! topics.
+//! A line is a change: the epoch in which it became visible, the key, and the row or the
+//! withdrawal. Values are in °F, as in topics.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::plan::FolderFormat;
 use crate::codec::{push_csv_text, push_integer, push_json_text, push_row_csv, push_row_values};
 use crate::model::{BatchBuilder, CityId, CityNames, OutputUnits, Render, RowChange, Shard};
 
-/// Writes each change of a row as a line.
+/// Encodes each change of a row as a line.
 pub struct FolderRenderer {
     format: FolderFormat,
     first_shard: Shard,
@@ -20,10 +20,10 @@ pub struct FolderRenderer {
     cities: Vec<CityLine>,
 }
 
-/// What the lines of a city have in common.
+/// The common part of the lines of a city.
 struct CityLine {
     shard: Shard,
-    /// The name as the format has it.
+    /// The name, encoded for the format.
     name: Box<[u8]>,
 }
 
@@ -46,7 +46,7 @@ impl FolderRenderer {
     }
 }
 
-/// The shard of a city: it stays the same for as long as there is the folder.
+/// The shard of a city. It stays the same as long as the folder exists.
 fn shard_of_city(city: &str, shards: u16) -> u16 {
     (xxh3_64(city.as_bytes()) % u64::from(shards)) as u16
 }

@@ -21,15 +21,15 @@ use crate::sinks::progress::{
 use crate::sinks::shard::{FencedShards, ShardWriter};
 use crate::sinks::stop::StopDeadline;
 
-/// How often a run that does not write looks for another claim.
+/// How often an idle run checks for another claim.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A folder that results go to.
+/// A folder that results are written to.
 pub struct FolderSink {
     plan: FolderSinkPlan,
     layout: FolderLayout,
     identity: SinkIdentity,
-    /// What counts the generations, for people.
+    /// The authority of the run, for error messages.
     authority: String,
 }
 
@@ -59,7 +59,7 @@ impl FolderSink {
         Ok(recorded)
     }
 
-    /// All that the folder says of its progress now.
+    /// Everything that the folder records of its progress now.
     fn snapshot(&self) -> Result<ProgressSnapshot, FolderError> {
         let mut snapshot = ProgressSnapshot::new(&self.plan.path.display().to_string());
         if let Some(identity) = read_identity(&self.layout)? {
@@ -171,7 +171,7 @@ impl DurableSink for FolderSink {
                 Err(error @ (FolderError::Fenced { .. } | FolderError::SameGeneration { .. })) => {
                     return Err(error.into());
                 }
-                // A folder that cannot be read is reported by its writers.
+                // The writers report a folder that cannot be read.
                 Err(_) => {}
             }
             thread::sleep(WATCH_INTERVAL);

@@ -1,4 +1,4 @@
-//! A folder written, torn, taken over and written on.
+//! Tests of the folder sink: writing, torn writes, takeover, and writing after that.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -36,7 +36,7 @@ fn claim(sink: &FolderSink, generation: u64) -> SinkClaim {
     sink.claim(&ClaimRequest { generation: Some(&generation), after: None }).unwrap()
 }
 
-/// A start that has shard 0.
+/// Claims the folder and opens the writer of shard 0.
 fn start(sink: &FolderSink, generation: u64) -> (Box<dyn ShardWriter>, Option<ShardProgress>) {
     let claim = claim(sink, generation);
     let fenced = sink.fence(&claim, &[0]).unwrap();
@@ -68,7 +68,7 @@ fn write(writer: &mut dyn ShardWriter, epoch: u64, lines: &[&str]) {
     try_write(writer, epoch, lines).unwrap();
 }
 
-/// All files of rows, finished or not, by name.
+/// All row files, finished or open, by name.
 fn rows(path: &Path) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut folders = vec![path.join("archive")];
@@ -117,7 +117,7 @@ fn start_goes_on_behind_last_transaction() {
     drop(writer);
     let expected = [("rows-00-0000000000000010.jsonl".into(), "a\nb\nc\nd\n".into())];
     assert_eq!(rows(folder.path()), expected.into());
-    // The segment was finished: the next one begins another.
+    // The segment is finished: the next transaction begins another one.
     let (mut writer, before) = start(&sink, 3);
     assert_eq!(before.map(|before| before.epoch), Some(20));
     write(&mut *writer, 30, &["e"]);
@@ -197,7 +197,8 @@ fn missing_rows_are_refused() {
     assert!(sink.inspect(WITHIN).unwrap_err().to_string().contains("segment is missing"));
 }
 
-/// Stopped at any moment and gone on with after another start has the folder: a writer of the first adds nothing.
+/// A writer that is suspended at any moment, and resumes after another start has fenced it, adds
+/// nothing.
 #[test]
 fn zombie_adds_nothing() {
     for is_past_its_check in [false, true] {
@@ -253,7 +254,7 @@ fn segments_are_finished_at_their_size() {
     let files = rows(folder.path());
     assert_eq!(files.len(), 5);
     assert!(files.values().all(|file| file == "a\na\n"), "{files:?}");
-    // Ended between the rename of the last one and the next transaction.
+    // Killed between the rename of the last segment and the next transaction.
     drop(writer);
     let (mut writer, before) = start(&sink, 2);
     assert_eq!(before.map(|before| before.epoch), Some(19));

@@ -1,4 +1,4 @@
-//! What writes one shard of a folder: rows to the open segment, then a line to the commit log.
+//! The writer of one shard of a folder: rows to the open segment, then a line to the commit log.
 
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom, Write as _};
@@ -17,7 +17,7 @@ use crate::sinks::shard::{ShardBatch, ShardWriter};
 /// Rows are written to the file in pieces of about this size.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// The rows of a shard on their way to files.
+/// Writes the rows of a shard.
 #[derive(Debug)]
 pub(super) struct FolderShardWriter {
     layout: FolderLayout,
@@ -28,20 +28,21 @@ pub(super) struct FolderShardWriter {
     limits: SegmentLimits,
     log: CommitLog,
     segment: Option<Segment>,
-    /// Rows of the transaction in hand that no file has yet, and how many it has in all.
+    /// Rows of the current transaction that were not written to a file yet, and the number of its
+    /// rows.
     buffer: Vec<u8>,
     rows: u64,
-    /// Something of the transaction in hand was written.
+    /// Some bytes of the current transaction were written.
     is_dirty: bool,
 }
 
-/// The segment that is added to.
+/// The open segment.
 #[derive(Debug)]
 struct Segment {
     file: File,
-    /// What is durable of it.
+    /// Its durable part.
     durable: OpenSegment,
-    /// The length of all that was written.
+    /// The length of everything that was written.
     bytes: u64,
     opened: Instant,
 }
@@ -111,7 +112,7 @@ impl FolderShardWriter {
     }
 
     fn commit_transaction(&mut self, progress: &ShardProgress) -> Result<(), FolderError> {
-        // Once more: collecting the transaction may have taken long.
+        // Check again, because collecting the transaction may have taken long.
         check_claim(&self.layout, &self.claim)?;
         let mut durable = None;
         if self.rows > 0 {
@@ -139,7 +140,7 @@ impl FolderShardWriter {
         Ok(())
     }
 
-    /// Cuts off what was written of a transaction that failed.
+    /// Truncates the segment to its durable length after a failed transaction.
     fn cut_back(&mut self) -> Result<(), FolderError> {
         self.buffer.clear();
         self.rows = 0;
@@ -148,7 +149,7 @@ impl FolderShardWriter {
         }
         self.log.cut_back()?;
         match &mut self.segment {
-            // It was begun by the transaction.
+            // The transaction began this segment.
             Some(segment) if segment.durable.bytes == 0 => {
                 let path = self.folder.segment(&segment.durable.name);
                 fs::remove_file(&path).map_err(FolderError::at(&path))?;
@@ -164,7 +165,7 @@ impl FolderShardWriter {
         Ok(())
     }
 
-    /// Gives the segment its place among the finished ones. Everything in it is durable.
+    /// Moves the segment to the finished ones. All its rows are durable.
     fn finish_segment(&mut self) -> Result<(), FolderError> {
         let Some(segment) = &self.segment else { return Ok(()) };
         check_claim(&self.layout, &self.claim)?;
@@ -181,7 +182,7 @@ impl FolderShardWriter {
         })
     }
 
-    /// Finishes the segment if it is full; what fails here is tried again behind the next transaction.
+    /// Finishes the segment if it is full. A failure is retried after the next transaction.
     fn finish_full_segment(&mut self) -> Result<(), FolderError> {
         if !self.is_segment_full() {
             return Ok(());
@@ -207,7 +208,7 @@ impl ShardWriter for FolderShardWriter {
 
     fn commit(&mut self, progress: &ShardProgress) -> Result<(), WriteFailure> {
         self.commit_transaction(progress).map_err(write_failure)?;
-        // The transaction is durable whatever becomes of this.
+        // The transaction is durable, whether or not this succeeds.
         self.finish_full_segment().map_err(|error| WriteFailure::Final(error.into()))
     }
 
@@ -241,7 +242,7 @@ fn write_failure(error: FolderError) -> WriteFailure {
 }
 
 impl Segment {
-    /// Goes on with a segment whose length is what is durable of it.
+    /// Reopens a segment at its durable length.
     fn reopen(folder: &WorkingFolder, durable: OpenSegment) -> Result<Segment, FolderError> {
         let path = folder.segment(&durable.name);
         let open = || {

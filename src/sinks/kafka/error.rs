@@ -1,4 +1,4 @@
-//! Why topics cannot be written.
+//! Errors of writing to the topics of a cluster.
 
 use rdkafka::error::KafkaError;
 
@@ -7,7 +7,7 @@ use crate::model::rules_version::RulesVersionMismatch;
 use crate::sinks::error::SinkError;
 use crate::sinks::progress::IdentityDifference;
 
-/// Why a cluster's sink cannot be written.
+/// Why a sink of a cluster cannot be written.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum KafkaSinkError {
     #[error("brokers {brokers}: {error}: check the addresses and properties")]

@@ -1,4 +1,5 @@
-//! A progress topic while another generation writes it: who has claimed it, whether it lives, how far its shards have come.
+//! Follows a progress topic that another generation writes: who has claimed it, whether that
+//! generation lives, and how far its shards have come.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -20,15 +21,16 @@ use crate::sinks::error::SinkError;
 use crate::sinks::progress::{CLAIM, Claim, MARKER, SHARD_PREFIX, ShardProgress};
 use crate::sinks::stop::StopDeadline;
 
-/// Between two heartbeats of a running generation.
+/// The interval of the heartbeats of a running generation.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a cluster is asked whether it answers while nothing comes, and how long it may take.
+/// How long nothing must come before the cluster is probed, and how long it may take to answer.
 const PROBE_AFTER: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// No silence counts for more at a time: a process that is stopped and goes on has listened to nothing meanwhile.
+/// The most silence that one poll may add. A process that was suspended and resumed has not
+/// listened meanwhile.
 const MAX_SILENCE_STEP: Duration = Duration::from_secs(1);
 
-/// Waits for the claim of another start, until there is one or the run ends.
+/// Waits until another start claims the sink, or the run ends.
 pub fn watch_for_claims(
     cluster: &KafkaCluster,
     topic: &str,
@@ -38,7 +40,7 @@ pub fn watch_for_claims(
 ) -> Result<Option<Claim>, KafkaSinkError> {
     let mut reader = ProgressReader::open(cluster, topic, READ_UNCOMMITTED, Offset::Offset(from))?;
     while !stop.has_begun() {
-        // What fails here fails for the writers too, and they report it.
+        // Errors are ignored here, because the writers get and report them, too.
         let Some(Ok(message)) = reader.poll() else { continue };
         let record = parse_record(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
         if let Some(ProgressRecord::Claim(claim)) = record
@@ -53,15 +55,15 @@ pub fn watch_for_claims(
 /// A record of a progress topic.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ProgressRecord {
-    /// How far a shard has come, by its number.
+    /// The progress of a shard, by its number.
     Shard(u16, ShardProgress),
     Claim(Claim),
-    /// Another key, and its value.
+    /// Another key with its value.
     Other(String, Vec<u8>),
 }
 
-/// Reads all committed records that there are and that come. `on_record` gets each, or none if there was nothing for a moment, until it
-/// returns false.
+/// Reads all committed records, those that exist and those that come. `on_record` is called with
+/// each record, and with `None` if none came for a moment, until it returns false.
 pub fn follow_committed(
     cluster: &KafkaCluster,
     topic: &str,
@@ -84,21 +86,21 @@ pub fn follow_committed(
     }
 }
 
-/// What a topic says of those who write it.
+/// A sign of whether the writers of a topic are alive.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Liveness {
-    /// A record at this offset, in whatever transaction.
+    /// A record at this offset, in any transaction.
     Record(i64, Option<ProgressRecord>),
-    /// Nothing for so long, though the cluster answers.
+    /// No record for this long, although the cluster answers.
     Silence(Duration),
-    /// Nothing at all: the cluster does not answer.
+    /// The cluster does not answer.
     Unreachable,
-    /// It is too early to tell.
+    /// Too early to decide.
     TooEarly,
 }
 
-/// Reads a topic as [`follow_committed`] does, but also what is not committed: readers of committed records see nothing behind an
-/// open transaction.
+/// Follows a topic like [`follow_committed`], but also reads uncommitted records: a reader of
+/// committed records sees nothing after the start of an open transaction.
 pub fn follow_liveness(
     cluster: &KafkaCluster,
     topic: &str,
@@ -142,7 +144,8 @@ fn parse_record(key: &[u8], value: &[u8]) -> Option<ProgressRecord> {
     Some(ProgressRecord::Other(key.to_owned(), value.to_vec()))
 }
 
-/// Lets standbys know that the generation of a claim lives, until the heartbeat is dropped.
+/// Writes heartbeats until the returned value is dropped, so standbys know that the generation of
+/// the claim is alive.
 pub(super) fn start_heartbeat(plan: &KafkaOutputPlan, claim: &Claim) -> Result<Heartbeat, SinkError> {
     let writer = ProgressProducer::new(&plan.cluster, &plan.progress_topic)?;
     let nonce = claim.nonce.clone();

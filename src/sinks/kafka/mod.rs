@@ -1,9 +1,10 @@
 //! A durable sink of Kafka: results as records of topics, each exactly once.
 //!
-//! A [`KafkaSink`] is what is written to one cluster: a fixed number of shards, each with a transactional producer and whole partitions, and
-//! the progress topic. A transaction of a shard has whole epochs, and the positions of the input that they are complete up to. A new
-//! producer of a shard fences the earlier ones by its transactional id. The sink of a run's results, or the progress topic of a source's dead
-//! letters, is the authority of the run.
+//! A [`KafkaSink`] writes to one cluster. It has a fixed number of shards, each with a
+//! transactional producer and whole partitions, and a progress topic. A transaction of a shard has
+//! whole epochs, and the positions of the input that they are complete up to. A new producer of a
+//! shard fences the earlier ones by its transactional id. The authority of the run is the sink of
+//! its results or the progress topic of a source's dead letters.
 
 mod error;
 pub mod follow;

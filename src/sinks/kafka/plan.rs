@@ -1,4 +1,4 @@
-//! How topics are written.
+//! How the topics of a cluster are written.
 
 use std::time::Duration;
 
@@ -8,29 +8,29 @@ use crate::kafka::KafkaCluster;
 #[derive(Clone, Debug, PartialEq)]
 pub struct KafkaSinkPlan {
     pub output: KafkaOutputPlan,
-    /// Every change of a row, by city and time.
+    /// The topic of every change of a row, by city and time.
     pub topic: String,
-    /// Every change of a city's current row, by city.
+    /// The topic of every change of a city's current row, by city.
     pub current_topic: Option<String>,
     pub format: RowFormat,
-    /// Make the topics where they are missing, with so many partitions.
+    /// Create missing topics with this many partitions.
     pub create_topics: Option<u32>,
 }
 
-/// How rows are written.
+/// How rows are encoded.
 #[derive(Clone, PartialEq, Eq)]
 pub enum RowFormat {
     Json,
-    /// In Confluent's wire format, with the schemas registered at these URLs, as this user.
+    /// In Confluent's wire format. The schemas are registered at these URLs, as this user.
     Avro {
         urls: Vec<String>,
         user: Option<(String, String)>,
     },
-    /// Bare Avro, as `schemas/` has it.
+    /// Bare Avro of the schemas in `schemas/`.
     BareAvro,
 }
 
-// The password is never shown.
+// `Debug` does not show the password.
 impl std::fmt::Debug for RowFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -43,7 +43,7 @@ impl std::fmt::Debug for RowFormat {
     }
 }
 
-/// What is written to a cluster by the shards of one sink, and where its progress is recorded.
+/// What the shards of one sink write to a cluster, and where their progress is recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KafkaOutputPlan {
     pub cluster: KafkaCluster,
@@ -52,15 +52,16 @@ pub struct KafkaOutputPlan {
     /// Fixed at the first start.
     pub shards: u16,
     pub commit_interval: Duration,
-    /// After this long the cluster gives a transaction up.
+    /// After this time the cluster aborts an open transaction.
     pub transaction_timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// In transactions that hold the progress as well.
+    /// Records and progress are written in transactions.
     ExactlyOnce,
-    /// At once; what was written since the last progress is written again after a crash.
+    /// Records are written at once. After a crash, those written since the last progress are
+    /// written again.
     AtLeastOnce,
 }
 

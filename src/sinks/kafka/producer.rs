@@ -1,4 +1,4 @@
-//! The producer of a shard, and what becomes of its records.
+//! The producer of a shard, and the delivery of its records.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,20 +20,21 @@ use crate::model::EncodedRecord;
 use crate::sinks::shard::ShardBatch;
 use crate::sinks::stop::StopDeadline;
 
-/// Between two polls for acknowledgements.
+/// The interval of polls for acknowledgements.
 const ACK_POLL_INTERVAL: Duration = Duration::from_micros(300);
-/// With commits that are far apart, their last requests are not to be large.
+/// The upper limit of `linger.ms`: with long commit intervals, the last requests should not become
+/// large.
 const MAX_LINGER_MS: u128 = 50;
-/// Between two attempts, at first.
+/// The delay before the first retry.
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// The longest call that waits for the cluster.
+/// The longest time that a call waits for the cluster.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Counts what could not be delivered.
+/// Counts records that could not be delivered.
 #[derive(Default)]
 pub(super) struct DeliveryErrors {
     failed: AtomicU64,
-    /// What was said of the last one, and its topic.
+    /// The last error, and the topic of its record.
     last: Mutex<Option<(String, KafkaError)>>,
 }
 
@@ -41,7 +42,7 @@ impl DeliveryErrors {
     fn record_failure(&self, topic: &str, error: &KafkaError) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is purged goes with one that has failed before.
+        // A purged record follows from an earlier failure, whose error stays.
         if !matches!(
             error.rdkafka_error_code(),
             Some(RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
@@ -50,12 +51,12 @@ impl DeliveryErrors {
         }
     }
 
-    /// How many there were since the last call.
+    /// How many deliveries failed since the last call.
     pub fn take_failed(&self) -> u64 {
         self.failed.swap(0, Ordering::Relaxed)
     }
 
-    /// Why writing again does not help, if it does not.
+    /// The error, if it is permanent, so that a retry does not help.
     pub fn permanent_error(&self) -> Option<KafkaSinkError> {
         use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
         let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
@@ -93,13 +94,13 @@ impl ProducerContext for DeliveryErrors {
 /// Why a producer's transaction has failed.
 #[derive(Debug)]
 pub(super) enum ProducerFailure {
-    /// Nothing of the transaction counts: it can be written again.
+    /// The transaction can be aborted and written again.
     Abort(KafkaError),
-    /// Its outcome is not known, or the producer is of no use any more.
+    /// The outcome is unknown, or the producer cannot be used any more.
     Lost(KafkaError),
 }
 
-/// Makes a producer of these topics. It fences the earlier ones of this shard.
+/// Creates a producer for these topics. It fences the earlier producers of this shard.
 pub(super) fn open_producer(
     plan: &KafkaOutputPlan,
     topics: &[String],
@@ -119,7 +120,8 @@ fn init_producer(
 ) -> Result<BaseProducer<DeliveryErrors>, KafkaSinkError> {
     let mut config = plan.cluster.producer_config();
     let timeout = plan.transaction_timeout.as_millis().to_string();
-    // A request is of one partition, so the fewer, the more in each. What waits for a commit may wait here: the commit has it sent.
+    // A request holds records of one partition, so fewer requests hold more records each. Records
+    // that wait for a commit may linger: the commit flushes them.
     let linger = match plan.is_transactional() {
         true => plan.commit_interval.as_millis().clamp(1, MAX_LINGER_MS),
         false => 1,
@@ -162,7 +164,8 @@ pub(super) fn classify_failure(error: KafkaError) -> ProducerFailure {
     }
 }
 
-/// Waits a moment for acknowledgements. A poll that waits would be busy for the last part of a millisecond.
+/// Polls for acknowledgements, then sleeps a moment. A poll with a timeout would spin during the
+/// last part of a millisecond.
 fn poll_acks(producer: &BaseProducer<DeliveryErrors>) {
     producer.poll(Duration::ZERO);
     thread::sleep(ACK_POLL_INTERVAL);
@@ -173,13 +176,13 @@ pub(super) fn call_timeout(stop: &StopDeadline) -> Duration {
     stop.time_left().clamp(FIRST_RETRY, CALL_TIMEOUT)
 }
 
-/// How long a batch waits for room in the queue of its producer.
+/// How long a batch waits for space in the producer's queue.
 pub(super) struct QueueWait {
     pub max_wait: Duration,
     pub stop: Arc<StopDeadline>,
 }
 
-/// Queues the records of a batch, and waits if there is no room.
+/// Queues the records of a batch, and waits while the queue is full.
 pub(super) fn send_batch(
     producer: &TopicProducer<DeliveryErrors>,
     topics: &[String],
@@ -230,7 +233,7 @@ fn enqueue_record(
                 }
                 poll_acks(producer.client());
             }
-            // The transaction has failed: the commit says how.
+            // The transaction has failed: the commit returns the error.
             Err(error) => {
                 producer.client().context().record_failure(topic, &error);
                 return Err(ProducerFailure::Abort(error));

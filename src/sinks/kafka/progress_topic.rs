@@ -1,4 +1,5 @@
-//! The progress topic of a cluster's sink: one partition, compacted, with what [`crate::sinks::progress`] says by key.
+//! The progress topic of a cluster's sink: one partition, compacted, with the keys of
+//! [`crate::sinks::progress`].
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
@@ -17,11 +18,12 @@ use crate::kafka::{KafkaCluster, REQUEST_TIMEOUT_MS, prefetch_metadata};
 use crate::sinks::progress::ProgressSnapshot;
 use crate::sinks::stop::StopDeadline;
 
-/// How long reading or writing it may take, brokers that are starting included.
+/// How long reading or writing may take, including brokers that are starting.
 const TOPIC_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a call waits for the cluster: to a time, and no longer than the end of the run allows.
+/// How long calls may wait for the cluster: until a deadline, and no longer than the end of the run
+/// allows.
 #[derive(Clone, Debug)]
 pub struct WaitLimit {
     deadline: Instant,
@@ -51,22 +53,22 @@ impl Default for WaitLimit {
 /// How much of the topic is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadExtent {
-    /// All up to the end that it has now, whatever waits for a commit.
+    /// Up to the present end, including uncommitted records.
     Now,
-    /// What is committed by now, before the first transaction that is open.
+    /// The records that are committed now, up to the first open transaction.
     Committed,
-    /// What is committed, up to this offset, which is known to be there.
+    /// Committed records up to this offset, which is known to exist.
     Marker(i64),
 }
 
-/// Writes to the topic outside of transactions, and waits until it is durable.
+/// Writes to the topic outside of transactions, and waits until the record is durable.
 pub struct ProgressProducer {
     cluster: KafkaCluster,
     topic: String,
     producer: ThreadedProducer<AckContext>,
 }
 
-/// Hands on what became of a record.
+/// Returns the delivery result of a record to its caller.
 struct AckContext;
 
 type AckSender = SyncSender<Result<i64, KafkaError>>;
@@ -101,7 +103,7 @@ impl ProgressProducer {
             .set("enable.idempotence", "true")
             .set("linger.ms", "0")
             .set("socket.timeout.ms", REQUEST_TIMEOUT_MS)
-            // A standby takes a longer silence after an outage for the end of the run.
+            // A standby would take a longer silence after an outage for the end of the run.
             .set("reconnect.backoff.max.ms", "1000")
             .set("message.timeout.ms", TOPIC_TIMEOUT.as_millis().to_string());
         let producer: ThreadedProducer<AckContext> = config
@@ -111,7 +113,7 @@ impl ProgressProducer {
         Ok(ProgressProducer { cluster: cluster.clone(), topic: topic.to_owned(), producer })
     }
 
-    /// Writes a value, and gives its offset.
+    /// Writes a value. Returns its offset.
     pub fn write(&self, key: &str, value: &impl Serialize) -> Result<i64, KafkaSinkError> {
         self.write_within(key, value, &WaitLimit::default())
     }
@@ -122,11 +124,11 @@ impl ProgressProducer {
         value: &impl Serialize,
         limit: &WaitLimit,
     ) -> Result<i64, KafkaSinkError> {
-        // What a sink records can be serialized.
+        // Every value that a sink records can be serialized.
         self.write_bytes(key, &serde_json::to_vec(value).unwrap_or_default(), limit)
     }
 
-    /// Writes a value of JSON, and gives its offset.
+    /// Writes a value of JSON. Returns its offset.
     pub fn write_bytes(&self, key: &str, value: &[u8], limit: &WaitLimit) -> Result<i64, KafkaSinkError> {
         let failed = |error| KafkaSinkError::cannot_write(&self.topic, error);
         let (acked, answer) = sync_channel(1);
@@ -182,16 +184,16 @@ pub fn read_topic(
     Ok(snapshot)
 }
 
-/// Isolation levels.
+/// Isolation levels of consumers.
 pub(super) const READ_COMMITTED: &str = "read_committed";
 pub(super) const READ_UNCOMMITTED: &str = "read_uncommitted";
 
-/// A client that reads the topic.
+/// A consumer of the topic.
 pub(super) struct ProgressReader {
     topic: String,
     consumer: BaseConsumer,
     silence: BrokerReminder,
-    /// The last poll has asked the cluster, which did not answer.
+    /// The last poll has probed the cluster, which did not answer.
     is_away: bool,
 }
 
@@ -228,7 +230,7 @@ impl ProgressReader {
         })
     }
 
-    /// What comes next, if it comes soon.
+    /// The next message, if one comes soon.
     pub fn poll(&mut self) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
         let polled = self.consumer.poll(POLL_INTERVAL);
         match polled {
@@ -249,7 +251,7 @@ impl ProgressReader {
     }
 }
 
-/// Whether waiting does not help.
+/// Whether the error is permanent, so that waiting does not help.
 pub fn is_permanent(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(

@@ -1,4 +1,4 @@
-//! Changes as records: which shard and partition a city's are in, and how rows are written.
+//! Encodes changes as records: the shard and partition of a city, and the format of rows.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use crate::model::{
     Shard,
 };
 
-/// The number of the topic of results among the topics of a sink.
+/// The index of the results topic among the topics of a sink.
 pub const RESULTS_TOPIC_INDEX: u8 = 0;
-/// The number of the topic of current rows.
+/// The index of the topic of current rows.
 pub const CURRENT_TOPIC_INDEX: u8 = 1;
 
-/// Where a sink's records go.
+/// How a sink's records are routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionLayout {
-    /// The sink's first shard, and how many it has.
+    /// The sink's first shard, and its number of shards.
     pub first_shard: Shard,
     pub shards: u16,
-    /// Partitions of the topic of results, and of that of current rows where there is one.
+    /// Partitions of the results topic, and of the topic of current rows if there is one.
     pub partitions: u32,
     pub current_partitions: Option<u32>,
 }
@@ -34,13 +34,13 @@ impl PartitionLayout {
     }
 }
 
-/// Writes the value of a row, behind what its key begins with.
+/// Writes the value of a row after the prefix of its key.
 pub trait RowWriter {
     fn row(&mut self, key: &RowKey<'_>, row: &Row, out: &mut Vec<u8>);
     fn current(&mut self, key: &RowKey<'_>, row: &CurrentRow, out: &mut Vec<u8>);
 }
 
-/// A key as results have it: `{"city":"..","reading_at":".."}`, in just these bytes.
+/// The key of a result: `{"city":"..","reading_at":".."}`, in exactly these bytes.
 pub struct RowKey<'a> {
     pub city: &'a str,
     pub reading_at: EventTime,
@@ -55,7 +55,7 @@ pub struct KafkaRenderer<W> {
     key: Vec<u8>,
 }
 
-/// What all records of a city begin with.
+/// The common prefix of all records of a city.
 struct CityPrefix {
     name: Arc<str>,
     partition: u32,
@@ -145,7 +145,8 @@ impl<W: RowWriter> Render for KafkaRenderer<W> {
     }
 }
 
-/// Rows as JSON: the key's object, with the row's fields behind it. Topics are in °F and mph, whatever a service gives out.
+/// Rows as JSON: the key's object, extended by the row's fields. Topics are in °F and mph, whatever
+/// units a server uses.
 pub struct JsonRows;
 
 impl RowWriter for JsonRows {
@@ -162,9 +163,10 @@ impl RowWriter for JsonRows {
     }
 }
 
-/// Rows as Avro, of the schemas in `schemas/`; behind the header that names the schema, where a registry has ids for them.
+/// Rows as Avro of the schemas in `schemas/`, after the header that names the schema if a registry
+/// has ids for them.
 pub struct AvroRows {
-    /// Of results, and of current rows.
+    /// The schema ids of results and of current rows.
     pub ids: Option<(u32, u32)>,
 }
 

@@ -1,4 +1,4 @@
-//! What writes one shard of a cluster's topics: a transactional producer.
+//! The writer of one shard of a cluster's topics: a transactional producer.
 
 use std::sync::Arc;
 use std::thread;
@@ -22,7 +22,7 @@ use crate::sinks::shard::{ShardBatch, ShardWriter};
 use crate::sinks::stop::StopDeadline;
 use crate::test_hooks;
 
-/// Between two looks at whether all records are acknowledged.
+/// The interval of checks whether all records are acknowledged.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the cluster may take at the start.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,7 +38,8 @@ pub(super) struct KafkaShardWriter {
 }
 
 impl KafkaShardWriter {
-    /// Makes the producer. It fences the earlier ones of this shard, whose open transactions are aborted.
+    /// Creates the producer. It fences the earlier producers of this shard, whose open transactions
+    /// are aborted.
     pub fn open(
         plan: &KafkaOutputPlan,
         topics: &Arc<[String]>,
@@ -48,7 +49,7 @@ impl KafkaShardWriter {
     ) -> Result<KafkaShardWriter, KafkaSinkError> {
         let producer = open_producer(plan, topics, number, OPEN_TIMEOUT, stop)?;
         if !plan.is_transactional() {
-            // An earlier start may have left a transaction open, which readers would wait for.
+            // An earlier start may have left a transaction open, which would block readers.
             let transactional = KafkaOutputPlan { delivery: Delivery::ExactlyOnce, ..plan.clone() };
             drop(open_producer(&transactional, &[], number, OPEN_TIMEOUT, stop)?);
         }
@@ -56,7 +57,7 @@ impl KafkaShardWriter {
         Ok(KafkaShardWriter { number, plan, topics, claim, producer, stop, as_of: String::new() })
     }
 
-    /// Says whether writing again helps.
+    /// Classifies a failure by whether a retry helps.
     fn write_failure(&self, failure: &ProducerFailure) -> WriteFailure {
         match (self.producer.client().context().permanent_error(), failure) {
             (Some(error), _) => WriteFailure::Final(error.into()),
@@ -77,10 +78,10 @@ impl KafkaShardWriter {
         send_batch(&self.producer, &self.topics, &mut self.as_of, batch, &wait)
     }
 
-    /// Writes the progress of a transaction whose records were sent, and makes all of it durable.
+    /// Writes the progress of a transaction whose records were sent, and commits both.
     fn commit_transaction(&self, progress: &ShardProgress) -> Result<(), ProducerFailure> {
         if !self.plan.is_transactional() {
-            // Progress must not be durable before the records that it covers.
+            // Progress must not become durable before the records that it covers.
             self.flush()?;
         }
         let value = serde_json::to_vec(progress).unwrap_or_default();
@@ -107,7 +108,7 @@ impl KafkaShardWriter {
         }
     }
 
-    /// Waits until all records that were sent are acknowledged.
+    /// Waits until all sent records are acknowledged.
     fn flush(&self) -> Result<(), ProducerFailure> {
         let deadline = Instant::now() + self.plan.transaction_timeout;
         let mut reminder = BrokerReminder::for_cluster(&self.plan.cluster);
@@ -160,7 +161,7 @@ impl ShardWriter for KafkaShardWriter {
 
     fn reopen(&mut self, last_epoch: u64) -> Result<bool, SinkError> {
         let KafkaOutputPlan { cluster, progress_topic, .. } = &self.plan;
-        // Before a producer is made, which would fence a successor.
+        // Check the claim before creating a producer, because that would fence a successor.
         let limit = WaitLimit::until_stopped(&self.stop);
         self.check_claim(&read_topic(cluster, progress_topic, ReadExtent::Now, &limit)?)?;
         let made = open_producer(&self.plan, &self.topics, self.number, CALL_TIMEOUT, &self.stop)?;

@@ -1,4 +1,4 @@
-//! A cluster's topics as a durable sink.
+//! The topics of a cluster as a durable sink.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +18,15 @@ use crate::sinks::progress::{
 use crate::sinks::shard::{FencedShards, ShardWriter};
 use crate::sinks::stop::StopDeadline;
 
-/// What is written to one cluster.
+/// A sink of the topics of one cluster.
 pub struct KafkaSink {
     plan: KafkaOutputPlan,
-    /// By the numbers that encoded records have for them.
+    /// By the topic index of encoded records.
     topics: Arc<[String]>,
     identity: SinkIdentity,
 }
 
-/// Reads what a progress topic holds now, while others may be writing it.
+/// Reads the present content of a progress topic, while other processes may be writing it.
 pub fn read_progress_topic(cluster: &KafkaCluster, topic: &str) -> Result<ProgressSnapshot, KafkaSinkError> {
     read_topic(cluster, topic, ReadExtent::Now, &WaitLimit::default())
 }
@@ -44,7 +44,7 @@ impl KafkaSink {
         ProgressProducer::new(&self.plan.cluster, &self.plan.progress_topic)
     }
 
-    /// Refuses results that were made with another identity; gives the recorded one.
+    /// Refuses results that were made with another identity. Returns the recorded identity.
     fn check_identity(&self, progress: &ProgressSnapshot) -> Result<Option<SinkIdentity>, SinkError> {
         let recorded = progress.get::<SinkIdentity>(IDENTITY)?;
         if let Some(recorded) = &recorded {
@@ -58,7 +58,7 @@ impl KafkaSink {
         KafkaSinkError::Fenced { topic, generation }.into()
     }
 
-    /// Refuses to go on if another claim is the last one.
+    /// Fails if another claim is the newest one.
     fn check_last_claim(&self, progress: &ProgressSnapshot, own: &Claim) -> Result<(), SinkError> {
         match progress.get::<Claim>(CLAIM)? {
             Some(last) if last != *own => Err(self.fenced(&last)),
@@ -99,7 +99,7 @@ impl DurableSink for KafkaSink {
         let limit = WaitLimit::at_most(within);
         let now = self.read(ReadExtent::Now, &limit)?;
         self.check_identity(&now)?;
-        // Open and aborted transactions do not say how far a shard has come.
+        // Shard progress of open and aborted transactions does not count.
         Ok(now.with_shards_of(self.read(ReadExtent::Committed, &limit)?))
     }
 
@@ -139,7 +139,8 @@ impl DurableSink for KafkaSink {
 
     fn read_progress(&self, claim: &SinkClaim) -> Result<ProgressSnapshot, SinkError> {
         let writer = self.producer()?;
-        // Behind all that was committed, and behind the ends of all that was aborted: what can be read up to here is all.
+        // The marker comes after all committed records and after the end of every aborted
+        // transaction, so reading up to it finds everything.
         let marker = writer.write(MARKER, &claim.claim.nonce)?;
         let progress = self.read(ReadExtent::Marker(marker), &WaitLimit::default())?;
         self.check_last_claim(&progress, &claim.claim)?;
@@ -164,7 +165,7 @@ impl DurableSink for KafkaSink {
     }
 }
 
-/// Writes records of the authority to the progress topic.
+/// Writes the records of the authority to the progress topic.
 struct TopicRecords(ProgressProducer);
 
 impl RecordWriter for TopicRecords {
@@ -200,7 +201,7 @@ mod tests {
             }
             assert!(refused(&now).unwrap().contains(same[at].0));
         }
-        // Sources come and go.
+        // Sources may be added and removed.
         assert_eq!(refused(&same[..2]), None);
         assert_eq!(refused(&[&same[..], &[("source b", "topic b as json")]].concat()), None);
         assert!(refused(&[&same[..], &[("more", "1")]].concat()).is_some());
