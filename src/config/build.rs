@@ -309,7 +309,8 @@ fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
     all
 }
 
-/// Half of a frame between processes: the other half is for the metadata of each record.
+/// Less than half of the maximum frame between processes: the rest is for the metadata of each
+/// record.
 const MAX_FORWARDED_BYTES: usize = 60 << 20;
 
 fn read_serve_limits(keys: &mut ConfigReader) -> ServeLimits {
