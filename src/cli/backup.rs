@@ -69,7 +69,7 @@ impl BackupArgs {
         }
         let Some(to) = &self.to else { return Err(CliError::Usage("--to says where backups are".into())) };
         let plan = self.load_plan()?;
-        // As the service would have them, without one that says so.
+        // The folder that the service would use by default.
         let checkpoints = match &plan.checkpoints {
             Some(checkpoints) => checkpoints.location.to_string(),
             None => plan.data_dir.join(crate::checkpoint::DEFAULT_FOLDER).display().to_string(),
@@ -109,7 +109,7 @@ impl RestoreArgs {
     }
 }
 
-/// Says on standard error what a command waits for.
+/// Starts a log of warnings on standard error, so that a waiting command says why.
 fn start_warning_log() {
     logging::start_logging(&LoggingPlan { format: LoggingFormat::Human, filter: "warn".into() }, None);
 }

@@ -1,4 +1,4 @@
-//! `swelter batch`: files in, all results out.
+//! `swelter batch`: computes all results of files.
 
 use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write as _};
@@ -129,7 +129,7 @@ impl BatchArgs {
             [&changes, &dead_letters, &daily].into_iter().flatten().any(|target| target.path.is_none());
         let output = match &self.output {
             Some(path) => Some(output_target(path, self.output_format, Some(Format::Csv))?),
-            // Standard output belongs to whatever asked for it by name.
+            // Standard output belongs to the output that explicitly requested it.
             None if stdout_is_taken && self.output_format.is_some() => {
                 let problem = "--output-format is of no use where standard output holds something else: give --output too";
                 return Err(CliError::Usage(problem.into()));
@@ -158,10 +158,10 @@ impl BatchArgs {
     }
 }
 
-/// What pipelines that want success say is in it.
+/// The hint for pipelines that accept an empty result.
 pub(super) const NOTHING_TAKEN_TEXT: &str =
     "nothing of any file was taken: see above why, or give --allow-empty if that is as it should be";
-/// Fields that are ignored and named.
+/// The maximum number of ignored fields in the message.
 const MAX_NAMED_FIELDS: usize = 10;
 
 const STDOUT_NAME: &str = "standard output";
@@ -175,7 +175,7 @@ fn output_target(
     Ok(OutputTarget { path, format, compression })
 }
 
-/// Two outputs in one file would be neither, and a log that is overwritten is lost.
+/// Refuses two outputs in one file, and an output that would overwrite an input.
 fn check_outputs(plan: &BatchPlan) -> Result<(), CliError> {
     let inputs: HashSet<PathBuf> = plan
         .inputs
@@ -205,7 +205,7 @@ fn check_outputs(plan: &BatchPlan) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Counts records on a terminal, and nowhere else.
+/// A progress bar that counts records; hidden unless standard error is a terminal.
 pub(super) fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -214,7 +214,7 @@ pub(super) fn progress_bar() -> ProgressBar {
     ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
-/// On standard error; if that cannot be written, the work is done all the same.
+/// Writes the summary to standard error. A failure to write is not an error of the command.
 fn report_summary(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let mut out = io::stderr().lock();
     if let Some(warning) = &summary.warning {
@@ -262,7 +262,7 @@ fn report_summary(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     Ok(())
 }
 
-/// With a comma after each three digits.
+/// Formats a number with a comma after each three digits.
 pub(super) fn group_digits(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();

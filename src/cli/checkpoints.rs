@@ -1,4 +1,4 @@
-//! `swelter checkpoints`: the kept state of a service, looked at and checked.
+//! `swelter checkpoints`: lists, shows and verifies the checkpoints of a service.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -98,7 +98,7 @@ impl CheckpointLocationArgs {
             (None, Some(dir)) => CheckpointLocation::Folder(dir.join(DEFAULT_FOLDER)),
             (None, None) => self.configured_location()?,
         };
-        // It is not made by looking at it.
+        // The command does not create the folder.
         if let CheckpointLocation::Folder(folder) = &location
             && !folder.is_dir()
         {
@@ -118,7 +118,7 @@ impl CheckpointLocationArgs {
             flags: Vec::new(),
         };
         let plan = Config::load(&layers).map_err(CliError::Config)?.plan;
-        // Those that there are stay where they are when no more are made.
+        // Existing checkpoints stay in their folder if new ones are disabled.
         Ok(plan.checkpoints.map_or_else(
             || CheckpointLocation::Folder(plan.data_dir.join(DEFAULT_FOLDER)),
             |plan| plan.location,
@@ -141,7 +141,7 @@ impl CheckpointLocationArgs {
     }
 }
 
-/// The newest, or the one that is asked for.
+/// Reads the manifest of the requested checkpoint, or of the newest.
 fn read_manifest(checkpoints: &Checkpoints, name: Option<CheckpointName>) -> Result<Manifest, CliError> {
     let newest = || checkpoints.list_names().map(|names| names.first().copied());
     let name = name.map_or_else(newest, |name| Ok(Some(name))).map_err(checkpoint_error)?;
@@ -163,7 +163,7 @@ impl ListArgs {
                 read => found.push((name, read)),
             }
         }
-        // An object store has no empty folders: nothing there is a place that is not there.
+        // An object store has no empty folders: an empty location does not exist.
         if found.is_empty() && !matches!(checkpoints.location(), CheckpointLocation::Folder(_)) {
             return Err(CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location())));
         }
@@ -238,7 +238,7 @@ impl VerifyArgs {
             })
         })?;
         match results.iter().filter(|(_, result)| result.is_err()).count() {
-            // Whoever asks relies on one.
+            // The user relies on at least one.
             0 if results.is_empty() => {
                 Err(CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location())))
             }

@@ -1,4 +1,4 @@
-//! `swelter cluster`: what the processes of a cluster need before they can start.
+//! `swelter cluster`: generates the secret that the processes of a cluster need.
 
 use std::io::{self, Write as _};
 

@@ -1,4 +1,4 @@
-//! `swelter dead-letters`: what was refused, looked at and sent once more.
+//! `swelter dead-letters`: lists, exports, retries and resubmits refused readings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -179,7 +179,7 @@ fn write_to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Resu
     write(&mut out).and_then(|()| out.flush()).map_err(|error| CliError::write_error(None, &error))
 }
 
-/// The newest letters.
+/// The newest dead letters, up to a limit.
 struct NewestDeadLetters {
     limit: usize,
     dead_letters: Vec<(String, DeadLetter)>,

@@ -1,4 +1,4 @@
-//! `swelter demo`: the service with made-up weather, and nothing to set up.
+//! `swelter demo`: the service with generated weather, without a configuration.
 
 use std::ffi::OsString;
 use std::fs::Permissions;
@@ -41,7 +41,7 @@ pub struct DemoArgs {
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
-/// What the demo has besides its flags.
+/// The settings of the demo beside its flags.
 const DEMO_SETTINGS: [(&str, &str); 9] = [
     ("sources.demo.type", "generator"),
     ("sources.demo.interval", "1m"),
@@ -75,7 +75,7 @@ impl DemoArgs {
         }
         let joining = Membership::alone(&config.plan);
         run::run_service(config.plan, joining, |url| {
-            // The page works without the hint.
+            // A failure to print the hint is ignored.
             let _ = io::stderr().write_all(usage_hint(url, current_time()).as_bytes());
         })
     }
@@ -91,7 +91,7 @@ impl DemoArgs {
         ];
         let settings = DEMO_SETTINGS.into_iter().map(|(key, value)| (key, "the demo", value));
         let flags = settings.chain(flags).map(|(key, flag, value)| (key.to_owned(), flag, value.to_owned()));
-        // The configuration of a service is not the demo's; how to log is the user's.
+        // The demo ignores the configuration of a service, except for the user's logging settings.
         let of_log = |(name, _): &(OsString, OsString)| {
             name == "SWELTER_LOG" || name.to_str().is_some_and(|name| name.starts_with("SWELTER_LOG__"))
         };
@@ -108,7 +108,7 @@ fn is_address_in_use(address: SocketAddr) -> bool {
     TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
-/// What to do, with a correction of the newest reading of the first city, as `now` is.
+/// Usage hints, with a correction of the first city's newest reading as of `now`.
 fn usage_hint(url: &str, now: EventTime) -> String {
     const MINUTE: i64 = 60_000;
     let minute = now.millis() - now.millis().rem_euclid(MINUTE) - 10 * MINUTE;

@@ -1,4 +1,4 @@
-//! `swelter generate`: a made-up log of readings.
+//! `swelter generate`: writes a generated log of readings.
 
 use std::io;
 use std::path::PathBuf;
@@ -111,7 +111,7 @@ impl GeneratorArgs {
     }
 }
 
-/// A time, or a date, which is its first instant in UTC.
+/// Parses a time, or a date, which is its first instant in UTC.
 fn time(text: &str) -> Result<EventTime, String> {
     let read = text.parse::<EventTime>().or_else(|error| match error.problem {
         TimeProblem::NoTimeOfDay if text.len() == "2025-01-01".len() => {
@@ -122,7 +122,7 @@ fn time(text: &str) -> Result<EventTime, String> {
     read.map_err(|error| format!("{error}, or 2013-07-18 for its beginning in UTC"))
 }
 
-/// The log while it is written.
+/// The writer of a generated log.
 struct GeneratedLogWriter {
     writer: ReadingsWriter,
     format: Format,
@@ -143,8 +143,7 @@ impl GeneratedLogWriter {
     fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
         match bad.text(self.format, self.ops) {
             Some(text) => self.writer.write_raw(text.as_bytes()),
-            // Columns of Parquet have types: all that can be wrong there instead is that nothing is
-            // in one.
+            // Parquet columns are typed: the only fault they can have is a missing value.
             None if bad.kind.needs_text() => {
                 self.writer.write_fields(&RecordFields { temperature: None, ..bad.fields() })
             }
@@ -172,7 +171,7 @@ mod tests {
         <Command as clap::Parser>::try_parse_from(words).map(|command| command.args)
     }
 
-    /// Runs the command; gives the bytes of the file that it made in an empty folder.
+    /// Runs the command in an empty folder, and returns the bytes of the file that it wrote.
     fn generate(line: &str, name: &str) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);

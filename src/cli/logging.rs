@@ -1,4 +1,4 @@
-//! The log: on standard error, and nowhere else.
+//! The program's log on standard error, and the panic hook.
 
 use std::io::{self, IsTerminal as _};
 use std::panic::PanicHookInfo;
@@ -13,12 +13,12 @@ use crate::model::printable::{printable, printable_json};
 use crate::panics;
 use crate::sources::journal;
 
-/// The exit code of a program that has found itself in a state that cannot be.
+/// The exit code after a panic.
 const PANIC_EXIT_CODE: i32 = 101;
 
-/// Starts the log of this process, whose lines say which of a cluster it is, and ends the process
-/// with 101 as soon as any thread panics: what is left of it would go on with wrong results. What a
-/// client owns alone ends without the process ([`panics`]).
+/// Starts the log of this process, with the process number of a cluster on each line. Ends the
+/// process with 101 if a thread panics: the rest of the process would continue with wrong results.
+/// A panic in state that only one client uses does not end the process ([`panics`]).
 pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     let human = match plan.format {
         LoggingFormat::Auto => io::stderr().is_terminal(),
@@ -27,7 +27,7 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     };
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    // A log that is there already, as in a test, stays.
+    // An existing log, as in a test, stays installed.
     let tag = process.map_or(String::new(), |process| match human {
         true => format!("[{process}] "),
         false => format!("{{\"process\":{process},"),
@@ -36,14 +36,15 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     let _ = tracing::subscriber::set_global_default(new_subscriber(&plan.filter, human, colours, writer));
     std::panic::set_hook(Box::new(|panic| {
         if journal::is_catching_store_panics() {
-            // The journal makes an error of it, that says what to do.
+            // The journal turns it into an error with a remedy.
             return;
         }
         if let Some(scope) = panics::scope_ended_by(panic) {
             return log_caught_panic(panic, scope);
         }
         if is_lost_peer(panic) {
-            // The dataflow's own connections are gone; another thread says whose, if it is quicker.
+            // The dataflow's connection to another process is lost. The short wait lets another
+            // thread log which process it is.
             std::thread::sleep(std::time::Duration::from_millis(200));
             tracing::error!("a connection to another process of the cluster is gone, so all end");
             std::process::exit(1);
@@ -53,8 +54,8 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
     }));
 }
 
-/// Begins each line with a tag, which takes the place of its first byte where the line is an
-/// object.
+/// Writes a tag at the beginning of each line. If the line is a JSON object, the tag replaces its
+/// first byte.
 struct TaggedWriter<W> {
     tag: String,
     is_json: bool,
@@ -67,7 +68,7 @@ impl<W: io::Write> io::Write for TaggedWriter<W> {
         let rest = line.get(instead..).unwrap_or_default();
         let text = str::from_utf8(rest).ok().filter(|_| self.is_json).map(printable_json);
         let rest = text.as_deref().map_or(rest, str::as_bytes);
-        // At once, so that the lines of several processes do not mix.
+        // In one call, so that the lines of several processes do not mix.
         self.to.write_all(&[self.tag.as_bytes(), rest].concat()).map(|()| line.len())
     }
 
@@ -76,13 +77,13 @@ impl<W: io::Write> io::Write for TaggedWriter<W> {
     }
 }
 
-/// Whether timely says that another process is gone.
+/// Whether the panic is timely's report of a lost connection to another process.
 fn is_lost_peer(panic: &PanicHookInfo<'_>) -> bool {
     let text = panic.payload().downcast_ref::<String>();
     text.is_some_and(|text| text.starts_with("timely communication error:"))
 }
 
-/// Times are RFC 3339 in UTC.
+/// Creates the subscriber; times are RFC 3339 in UTC.
 fn new_subscriber<W>(
     filter: &str,
     human: bool,
@@ -95,11 +96,12 @@ where
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(writer)
-        // They would be printed to the same standard error, by a call that panics where it cannot
-        // be written.
+        // They would be printed to the same standard error, by a call that panics if it cannot be
+        // written.
         .log_internal_errors(false)
         .with_ansi(colours);
-    // A line stays one line, whatever is in its values, and a terminal obeys none of them.
+    // Escape the values, so that a line stays one line and contains no control sequences of a
+    // terminal.
     let fields = format::debug_fn(|writer, field, value| {
         let text = format!("{value:?}");
         let text = printable(&text);
@@ -115,7 +117,7 @@ where
     }
 }
 
-/// Says what has ended one client, at a limited rate: a client may be able to repeat it.
+/// Logs a panic that ended one client, at a limited rate: a client may be able to repeat it.
 fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::PanicScope) {
     let Some(place) = panic.location() else { return };
     let Some(unreported) = panics::unreported_count_if_due(place) else { return };
@@ -132,7 +134,7 @@ fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::PanicScope) {
 
 const UNKNOWN_CAUSE: &str = "of unknown cause";
 
-/// Nothing where RUST_BACKTRACE does not ask for it.
+/// `None` unless RUST_BACKTRACE enables it.
 fn capture_backtrace() -> Option<String> {
     let backtrace = std::backtrace::Backtrace::capture();
     (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string())
@@ -207,7 +209,7 @@ mod tests {
         );
     }
 
-    /// A person that reads the log must not be told what a client made up.
+    /// Values from clients must not be able to imitate log lines.
     #[test]
     fn field_values_are_escaped() {
         let hostile = "a\x1b]52;c;aGk=\x07\n2026-01-01T00:00:00Z ERROR swelter: all is lost\u{9b}2J\u{202e}";
@@ -242,7 +244,7 @@ mod tests {
         }
     }
 
-    /// What the child does where it is named so.
+    /// Panics in the child process, in the named way.
     fn panic_as(name: &str) {
         let scope = panics::PanicScope::Session;
         match name {

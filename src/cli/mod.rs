@@ -26,7 +26,7 @@ use crate::config::ConfigErrors;
 use crate::fault::remedy_suffix;
 use crate::model::printable::printable;
 
-/// The exit code where nothing of any input was taken.
+/// The exit code if no record of any input was accepted.
 const NOTHING_TAKEN_EXIT_CODE: u8 = 4;
 
 /// The rolling heat index of every city, exact and incremental.
@@ -111,7 +111,7 @@ impl Cli {
                 let _ = writeln!(io::stderr(), "error: {}", printable(&message));
                 ExitCode::from(TAKEN_OVER_EXIT_CODE)
             }
-            // Whoever read our output has seen enough.
+            // The reader of our output has closed it on purpose.
             Err(CliError::PipeClosed) => ExitCode::SUCCESS,
         }
     }
@@ -124,13 +124,13 @@ enum CliError {
     Config(ConfigErrors),
     Failed(String),
     TakenOver(String),
-    /// It was done, but of nothing.
+    /// The command completed, but no record was accepted.
     NothingTaken(String),
     PipeClosed,
 }
 
 impl CliError {
-    /// Writing to `path` has failed; `None` is standard output.
+    /// The error of a failed write to `path`; `None` is standard output.
     fn write_error(path: Option<&Path>, error: &io::Error) -> CliError {
         match path {
             None if error.kind() == io::ErrorKind::BrokenPipe => CliError::PipeClosed,
@@ -143,15 +143,15 @@ impl CliError {
     }
 }
 
-/// What to say of a data directory that is named and not used.
+/// The error of a data directory that is given and not used.
 fn unused_data_dir_error(dir: &str, used_by: &str) -> CliError {
     CliError::Usage(format!(
         "--data-dir {dir} is not used: {used_by} would, and the configuration has none (ingest.enabled, ingest.into); leave it out"
     ))
 }
 
-/// A file on the command line and how it is written: by `format` where it is given, else by its
-/// name. `-` is a standard stream, with `default` as its format.
+/// Parses a file argument: its format is `format` if given, else that of its name. `-` is a
+/// standard stream, with `default` as its format.
 fn parse_file_argument(
     path: &Path,
     format: Option<Format>,

@@ -1,4 +1,4 @@
-//! `swelter produce`: readings into a topic of Kafka.
+//! `swelter produce`: writes readings to a Kafka topic.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -24,14 +24,14 @@ use crate::sources::file::InputFile;
 use crate::sources::generator::{BadReading, GeneratedRecord, Generator};
 use crate::sources::kafka::{AppendLimits, AppendPlan, KafkaAppender, RecordWriter, RegistryPlan};
 
-/// Records in an append at full speed, and appends under way.
+/// Records per append at full speed, and the maximum number of appends in flight.
 const APPEND_RECORDS: usize = 1_000;
 const MAX_APPENDS_IN_FLIGHT: usize = 64;
-/// How often records that are paced leave.
+/// How often paced records are sent.
 const PACE_INTERVAL: Duration = Duration::from_millis(5);
-/// How long the last records are waited for; librdkafka gives them up before.
+/// How long to wait for the last records; the timeout of librdkafka is shorter.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Refused records that are shown.
+/// The maximum number of refused records in the output.
 const MAX_SHOWN_REFUSALS: u64 = 10;
 
 /// Write readings to a topic of Kafka, from files or made up
@@ -160,7 +160,7 @@ impl ProduceArgs {
         let writer = match (self.value_format, &self.registry) {
             (ValueFormat::Avro, Some(url)) => {
                 let registry = RegistryPlan { urls: vec![url.clone()], user: None };
-                // What is encoded is JSON of our own by then, whatever the files are in.
+                // The encoder's input is our own JSON, whatever the format of the files.
                 RecordWriter::registered(&self.topic, &registry, &ReadOptions::default())
                     .map_err(|error| failed(&error))?
             }
@@ -194,7 +194,8 @@ impl ProduceArgs {
         let name = file.name();
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{name}: {error}"));
         let mut decoder = file.open_decoder(options).map_err(|error| failed(&error))?;
-        // Whoever reads the topic reads what is written as readings are, and not what options say.
+        // The bytes can be copied only if they have the default format, because readers of the
+        // topic do not know the options of this command.
         let is_as_written = file.format == Format::Json && options.is_default() && shift.is_none();
         let as_it_is = is_as_written && self.value_format == ValueFormat::Json;
         let mut bytes = Vec::new();
@@ -226,7 +227,7 @@ impl ProduceArgs {
     }
 }
 
-/// The options of made-up readings, where none is given.
+/// The defaults of the generator options.
 fn default_generator_args() -> GeneratorArgs {
     #[derive(Parser)]
     struct GeneratorArgsParser {
@@ -236,7 +237,7 @@ fn default_generator_args() -> GeneratorArgs {
     GeneratorArgsParser::parse_from(["generate"]).log
 }
 
-/// Records on their way.
+/// The state of a run: the appender, its pace, and counters.
 struct ProduceRun {
     appender: KafkaAppender,
     pace: Option<RecordPace>,
@@ -249,7 +250,7 @@ struct ProduceRun {
     bar: ProgressBar,
 }
 
-/// When records are due.
+/// The schedule of records at a rate.
 struct RecordPace {
     rate: f64,
     start: Instant,
@@ -322,7 +323,7 @@ impl ProduceRun {
         }
         let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(APPEND_RECORDS));
         let (records, hear) = (batch.len(), self.append_result_sender.clone());
-        // Whoever waited may have given up.
+        // The receiver may be gone after a timeout.
         self.appender.append(batch, Box::new(move |result| drop(hear.send((records, result)))));
         self.appends_in_flight += 1;
         self.handle_append_results(if self.appends_in_flight >= MAX_APPENDS_IN_FLIGHT {
@@ -332,7 +333,7 @@ impl ProduceRun {
         })
     }
 
-    /// Takes note of appends that have ended; waits for one.
+    /// Handles the results of appends; waits for the first one.
     fn handle_append_results(&mut self, mut wait: Duration) -> Result<(), CliError> {
         loop {
             let (records, result) = match self.append_results.recv_timeout(wait) {
@@ -379,7 +380,7 @@ impl ProduceRun {
 }
 
 impl ProduceCounts {
-    /// On standard error; if that cannot be written, the work is done all the same.
+    /// Writes the counts to standard error. A failure to write is not an error of the command.
     fn report_counts(&self, topic: &str, seconds: f64) -> io::Result<()> {
         let mut parts = vec![format!("{} records acknowledged", group_digits(self.acknowledged))];
         let rare = [(self.not_acknowledged, "not acknowledged"), (self.refused, "refused and left out")];

@@ -1,4 +1,4 @@
-//! Options that say how files of readings are written.
+//! Command-line options of the format of reading files.
 
 use std::path::PathBuf;
 
@@ -71,7 +71,7 @@ pub struct ReadArgs {
     wide: Option<PathBuf>,
 }
 
-/// A list is one value.
+/// A newtype, so that clap takes the whole list as one value.
 #[derive(Clone, Debug)]
 struct ListArg(Box<[String]>);
 
@@ -111,7 +111,7 @@ impl ReadArgs {
         }
     }
 
-    /// For these files: an option that could not be applied to one of them is refused.
+    /// Returns the options, after a check that each of them applies to all of these files.
     pub(super) fn read_options_for(&self, files: &[InputFile]) -> Result<ReadOptions, CliError> {
         let options = self.read_options();
         for file in files {

@@ -109,7 +109,7 @@ impl RunArgs {
         }
     }
 
-    /// How this process finds the others; nothing where it was asked to stop before that.
+    /// Connects this process to the others; `None` if a stop was requested before that.
     fn join_cluster(&self, plan: &ServicePlan, process: usize) -> Result<Option<Membership>, CliError> {
         if plan.cluster.processes == 1 {
             return Ok(Some(Membership::alone(plan)));
@@ -117,7 +117,8 @@ impl RunArgs {
         if self.supervised {
             let shutdown = Shutdown::default();
             let failed = |error| CliError::Failed(format!("the supervisor cannot be followed: {error}"));
-            // First of all: whoever ends all of the group ends this one in order.
+            // Before everything else, so that a signal to the whole process group ends this process
+            // in order.
             shutdown.catch_signals().map_err(failed)?;
             let stop_request = shutdown.clone();
             let supervised = supervisor::follow_supervisor(
@@ -163,7 +164,7 @@ impl RunArgs {
     }
 }
 
-/// Files that cannot be used are an error of the configuration: a supervisor does not try again.
+/// Unusable files are an error of the configuration, so that a supervisor does not retry.
 fn member_of_hosts(plan: &ServicePlan, process: usize, hosts: Vec<String>) -> Result<Membership, CliError> {
     Membership::one_of(plan, process, hosts).map_err(|error| {
         let error = ConfigError { key: None, origin: None, problem: error.to_string() };
@@ -171,9 +172,9 @@ fn member_of_hosts(plan: &ServicePlan, process: usize, hosts: Vec<String>) -> Re
     })
 }
 
-/// Starts a cluster on this host, by this program and its arguments.
+/// Starts a cluster on this host: child processes with this program and its arguments.
 fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
-    // Its processes have the same limits, and would refuse them one by one.
+    // The child processes have the same limits, and would refuse them one by one.
     limit_connections(&mut plan).map_err(|error| CliError::Failed(error.to_string()))?;
     let secret =
         plan.cluster.secret.clone().map_or_else(make_cluster_secret, Ok).map_err(CliError::Failed)?;
@@ -193,8 +194,7 @@ fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
     })
 }
 
-/// Runs the service, and says on standard output where; `then` hears the address as a URL after
-/// that.
+/// Runs the service. Prints its address to standard output, then calls `then` with it as a URL.
 pub(super) fn run_service(
     mut plan: ServicePlan,
     joining: Membership,
@@ -215,7 +215,7 @@ pub(super) fn run_service(
     let scheme = if plan.serve.tls.is_some() { "https" } else { "http" };
     let announce = |address: SocketAddr| {
         let url = format!("{scheme}://{address}");
-        // Nobody has to read it.
+        // A failure to print is ignored: the line is optional.
         let _ = print_to_stdout(&format!("listening on {url}\n"));
         then(&url);
     };

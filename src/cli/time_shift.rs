@@ -1,4 +1,4 @@
-//! Moves the readings of files in time, so that an old year can be played as if it had just been.
+//! A shift of readings in time, so that an old year can be replayed as if it were current.
 
 use std::str::FromStr;
 
@@ -8,10 +8,10 @@ use crate::model::EventTime;
 use crate::model::clock::wall_clock_ms;
 use crate::sources::file::InputFile;
 
-/// Where the newest reading is moved to.
+/// The target time of the newest reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ShiftTo {
-    /// The second that has just passed.
+    /// The current second, rounded down.
     Now,
     At(EventTime),
 }
@@ -27,15 +27,15 @@ impl FromStr for ShiftTo {
     }
 }
 
-/// By how much all readings are moved.
+/// The offset that is added to all readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TimeShift {
     ms: i64,
 }
 
 impl TimeShift {
-    /// Reads all files once, for their newest reading. Where there is none there is nothing to
-    /// move.
+    /// Reads all files once to find their newest reading. Without readings there is nothing to
+    /// shift.
     pub(super) fn measure(
         files: &[InputFile],
         options: &ReadOptions,
@@ -57,7 +57,7 @@ impl TimeShift {
         Ok(TimeShift { ms: newest.map_or(0, |newest: EventTime| to - newest.millis()) })
     }
 
-    /// Nothing is moved beyond the first time that there is.
+    /// Clamps to the first representable time.
     pub(super) fn apply_to(self, at: EventTime) -> EventTime {
         EventTime::from_millis(at.millis() + self.ms).unwrap_or(EventTime::MIN)
     }

@@ -1,4 +1,4 @@
-//! From keys to a plan.
+//! Builds the validated plan from the configuration keys.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,7 +25,7 @@ use crate::serve::{ServeLimits, ServePlan, TlsPlan, Token};
 use crate::sinks::dead_letters::{DeadLetterFullPolicy, DeadLetterLimits};
 use crate::sinks::kafka::Delivery;
 
-/// Where something is wrong, `keys` knows of it, and the values are any.
+/// Reads all keys. If one is invalid, `keys` has the error, and the value in the plan is arbitrary.
 pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan) {
     let log = read_log_plan(keys);
     let data_dir = PathBuf::from(keys.read_text("data_dir"));
@@ -109,7 +109,7 @@ fn check_forwarded_bodies(keys: &mut ConfigReader, limits: &ServeLimits) {
     }
 }
 
-/// `is_fenced`: a takeover keeps the generation before from writing.
+/// `is_fenced` means that a takeover can stop the previous generation from writing.
 fn check_cluster(keys: &mut ConfigReader, cluster: &ClusterConfig, workers: usize, is_fenced: bool) {
     if cluster.start_mode != StartMode::Claim && !is_fenced {
         let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
@@ -124,7 +124,7 @@ fn check_cluster(keys: &mut ConfigReader, cluster: &ClusterConfig, workers: usiz
     }
 }
 
-/// The shipped directory, with the places of a file where one is named.
+/// Reads the shipped directory, with the entries of the places file if there is one.
 fn read_directory(keys: &mut ConfigReader) -> &'static Directory<'static> {
     let key = "places";
     let Some(path) = keys.read_optional_text(key) else { return Directory::shipped() };
@@ -251,7 +251,8 @@ fn read_serve(keys: &mut ConfigReader) -> ServePlan {
     }
 }
 
-/// Scheme, host, and a port where it is not the scheme's: as browsers send it.
+/// Whether the text is an origin as browsers send it: scheme, host, and a port if it is not the
+/// scheme's default.
 fn is_origin(text: &str) -> bool {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
@@ -308,7 +309,8 @@ fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
     all
 }
 
-/// What a frame between processes holds, and as much again for what stands beside each record.
+/// Less than half of the maximum frame between processes: the rest is for the metadata of each
+/// record.
 const MAX_FORWARDED_BYTES: usize = 60 << 20;
 
 fn read_serve_limits(keys: &mut ConfigReader) -> ServeLimits {

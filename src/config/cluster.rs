@@ -1,4 +1,4 @@
-//! Which processes a run has, where they are, and what keeps others out.
+//! The keys of a cluster: its processes, their addresses, TLS and the secret.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::config_reader::ConfigReader;
 use super::layers::read_text_file;
 use super::plan::{ClusterConfig, ClusterTlsPlan, ServicePlan, StartMode};
 
-/// Processes of a cluster: what says which of them watch a city is one word.
+/// The maximum number of processes: the set of those that watch a city is one 64-bit word.
 const MAX_PROCESSES: i64 = 64;
 const MAX_HOSTS_BYTES: u64 = 64 * 1024;
 
@@ -45,7 +45,8 @@ pub(super) fn read_cluster(keys: &mut ConfigReader) -> ClusterConfig {
     }
 }
 
-/// Between hosts it must be one that nobody can guess.
+/// Reads the secret of the cluster. Between hosts it must be a generated one, which cannot be
+/// guessed.
 fn read_cluster_secret(keys: &mut ConfigReader, spans_hosts: bool) -> Option<String> {
     const SECRET_HINT: &str =
         "run `swelter cluster secret` and give all processes what it prints as SWELTER_CLUSTER__SECRET";
@@ -101,7 +102,7 @@ pub fn host_of(address: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// Whether `host:port` is of this host alone.
+/// Whether a `host:port` is a loopback address.
 fn is_loopback(address: &str) -> bool {
     let host = host_of(address);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
@@ -128,7 +129,7 @@ fn read_hosts(path: &Path, processes: usize) -> Result<Vec<String>, String> {
     Ok(hosts)
 }
 
-/// What is allowed between hosts and yet rarely meant.
+/// Warnings about settings that are allowed between hosts, but are rarely intended.
 pub(super) fn cluster_warnings(plan: &ServicePlan) -> Option<String> {
     let is_open = plan.cluster.spans_hosts && plan.cluster.tls.is_none();
     is_open.then(|| {

@@ -1,4 +1,4 @@
-//! Reads values by key: each key says its type and range where it is read, and what is read exists.
+//! The reader of configuration keys: each key is declared, with its type and range, by reading it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,22 +13,22 @@ use super::suggest;
 use super::value_origin::ValueOrigin;
 use crate::model::Millis;
 
-/// The merged layers while they are read. A key that cannot be read gives some value of its type,
-/// and an error.
+/// The merged layers while they are read. An invalid key yields an arbitrary value of its type, and
+/// an error.
 #[derive(Debug)]
 pub struct ConfigReader {
     layers: MergedLayers,
-    /// What was read, as TOML.
+    /// The keys that were read, with their values as TOML.
     settings: BTreeMap<String, Setting>,
     errors: Vec<ConfigError>,
 }
 
-/// A key's value in use, as TOML writes it.
+/// The value in use of a key, in TOML syntax.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub toml: String,
     pub origin: ValueOrigin,
-    /// It must not be shown.
+    /// The value must not be shown.
     pub is_secret: bool,
 }
 
@@ -38,7 +38,7 @@ impl ConfigReader {
         ConfigReader { layers: entries, settings: BTreeMap::new(), errors }
     }
 
-    /// What is said of variables that nothing reads.
+    /// Takes the warnings about variables that nothing reads.
     pub fn take_warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.layers.warnings)
     }
@@ -47,24 +47,24 @@ impl ConfigReader {
         self.layers.tokens.take()
     }
 
-    /// The tables of a list, in the order in which they were written.
+    /// The tables of a list, in the order of the configuration.
     pub fn list_items(&self, list: &str) -> Vec<TableItem> {
         self.layers.items.iter().filter(|item| item.list == list).cloned().collect()
     }
 
-    /// Whether some layer has the key.
+    /// Whether a layer sets the key.
     pub fn is_given(&self, key: &str) -> bool {
         self.layers.values.contains_key(key)
     }
 
-    /// The keys right under a table, as they are written there.
+    /// The keys directly under a table, as they are written there.
     pub fn keys_under(&self, table: &str) -> Vec<String> {
         let prefix = format!("{table}.");
         let below = self.layers.values.range(prefix.clone()..);
         below.map_while(|(key, _)| key.strip_prefix(&prefix)).map(str::to_owned).collect()
     }
 
-    /// Gives a key a value for where no layer has one.
+    /// Sets the value of a key that no layer sets.
     pub fn set_default(&mut self, key: &str, value: ConfigValue) {
         self.layers
             .values
@@ -72,7 +72,7 @@ impl ConfigReader {
             .or_insert(LayerEntry { value, origin: ValueOrigin::ShippedDefault });
     }
 
-    /// A problem of a key, where it was written.
+    /// Adds an error of a key, with the origin of its value.
     pub fn add_error(&mut self, key: &str, problem: impl Into<String>) {
         let value = self.layers.values.get(key).map(|entry| &entry.origin);
         let table = || self.layers.tables.get(key);
@@ -81,14 +81,14 @@ impl ConfigReader {
         self.errors.push(ConfigError { key: Some(key.to_owned()), origin, problem: problem.into() });
     }
 
-    /// Shows another value for a key than it was given.
+    /// Replaces the shown value of a key.
     pub fn set_shown(&mut self, key: &str, toml: String) {
         if let Some(setting) = self.settings.get_mut(key) {
             setting.toml = toml;
         }
     }
 
-    /// Reads a key; `parse` gives the value and how TOML writes it, or what is expected instead.
+    /// Reads a key. `parse` returns the value and its TOML syntax, or the text of what is expected.
     fn read_value<T>(
         &mut self,
         key: &str,
@@ -121,12 +121,12 @@ impl ConfigReader {
         .unwrap_or_default()
     }
 
-    /// A text that may be empty, which is nothing.
+    /// Reads a text; an empty one is `None`.
     pub fn read_optional_text(&mut self, key: &str) -> Option<String> {
         Some(self.read_text(key)).filter(|text| !text.is_empty())
     }
 
-    /// A text that is neither printed nor part of an error.
+    /// Reads a text that is neither printed nor part of an error.
     pub fn read_secret(&mut self, key: &str) -> Option<String> {
         let entry = self.layers.values.get(key).cloned();
         let (value, origin) =
@@ -142,7 +142,7 @@ impl ConfigReader {
         }
     }
 
-    /// A text, number or flag, as a text.
+    /// Reads a text, number or flag as a text.
     pub fn read_scalar(&mut self, key: &str) -> String {
         let read = self.read_value(key, |value| {
             let text = scalar_to_text(value).ok_or("a text, a number, true or false")?;
@@ -151,7 +151,7 @@ impl ConfigReader {
         read.unwrap_or_default()
     }
 
-    /// A text that `parse` takes, or says what is expected instead.
+    /// Reads a text with `parse`, which returns the value or the text of what is expected.
     pub fn read_parsed<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.read_value(key, |value| {
             let given = match value {
@@ -188,7 +188,7 @@ impl ConfigReader {
         read.unwrap_or_default()
     }
 
-    /// From 0 to 1.
+    /// Reads a number from 0 to 1.
     pub fn read_share(&mut self, key: &str) -> f64 {
         let read = self.read_value(key, |value| {
             let number = match value {
@@ -203,7 +203,7 @@ impl ConfigReader {
         read.unwrap_or_default()
     }
 
-    /// A duration between two others, in their own spelling.
+    /// Reads a duration within a range.
     pub fn read_duration(&mut self, key: &str, from: &str, to: &str) -> Millis {
         let read = self.read_value(key, |value| {
             let expected = || format!("a duration from {from} to {to}, such as 90s, 15m, 6h or 1d");
@@ -217,12 +217,12 @@ impl ConfigReader {
         read.unwrap_or_default()
     }
 
-    /// A wait: a duration of the clock, not of event time.
+    /// Reads a duration of the wall clock, not of event time.
     pub fn read_wall_duration(&mut self, key: &str, from: &str, to: &str) -> std::time::Duration {
         std::time::Duration::from_millis(self.read_duration(key, from, to).millis().unsigned_abs())
     }
 
-    /// A number of bytes between two others, as texts.
+    /// Reads a number of bytes within a range.
     pub fn read_bytes<T: TryFrom<u64> + Default>(&mut self, key: &str, from: &str, to: &str) -> T {
         let read = self.read_value(key, |value| {
             let expected = || format!("a size from {from} to {to}, such as \"64 KiB\" or 65536");
@@ -259,7 +259,7 @@ impl ConfigReader {
         read.unwrap_or_default()
     }
 
-    /// One of the names that a type has.
+    /// Reads one of the names of an enum's values.
     pub fn read_choice<T: ValueEnum>(&mut self, key: &str) -> Option<T> {
         let all = T::value_variants();
         let names: Vec<_> = all.iter().filter_map(ValueEnum::to_possible_value).collect();
@@ -283,12 +283,12 @@ impl ConfigReader {
         })
     }
 
-    /// Whether a key has been read without an error.
+    /// Whether a key has no error so far.
     pub fn is_valid(&self, key: &str) -> bool {
         !self.errors.iter().any(|error| error.key.as_deref() == Some(key))
     }
 
-    /// Everything that was read, if nothing was wrong and nothing is left unread.
+    /// Returns all settings, if there is no error and no key is left unread.
     pub fn finish(mut self) -> Result<BTreeMap<String, Setting>, Vec<ConfigError>> {
         let known: Vec<&str> = self.settings.keys().map(String::as_str).collect();
         let values = self.layers.values.iter().map(|(key, entry)| (key, &entry.origin));
@@ -314,7 +314,8 @@ impl ConfigReader {
         if self.errors.is_empty() { Ok(self.settings) } else { Err(self.errors) }
     }
 
-    /// Whether it makes sense to say that a key is unknown: in a source without a type it does not.
+    /// Whether an unknown key should be reported. Not in a source without a valid type: its keys
+    /// are never read.
     fn is_parent_valid(&self, key: &str) -> bool {
         let item = self.layers.items.iter().find(|item| item.field_name(key).is_some());
         item.is_none_or(|TableItem { list, key, .. }| {

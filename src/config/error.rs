@@ -1,10 +1,10 @@
-//! What is wrong with a configuration.
+//! Errors of a configuration.
 
 use std::fmt;
 
 use super::value_origin::ValueOrigin;
 
-/// All errors of a configuration, one a line.
+/// All errors of a configuration, one per line.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 
@@ -18,9 +18,9 @@ impl fmt::Display for ConfigErrors {
 /// One error of a configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigError {
-    /// `None` if the error is about all of a file or variable.
+    /// `None` if the error concerns a whole file or variable.
     pub key: Option<String>,
-    /// Where the value is written; `None` if it is missing.
+    /// The origin of the value; `None` if it is missing.
     pub origin: Option<ValueOrigin>,
     pub problem: String,
 }

@@ -1,4 +1,4 @@
-//! Sources and sinks that are topics of Kafka.
+//! The keys of Kafka sources and sinks.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,24 +15,26 @@ use crate::sources::kafka::{KafkaSourcePlan, OffsetReset, RecordFormat, Registry
 
 const MAX_TOPIC_BYTES: usize = 249;
 
-/// A topic's name, which its dead letters and its progress make longer.
+/// Shorter than the limit of a topic's name, because the names of its dead letters and progress are
+/// longer.
 const MAX_SOURCE_TOPIC_BYTES: usize = 240;
 
 const TOPIC_NAME_RULE: &str = "a name of a topic: a-z, A-Z, 0-9, . _ and -";
 
-/// Whether a topic, or a source, may be called so.
+/// Whether a topic or source may have this name.
 pub fn is_topic_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=MAX_TOPIC_BYTES).contains(&name.len()) && name.bytes().all(allowed) && ![".", ".."].contains(&name)
 }
 
-/// The topics in use, by brokers: what one writes no other may read or write.
+/// The topics in use, by brokers: a topic that is written must have no other use.
 #[derive(Default)]
 pub struct TopicUses(BTreeMap<(String, String), TopicUse>);
 
 struct TopicUse {
     key: String,
-    /// Where progress is kept may be shared, by those who write as the same client.
+    /// The cluster, if this is a progress topic. It may be shared by uses with the same client
+    /// settings.
     progress_of: Option<KafkaCluster>,
 }
 
@@ -193,7 +195,7 @@ fn read_kafka_cluster(keys: &mut ConfigReader, at: &str) -> Option<KafkaCluster>
     Some(KafkaCluster { brokers: brokers?, properties })
 }
 
-/// Brokers as they are compared: without spaces.
+/// Normalizes a list of brokers for comparison: without spaces.
 fn parse_brokers(text: &str) -> Result<String, String> {
     let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
     let is_broker = |broker: &&str| {
@@ -232,8 +234,8 @@ fn read_create_topics(keys: &mut ConfigReader, at: &str) -> Option<u32> {
     create.then_some(partitions)
 }
 
-/// Once a reading is older than the lateness, sending it again gives another dead letter and
-/// nothing else.
+/// The delay must be less than the lateness: after that a retried reading is too late, and only
+/// becomes another dead letter.
 pub(super) fn read_retry_after(keys: &mut ConfigReader, key: &str, lateness: Millis) -> Option<Millis> {
     keys.read_optional_text(key)?;
     let after = keys.read_duration(key, "1s", "366d");
@@ -293,7 +295,7 @@ fn read_row_format(keys: &mut ConfigReader, at: &str) -> Option<RowFormat> {
     }
 }
 
-/// Without Avro, what is said of a registry is refused: it would do nothing.
+/// Without Avro, keys of a registry are refused: they would have no effect.
 fn read_is_avro(keys: &mut ConfigReader, format: &str, at: &str) -> Option<bool> {
     keys.set_default(&format!("{at}.schema_registry"), ConfigValue::List(Vec::new()));
     let is_avro = keys.read_one_of(format, &["json", "avro"])? == "avro";
@@ -304,7 +306,7 @@ fn read_is_avro(keys: &mut ConfigReader, format: &str, at: &str) -> Option<bool>
     Some(is_avro)
 }
 
-/// No message holds a URL or a user: there may be a password in it.
+/// Messages never contain a URL or a user: they may contain a password.
 fn read_registry(keys: &mut ConfigReader, at: &str) -> Option<RegistryPlan> {
     let (registry, user) = (format!("{at}.schema_registry"), format!("{at}.schema_registry_user"));
     let urls = keys.read_list(&registry);
@@ -335,7 +337,7 @@ fn registry_url_problem(url: &str) -> Option<&'static str> {
     (!is_plain).then_some("is not a URL of a registry: write it as in http://registry.example:8081")
 }
 
-/// Passwords that travel where others may listen.
+/// Warnings about passwords that are sent without encryption.
 pub fn kafka_warnings(plan: &ServicePlan) -> Vec<String> {
     let (mut clusters, mut registries) = (Vec::new(), Vec::new());
     for source in &plan.sources {
@@ -366,7 +368,7 @@ pub fn kafka_warnings(plan: &ServicePlan) -> Vec<String> {
     cluster.into_iter().chain(registry).collect()
 }
 
-/// Whether a host, with what follows it, is this one.
+/// Whether a host, with an optional port and path, is a loopback address.
 fn is_loopback(host: &str) -> bool {
     let host = host.split('/').next().unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);

@@ -1,4 +1,4 @@
-//! Where values are written down: the shipped defaults, a file, the environment, flags.
+//! The layers of the configuration: shipped defaults, a file, the environment, flags.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,20 +12,20 @@ use super::error::ConfigError;
 use super::suggest;
 use super::value_origin::ValueOrigin;
 
-/// What lies over the shipped defaults.
+/// The layers above the shipped defaults.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigLayers {
     pub file: Option<PathBuf>,
-    /// Variables of other programs among them do not matter.
+    /// Variables of other programs in it are ignored.
     pub environment: Vec<(OsString, OsString)>,
-    /// A key, the flag as the user gives it, and its value; later ones win.
+    /// A key, the flag as the user writes it, and its value; later ones win.
     pub flags: Vec<(String, &'static str, String)>,
 }
 
-/// A value as it was written.
+/// An unparsed value of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConfigValue {
-    /// Of a variable or flag: it has the type that its key asks for.
+    /// Of a variable or flag: it takes the type of its key.
     Untyped(String),
     Text(String),
     Number(i64),
@@ -34,7 +34,7 @@ pub enum ConfigValue {
     List(Vec<String>),
     /// A date or time without quotes.
     Time(String),
-    /// Of a type, named here, that no key has.
+    /// A type that no key has, by its name.
     Other(&'static str),
 }
 
@@ -62,34 +62,34 @@ pub struct LayerEntry {
 #[derive(Clone, Debug)]
 pub struct TableItem {
     pub list: &'static str,
-    /// The `name` that it has, or is given: a source is called as its topic or as its type.
+    /// Its `name`, or the default: the topic or the type of a source.
     pub name: String,
-    /// What its keys begin with, as in `sources.readings`.
+    /// The prefix of its keys, such as `sources.readings`.
     pub key: String,
 }
 
 impl TableItem {
-    /// What a key is called in here.
+    /// The name of a key within this table.
     pub fn field_name<'a>(&self, key: &'a str) -> Option<&'a str> {
         key.strip_prefix(&self.key)?.strip_prefix('.')
     }
 }
 
-/// All layers, merged: values by their dotted keys, and the tables that were named.
+/// All layers, merged: values by their dotted keys, and the named tables.
 #[derive(Debug, Default)]
 pub struct MergedLayers {
     pub values: BTreeMap<String, LayerEntry>,
     pub tables: BTreeMap<String, ValueOrigin>,
-    /// In the order in which they were written.
+    /// In the order of the configuration.
     pub items: Vec<TableItem>,
-    /// What is said of variables that nothing reads.
+    /// Warnings about variables that nothing reads.
     pub warnings: Vec<String>,
-    /// What `SWELTER_TOKENS` holds. It is no key, so that it is never shown.
+    /// The value of `SWELTER_TOKENS`. It is not a key, so that it is never shown.
     pub tokens: Option<String>,
     pub errors: Vec<ConfigError>,
 }
 
-/// The largest configuration file.
+/// The maximum size of a configuration file.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 const VARIABLE_PREFIX: &str = "SWELTER_";
@@ -97,14 +97,13 @@ const VARIABLE_PREFIX: &str = "SWELTER_";
 /// The keys that are lists of tables.
 const LIST_TABLES: [&str; 2] = ["sources", "sinks"];
 
-/// A table of an item whose keys are not ours, and have dots.
+/// A table in an item whose keys are not swelter's, and contain dots.
 const PROPERTIES_TABLE: &str = "properties";
 
-/// What variables that are no keys of the shipped defaults begin with.
+/// The prefixes of variables beside the keys of the shipped defaults.
 const OTHER_VARIABLE_PREFIXES: [&str; 4] = ["TOKENS", "LOG", "SOURCES", "SINKS"];
 
-/// The variables of the tests and tools: they are for other programs than the service. Those that
-/// end with `_` are beginnings.
+/// Variables of tests and tools, which the service ignores. Those that end with `_` are prefixes.
 const TOOL_VARIABLES: [&str; 10] = [
     "KAFKA",
     "KAFKA_LIB",
@@ -118,12 +117,12 @@ const TOOL_VARIABLES: [&str; 10] = [
     "FUZZ_",
 ];
 
-/// Whose a variable is.
+/// The program that a variable belongs to.
 enum VariableOwner {
     Swelter,
-    /// Of another program that uses the prefix too.
+    /// Another program that uses the same prefix.
     OtherProgram,
-    /// Nobody's that is known here.
+    /// No known program.
     Unknown,
 }
 
@@ -249,7 +248,7 @@ impl MergedLayers {
         self.items.push(TableItem { list, name, key });
     }
 
-    /// Without quotes around a name, TOML takes its dots for tables in tables.
+    /// TOML parses the dots of an unquoted name as nested tables.
     fn add_properties(
         &mut self,
         item: &str,
@@ -293,13 +292,13 @@ impl MergedLayers {
         }
     }
 
-    /// Whose a variable is, by its name without the prefix. One that is alike to a key is ours, and
-    /// found not to be one later.
+    /// The owner of a variable, by its name without the prefix. A name similar to a key is
+    /// swelter's, and is then reported as unknown.
     fn variable_owner(&self, rest: &str, value: &OsString) -> VariableOwner {
         if rest.contains("__") {
             return VariableOwner::Swelter;
         }
-        // Kubernetes has some for each service, of one that has our name too.
+        // Kubernetes sets such variables for each service, also for one named swelter.
         let is_address = value.to_str().is_some_and(|value| value.contains("://"));
         let of_kubernetes = rest.ends_with("_PORT") || rest.contains("PORT_") || rest.contains("SERVICE_");
         let is_tool = |tool: &&str| rest == *tool || (tool.ends_with('_') && rest.starts_with(*tool));
@@ -336,7 +335,8 @@ impl MergedLayers {
         self.values.insert(key, LayerEntry { value: ConfigValue::Untyped(value.to_owned()), origin });
     }
 
-    /// The key of the item that a variable or flag means, a new one where there is none.
+    /// Returns the key of the item that a variable or flag names. Adds the item if it does not
+    /// exist.
     fn find_or_add_item(&mut self, list: &'static str, name: &str, origin: &ValueOrigin) -> String {
         let spelled = |name: &str| name.to_ascii_lowercase().replace(['-', '.'], "_");
         let known = self.items.iter().find(|item| item.list == list && spelled(&item.name) == spelled(name));
@@ -350,12 +350,12 @@ impl MergedLayers {
     }
 }
 
-/// The key of a property, whose name has dots.
+/// The key of a property, whose name contains dots.
 fn property_key(item: &str, name: &str) -> String {
     format!("{item}.{PROPERTIES_TABLE}.{}", key_segment(name))
 }
 
-/// A name as a part of a dotted key, quoted where TOML would ask for it.
+/// A name as a segment of a dotted key, quoted if TOML requires it.
 fn key_segment(name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if bare { name.to_owned() } else { format!("{name:?}") }
@@ -384,7 +384,7 @@ fn to_config_value(value: &DeValue<'_>) -> ConfigValue {
     }
 }
 
-/// A file's text, or what is wrong with the file.
+/// Reads a text file up to a size limit; the error says what is wrong with it.
 pub fn read_text_file(path: &Path, limit: u64) -> Result<String, String> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path);

@@ -1,8 +1,8 @@
 //! The configuration of the service: shipped defaults, a file, environment variables and flags.
 //!
 //! The layers are merged by key, and each value keeps its origin ([`layers`]). The type and range
-//! of a key are checked where it is read (`build`), through one reader (`config_reader`); a key
-//! that is never read does not exist. So all errors are found in one pass, each with its origin.
+//! of a key are checked where it is read (`build`), through one reader (`config_reader`). A key
+//! that is never read is unknown. So all errors are found in one pass, each with its origin.
 
 mod build;
 mod cluster;

@@ -1,4 +1,4 @@
-//! What a run does, validated.
+//! The validated plan of a live run.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,46 +17,47 @@ use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::kafka::KafkaSourcePlan;
 use crate::sources::weather::WeatherKind;
 
-/// All of a live run.
+/// Everything that a live run needs.
 #[derive(Clone, Debug)]
 pub struct ServicePlan {
     pub data_dir: PathBuf,
     pub data_dir_mode: DataDirMode,
-    /// What cities are called and where they are: the shipped directory, and the file of places.
+    /// The names and locations of cities: the shipped directory, and the places file.
     pub directory: &'static Directory<'static>,
     pub workers: usize,
     pub formula: Formula,
     pub retention: Retention,
     /// How far after its arrival a reading may be dated.
     pub max_ahead: Millis,
-    /// Cities that a partition may have.
+    /// The maximum number of cities in a partition.
     pub max_cities: u32,
-    /// A current row that is older is stale. It decides what is said of rows, never what they are.
+    /// A current row that is older is stale. This affects how rows are labelled, never their
+    /// values.
     pub stale_after: Millis,
-    /// What is given out is in these units where nobody asks for others.
+    /// The units of results, unless a client requests others.
     pub output_units: OutputUnits,
     pub decode: DecodeSettings,
-    /// Without it a start reads the logs from their beginning.
+    /// If `None`, a start reads the logs from their beginning.
     pub checkpoints: Option<CheckpointPlan>,
-    /// Without it nothing can be posted, and there is no journal.
+    /// If `None`, readings cannot be posted, and there is no journal.
     pub ingest: Option<IngestPlan>,
     pub sources: Vec<SourcePlan>,
-    /// Where every change of a row goes.
+    /// The sinks of all row changes.
     pub sinks: Vec<SinkPlan>,
-    /// How many dead letters are kept in the data directory.
+    /// The limits of dead letters in the data directory.
     pub dead_letters: DeadLetterLimits,
     pub serve: ServePlan,
     pub cluster: ClusterConfig,
     pub limits: PipelineLimits,
-    /// Logs with other ids than those that were read are gone on with if their records fit; for one
-    /// start, by a flag.
+    /// Whether to continue with logs whose id has changed, if their records match; set for one
+    /// start by a flag.
     pub adopt_logs: bool,
-    /// What all processes must have in common, as keys and values.
+    /// The settings that all processes must have in common, as keys and values.
     pub common_settings: BTreeMap<String, String>,
 }
 
 impl ServicePlan {
-    /// How readings that are posted are written, and stay in the log that they go to.
+    /// The options of posted readings, which are the same in the log that they are appended to.
     pub fn ingest_read_options(&self) -> ReadOptions {
         let into = self.ingest.as_ref().and_then(|ingest| ingest.source.as_deref());
         let source = into.and_then(|into| self.sources.iter().find(|source| source.name == into));
@@ -78,7 +79,7 @@ pub enum SinkKind {
 }
 
 impl ServicePlan {
-    /// The sinks that are topics of Kafka.
+    /// The Kafka sinks.
     pub fn kafka_sinks(&self) -> impl Iterator<Item = &KafkaSinkPlan> {
         self.sinks.iter().filter_map(|sink| match &sink.kind {
             SinkKind::Kafka(kafka) => Some(kafka),
@@ -86,7 +87,7 @@ impl ServicePlan {
         })
     }
 
-    /// The sinks that are folders.
+    /// The folder sinks.
     pub fn folder_sinks(&self) -> impl Iterator<Item = &FolderSinkPlan> {
         self.sinks.iter().filter_map(|sink| match &sink.kind {
             SinkKind::Kafka(_) => None,
@@ -94,30 +95,31 @@ impl ServicePlan {
         })
     }
 
-    /// Whether a sink or a source of dead letters records the generations of the run in a progress topic.
+    /// Whether a sink or a source of dead letters records the generations of the run in a progress
+    /// topic.
     pub fn has_progress_topic(&self) -> bool {
         let is_kafka = |source: &SourcePlan| matches!(source.kind, SourceKind::Kafka(_));
         self.kafka_sinks().next().is_some() || self.sources.iter().any(is_kafka)
     }
 }
 
-/// Who may read what a run writes to disk.
+/// Who may read the files that a run writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataDirMode {
     /// The user of the service.
     Private,
-    /// Its group too.
+    /// The user and its group.
     Group,
 }
 
-/// How a start treats a generation that runs.
+/// How a start treats a running generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartMode {
-    /// It ends that at once.
+    /// It fences the running generation at once.
     Claim,
-    /// It follows that, and ends it once it has as much.
+    /// It catches up with the running generation, then takes over.
     Takeover,
-    /// It follows that until it gives no sign of life.
+    /// It follows the running generation, and takes over when its heartbeats stop.
     Standby,
 }
 
@@ -125,33 +127,33 @@ pub enum StartMode {
 #[derive(Clone)]
 pub struct ClusterConfig {
     pub processes: usize,
-    /// None where there are several and this one is to start them.
+    /// `None` if there are several and this one starts them.
     pub process: Option<usize>,
-    /// Of each process, where there are several.
+    /// The address of each process, if there are several.
     pub hosts: Vec<String>,
-    /// This is one process of several, and they are not all at loopback addresses.
+    /// This is one process of several, and not all have loopback addresses.
     pub spans_hosts: bool,
     pub secret: Option<String>,
-    /// Without it what they say to each other is not encrypted.
+    /// If `None`, the connections between processes are not encrypted.
     pub tls: Option<ClusterTlsPlan>,
     pub start_mode: StartMode,
-    /// After this long without a sign of the generation that runs, a standby takes over.
+    /// A standby takes over after this long without a heartbeat of the running generation.
     pub standby_after: Duration,
     pub connect_time: Duration,
     pub peer_timeout: Duration,
 }
 
-/// PEM files by which the processes of a cluster know each other.
+/// The PEM files with which the processes of a cluster authenticate each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterTlsPlan {
-    /// Of this process; intermediate ones behind it.
+    /// The certificate of this process, followed by intermediate ones.
     pub certificate: PathBuf,
     pub key: PathBuf,
-    /// Which signs the certificates of all, and nobody else's.
+    /// The CA that signs the certificates of all processes, and no others.
     pub ca: PathBuf,
 }
 
-// The secret is never shown.
+// The output never has the secret.
 impl std::fmt::Debug for ClusterConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ClusterConfig { processes, process, hosts, .. } = self;
@@ -163,43 +165,43 @@ impl std::fmt::Debug for ClusterConfig {
     }
 }
 
-/// The state of all cities, kept from time to time.
+/// When and where the state of all cities is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointPlan {
     pub location: CheckpointLocation,
-    /// Otherwise the place is in the data directory: a run that has none makes no checkpoints.
+    /// If false, the location is the default in the data directory, and a run without a data
+    /// directory makes no checkpoints.
     pub is_configured: bool,
-    /// More than nothing.
+    /// Greater than zero.
     pub interval: Millis,
-    /// Full checkpoints, each with its increments.
+    /// The number of full checkpoints to keep, each with its increments.
     pub keep_full: usize,
-    /// From one reading of all that there are to the next.
+    /// The time between two verifications of all checkpoints.
     pub verify_interval: Millis,
 }
 
-/// The embedded journal, or the topic in its place.
+/// The log of posted readings: the embedded journal, or a topic instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngestPlan {
-    /// The source, a topic of Kafka, that posted readings are appended to; without one there is the
-    /// journal.
+    /// The Kafka source that posted readings are appended to; `None` for the journal.
     pub source: Option<String>,
     pub partitions: u32,
-    /// Records and bytes that may wait for the disk.
+    /// The limits of records and bytes that wait for the disk.
     pub queue_records: usize,
     pub queue_bytes: usize,
-    /// The size from which on the log warns.
+    /// The size of the journal from which on a warning is logged.
     pub warn_bytes: u64,
-    /// After this long the journal's dead letters are sent once more by themselves, other than
-    /// those that are too late.
+    /// Dead letters of the journal are retried once automatically after this time, except those
+    /// that are too late.
     pub retry_after: Option<Millis>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourcePlan {
-    /// As positions and dead letters call it.
+    /// The name of the source in positions and dead letters.
     pub name: String,
     pub kind: SourceKind,
-    /// How its records are written; as those of all are, where nothing else is said.
+    /// The options of its records, merged with those of all sources.
     pub read_options: ReadOptions,
 }
 
@@ -210,8 +212,8 @@ pub enum SourceKind {
     Kafka(KafkaSourcePlan),
 }
 
-/// Made-up readings, paced by the clock. Shares are as
-/// [`GeneratorPlan`](crate::sources::generator::GeneratorPlan) has them.
+/// A generator of readings, paced by the clock. Shares are those of
+/// [`GeneratorPlan`](crate::sources::generator::GeneratorPlan).
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorSourcePlan {
     pub cities: u32,
@@ -238,22 +240,22 @@ pub struct FileSourcePlan {
     pub follow: bool,
 }
 
-/// When sources wait for the dataflow.
+/// The limits at which sources pause until the dataflow catches up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PipelineLimits {
-    /// Readings polled and not yet in the results.
+    /// Readings that were polled and are not yet in the results.
     pub readings_in_flight: usize,
-    /// How far results may lie behind the clock.
+    /// How far results may lag behind the clock.
     pub frontier_lag: Millis,
-    /// Records of one poll.
+    /// Records per poll.
     pub poll_records: usize,
 }
 
-/// How to log.
+/// The format and filter of the program's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoggingPlan {
     pub format: LoggingFormat,
-    /// In the language of `tracing`'s filters: `info`, or `info,swelter::serve=debug`.
+    /// A filter of `tracing`: `info`, or `info,swelter::serve=debug`.
     pub filter: String,
 }
 

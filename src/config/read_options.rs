@@ -1,5 +1,4 @@
-//! How the records of a source are written: keys of `[decode]`, which hold for all, and of each
-//! source.
+//! The keys of record formats: `[decode]` for all sources, and those of each source.
 
 use std::path::PathBuf;
 
@@ -12,12 +11,12 @@ use crate::codec::{
 use crate::model::LocalTimePolicy;
 use crate::model::time::{IanaZone, parse_offset};
 
-/// What is said of all sources, and of posts.
+/// Reads the settings of all sources and of posts.
 pub fn read_decode_settings(keys: &mut ConfigReader) -> Option<DecodeSettings> {
     read_settings(keys, "decode", DecodeSettings::default())
 }
 
-/// The settings under a table; those that it leaves out are as in `common`.
+/// Reads the settings of a table; `common` has the values of missing keys.
 fn read_settings(keys: &mut ConfigReader, at: &str, common: DecodeSettings) -> Option<DecodeSettings> {
     let key = |name: &str| format!("{at}.{name}");
     let (units, moisture) = (keys.read_choice(&key("units")), keys.read_choice(&key("moisture")));
@@ -34,7 +33,8 @@ fn read_settings(keys: &mut ConfigReader, at: &str, common: DecodeSettings) -> O
     add_problem(keys, at, problem).then_some(settings)
 }
 
-/// What times without an offset are; the inner nothing where the table does not say it.
+/// Reads how times without an offset are interpreted; the inner `None` means that the table does
+/// not say.
 fn read_local_time(keys: &mut ConfigReader, at: &str) -> Option<Option<LocalTimePolicy>> {
     let (offset_key, zone_key) = (format!("{at}.assume_offset"), format!("{at}.time_zone"));
     let assumed =
@@ -55,7 +55,7 @@ fn read_local_time(keys: &mut ConfigReader, at: &str) -> Option<Option<LocalTime
     }
 }
 
-/// False where there is a problem, which is then known.
+/// Adds the error, if there is a problem; then returns false.
 fn add_problem(keys: &mut ConfigReader, at: &str, problem: Option<OptionProblem>) -> bool {
     match problem {
         None => true,
@@ -66,7 +66,7 @@ fn add_problem(keys: &mut ConfigReader, at: &str, problem: Option<OptionProblem>
     }
 }
 
-/// Of a source whose records are, or are in files of, a format.
+/// Reads the options of a source with a record format.
 pub fn source_read_options(
     keys: &mut ConfigReader,
     at: &str,
@@ -98,7 +98,7 @@ pub fn source_read_options(
     add_problem(keys, at, problem).then_some(options)
 }
 
-/// Of a source that is a file.
+/// Reads the options of a file source.
 pub fn file_read_options(
     keys: &mut ConfigReader,
     at: &str,

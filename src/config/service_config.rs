@@ -1,4 +1,4 @@
-//! The configuration as a whole: loading it, warnings, and printing it.
+//! The whole configuration: loading it, its warnings, and its TOML output.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -23,16 +23,16 @@ pub struct Config {
     pub logging: LoggingPlan,
     pub(super) settings: BTreeMap<String, Setting>,
     items: Vec<TableItem>,
-    /// Of variables that nothing reads.
+    /// Warnings about variables that nothing reads.
     variable_warnings: Vec<String>,
 }
 
 impl Config {
-    /// Merges and checks.
+    /// Merges and checks the layers.
     ///
     /// # Errors
     ///
-    /// All that is wrong, in every layer.
+    /// All errors in all layers.
     pub fn load(layers: &ConfigLayers) -> Result<Config, ConfigErrors> {
         let mut keys = ConfigReader::new(MergedLayers::merge_layers(SHIPPED_DEFAULTS, layers));
         let (plan, log) = build::build_plan(&mut keys);
@@ -48,7 +48,7 @@ impl Config {
         }
     }
 
-    /// What is allowed and yet rarely meant.
+    /// Warnings about settings that are allowed, but rarely intended.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.variable_warnings.clone();
         warnings.extend(kafka::kafka_warnings(&self.plan));
@@ -73,8 +73,8 @@ impl Config {
         warnings
     }
 
-    /// The values in use, as a configuration file; each that is not the default says where it comes
-    /// from. Secrets are left out.
+    /// The values in use as a configuration file, each with its origin unless it is the default.
+    /// Secrets are left out.
     pub fn to_toml(&self) -> String {
         let (mut top, mut tables) = (String::new(), BTreeMap::<&str, String>::new());
         let in_item = |key: &str| self.items.iter().any(|item| item.field_name(key).is_some());
@@ -102,12 +102,12 @@ impl Config {
     }
 }
 
-/// Keys of what is a process's own; but for how a cluster starts, which decides what its processes
-/// tell each other.
+/// Prefixes of the keys that may differ between processes. The mode of the start may not: it
+/// decides which messages the processes exchange.
 const PROCESS_KEYS: [&str; 6] = ["serve.", "log.", "cluster.", "data_dir", "dead_letters.", "places"];
 const COMMON_START_KEY: &str = "cluster.start";
 
-/// What the processes of a cluster must have in common. Secrets are left out.
+/// The settings that all processes of a cluster must have in common. Secrets are left out.
 fn common_settings(settings: &BTreeMap<String, Setting>) -> BTreeMap<String, String> {
     let is_own = |key: &str| key != COMMON_START_KEY && PROCESS_KEYS.iter().any(|own| key.starts_with(own));
     let common = settings.iter().filter(|(key, _)| !is_own(key));

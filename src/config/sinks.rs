@@ -1,4 +1,4 @@
-//! The list of durable sinks.
+//! The keys of the list of durable sinks.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::sinks::folder::{FolderFormat, FolderSinkPlan, SegmentLimits};
 
 const MAX_SINKS: usize = 16;
 
-/// The sinks, in the order in which they were written.
+/// Reads the sinks in the order of the configuration.
 pub fn read_sinks(keys: &mut ConfigReader, topics: &mut TopicUses) -> Vec<SinkPlan> {
     let items = keys.list_items("sinks");
     if items.len() > MAX_SINKS {

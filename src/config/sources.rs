@@ -1,4 +1,4 @@
-//! The list of sources.
+//! The keys of the list of sources.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +12,16 @@ use crate::directory::Directory;
 use crate::model::{LocalTimePolicy, Millis};
 use crate::sources::weather::WeatherKind;
 
-/// Positions and dead letters of posted readings have this name.
+/// The source name in positions and dead letters of posted readings.
 const JOURNAL_NAME: &str = "journal";
 
 const MAX_SOURCES: usize = 1_000;
 
-/// The sources, in the order in which they were written.
+/// The sources, in the order of the configuration.
 #[derive(Default)]
 pub struct SourcePlans {
     pub plans: Vec<SourcePlan>,
-    /// The topics that they use, and nothing else may.
+    /// The topics that they use.
     pub topic_uses: TopicUses,
 }
 
@@ -127,7 +127,7 @@ fn read_file_source(
     let compression = keys.read_one_of(&key("compression"), &["auto", "none", "gzip", "zstd"]);
     let follow = keys.read_bool(&key("follow"));
     let format = if keys.is_valid(&key("path")) { read_file_format(keys, at, &path, &format?) } else { None };
-    // Read in any case, so that no key of them is taken for an unknown one.
+    // Read them in any case, so that their keys are not reported as unknown.
     let read = read_options::file_read_options(keys, at, common, format.unwrap_or(Format::Csv));
     let (format, read) = (format?, read?.for_file(Some(&path)));
     let compression = match compression?.as_str() {
@@ -163,8 +163,8 @@ fn read_file_format(keys: &mut ConfigReader, at: &str, path: &Path, format: &str
     None
 }
 
-/// What is made up is in °F and %, with the names of readings: a log whose posts are read otherwise
-/// cannot take it.
+/// Generated readings are in °F and %, with the default field names: a log with other options for
+/// posts cannot store them.
 pub fn check_generated_readings(keys: &mut ConfigReader, plan: &ServicePlan) {
     let posts = plan.ingest_read_options();
     let settings = DecodeSettings { local_time: LocalTimePolicy::Refuse, ..posts.settings };

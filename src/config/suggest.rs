@@ -1,6 +1,6 @@
-//! What an unknown key was probably meant to be.
+//! Suggestions for misspelled keys.
 
-/// What to say of a key that is none of `known`.
+/// The error text of a key that is not in `known`.
 pub fn unknown_key_text(key: &str, known: &[&str]) -> String {
     if known.iter().any(|other| other.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'))) {
         return "is a table, not a value".into();
@@ -16,7 +16,7 @@ pub fn unknown_key_text(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The key that is spelled most alike; its name alone counts too, as it may be meant in another
+/// The most similar key. The last segment alone may match, too: the key may belong in another
 /// table.
 fn nearest_key<'a>(key: &str, known: &[&'a str]) -> Option<&'a str> {
     let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
@@ -30,14 +30,14 @@ pub fn may_be_misspelling(a: &str, b: &str) -> bool {
     edit_distance(a, b) <= 1 + b.len() / 4
 }
 
-/// Whether one is the other, or a slip of the finger away from it.
+/// Whether the texts differ by at most one edit.
 pub fn is_one_slip_away(a: &str, b: &str) -> bool {
     a == b || (b.len() >= 5 && edit_distance(a, b) <= 1)
 }
 
-/// What to say of a variable that is none of the keys.
+/// The text of a variable that is not a key.
 pub fn unknown_variable_text(key: &str, known: &[&str]) -> String {
-    // A port alone is what other services ask for.
+    // Many services have a variable PORT.
     let meant = if key == "port" { Some("serve.listen") } else { nearest_key(key, known) };
     match meant {
         Some(other) => {
@@ -48,8 +48,7 @@ pub fn unknown_variable_text(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// How many letters must be put in, taken out or changed to get from one text to the other
-/// (Levenshtein).
+/// The number of insertions, deletions and substitutions from one text to the other (Levenshtein).
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

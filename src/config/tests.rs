@@ -100,8 +100,9 @@ fn shipped_defaults_match_documentation() {
     assert!(config.warnings().is_empty());
 }
 
-/// A key that no code reads would be refused as unknown, and one that is not shipped would be
-/// missing, so it is enough that the defaults load; here: that each has its explanation.
+/// That code and defaults have the same keys follows from loading them: a key that no code reads is
+/// refused as unknown, and one without a default is missing. This checks that each has an
+/// explanation.
 #[test]
 fn every_shipped_key_has_explanation() {
     let explained = |lines: &[&str], i: usize| {
@@ -119,8 +120,7 @@ fn every_shipped_key_has_explanation() {
     }
 }
 
-/// The sources and sinks that the shipped file shows in comments, with the prose still commented
-/// out.
+/// The commented-out sources and sinks of the shipped file, with their prose still commented out.
 fn shown_items() -> String {
     let from = SHIPPED_DEFAULTS.find("# [[sources]]").unwrap();
     let lines =
@@ -183,7 +183,7 @@ fn later_layers_override_earlier_ones() {
     assert_eq!(serve.origins, ["https://a.example", "http://b.example:81"]);
     assert_eq!((serve.limits.body_bytes, plan.ingest.is_none()), (1 << 20, true));
     assert_eq!((config.logging.filter.as_str(), serve.tokens.len()), ("debug", 1));
-    // As long as the window, whichever layer says how long that is.
+    // The default is the window's length, whichever layer sets it.
     assert_eq!(plan.retention.history, duration("6h"));
 }
 
@@ -432,7 +432,7 @@ fn cluster_processes_agree_on_shared_keys() {
     assert_ne!(of, agreement("[cluster]\nstart = \"takeover\"\n"), "it decides what they tell each other");
 }
 
-/// What becomes of a variable: an error, a warning, or nothing.
+/// The result of a variable: an error, warnings, or nothing.
 fn told(name: &str, value: &str) -> Result<Vec<String>, String> {
     let config = Config::load(&variables(&[(name, value)])).map_err(|errors| errors.to_string())?;
     Ok(config.warnings())

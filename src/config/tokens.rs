@@ -1,4 +1,4 @@
-//! Bearer tokens: one a line, its scopes and the token.
+//! Bearer tokens: one per line, its scopes and the token.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 const MAX_TOKENS: usize = 10_000;
 const MAX_SECRET_BYTES: usize = 512;
 
-/// The tokens of a file that only its owner can read.
+/// Reads the tokens of a file that only its owner can read.
 pub fn tokens_from_file(path: &Path) -> Result<Vec<Token>, Vec<String>> {
     let named = |problem: String| format!("{} {problem}", path.display());
     check_private(path).map_err(|problem| vec![named(problem)])?;
@@ -19,15 +19,15 @@ pub fn tokens_from_file(path: &Path) -> Result<Vec<Token>, Vec<String>> {
     })
 }
 
-/// The tokens of a variable: lines, or the same separated by semicolons.
+/// Parses the tokens of a variable: lines, or the same separated by semicolons.
 pub fn tokens_from_variable(text: &str) -> Result<Vec<Token>, Vec<String>> {
     parse_tokens(text.split(['\n', ';'])).map_err(|problems| {
         problems.into_iter().map(|(entry, problem)| format!("entry {entry}: {problem}")).collect()
     })
 }
 
-/// Group members may read a file of root's, as with mounted secrets, since only root could have let
-/// them.
+/// A file of root's may be readable by its group, as mounted secrets are: only root can have
+/// allowed it.
 #[cfg(unix)]
 fn check_private(path: &Path) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt as _;
@@ -44,8 +44,8 @@ fn check_private(_: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The tokens, or what is wrong by line from 1. No message holds any part of a line: it may be a
-/// secret.
+/// Parses tokens; errors have the line number from 1. Messages never contain any part of a line: it
+/// may be a secret.
 fn parse_tokens<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Token>, Vec<(usize, String)>> {
     let (mut tokens, mut problems) = (Vec::<Token>::new(), Vec::new());
     for (i, line) in lines.enumerate() {
@@ -82,8 +82,8 @@ fn parse_token(line: &str) -> Result<Token, String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+".contains(&b);
     let length = token.secret.len();
     if !(1..=MAX_SECRET_BYTES).contains(&length) || !token.secret.bytes().all(allowed) {
-        // RFC 6750 allows / and = in a header, but the name of a subprotocol, where browsers put a
-        // token, cannot have them.
+        // RFC 6750 allows / and = in a header. But browsers send a token as the name of a
+        // subprotocol, which cannot contain them.
         return Err(format!(
             "a token is 1 to {MAX_SECRET_BYTES} letters, digits, and - . _ ~ +: browsers cannot send others, such as / and ="
         ));

@@ -1,9 +1,9 @@
-//! Where the value of a key is written.
+//! The origin of a configuration value.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where the value of a key is written.
+/// The origin of a configuration value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ValueOrigin {
     ShippedDefault,

@@ -1,10 +1,10 @@
-//! Files, and standard input, as parts of one log; and files as a live source.
+//! Files and standard input as partitions of a log, and followed files as a live source.
 //!
-//! A live log is a file that may be rotated: it goes on in the file that is made under its name,
-//! and a position is the number of a record since the first one. It is known by what is in it: a
-//! position is kept with the digest of its file up to there, which a start compares, and the data
-//! directory has which files there were (`history`). So it does not matter where a file is, and one
-//! that was written anew is noticed.
+//! A followed log is a file that may be rotated: reading continues in the file that is created
+//! under its name, and a position is the number of a record since the first file. Files are
+//! identified by their content. A position is saved with the digest of its file up to there, which
+//! a start compares, and the data directory has the list of known files (`history`). So the name
+//! and path of a file do not matter, and a rewritten file is detected.
 
 mod file_log;
 mod growing_file;
@@ -29,19 +29,19 @@ use super::{Partition, Source, SourceError};
 use crate::codec::{Compression, Format, ReadOptions};
 use crate::model::LogPosition;
 
-/// Files as logs of a partition each.
+/// A source of files, one partition each.
 pub struct FileSource {
     name: Arc<str>,
     logs: Vec<Arc<Mutex<FileLog>>>,
 }
 
 impl FileSource {
-    /// Reads each file once, or follows it as it grows: then of whole lines, and it must not be
-    /// compressed. In `folder`, if there is one, is kept which files there were.
+    /// Reads each file once, or follows it as it grows. A followed file must not be compressed, and
+    /// its records are whole lines. The list of known files is saved in `folder`, if it is set.
     ///
     /// # Errors
     ///
-    /// Where an input cannot be read like that; the text says what to do.
+    /// If an input cannot be read in this way; the text says what to do.
     pub fn new(
         name: &str,
         inputs: Vec<InputFile>,

@@ -1,4 +1,4 @@
-//! Made-up weather: pure and deterministic, the same bytes on every host.
+//! Generated weather: pure and deterministic, the same bytes on every host.
 
 mod climate;
 
@@ -9,17 +9,17 @@ use crate::directory::{Directory, DirectoryCity};
 use crate::model::{EventTime, Measurement};
 use climate::Climate;
 
-/// 2025-01-01T00:00:00Z, in milliseconds: where `uniform` weather begins.
+/// 2025-01-01T00:00:00Z in milliseconds: the start of `uniform` weather.
 const UNIFORM_START_MS: i64 = 1_735_689_600_000;
 
-/// Which weather.
+/// The kind of weather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeatherKind {
-    /// Whole numbers drawn evenly, unrelated from minute to minute: 40 to 90 °F, 0 to 100 %, 0 to
-    /// 40 mph, of cities named `city_00000` and on. A load that is easily made by other programs
-    /// too, and hard on whatever hopes for similar neighbours.
+    /// Whole numbers, evenly distributed and independent from minute to minute: 40 to 90 °F, 0 to
+    /// 100 %, 0 to 40 mph, of cities named `city_00000` and on. Other programs can generate this
+    /// load easily, and it is hard for code that relies on similar neighbours.
     Uniform,
-    /// What a station in each of the greatest cities of the shipped directory could have measured.
+    /// Plausible measurements of a station in each of the largest cities of the shipped directory.
     Plausible,
 }
 
@@ -33,7 +33,7 @@ impl WeatherKind {
         }
     }
 
-    /// The first instant that has this weather.
+    /// The first instant of this weather.
     pub fn first_instant(self) -> EventTime {
         match self {
             WeatherKind::Uniform => EventTime::from_millis(UNIFORM_START_MS).unwrap_or(EventTime::MIN),
@@ -51,7 +51,7 @@ impl FromStr for WeatherKind {
     }
 }
 
-/// The weather of some cities, at any time.
+/// The weather of a number of cities, at any time.
 #[derive(Clone, Debug)]
 pub struct Weather {
     keys: CityKeys,
@@ -65,8 +65,8 @@ enum WeatherModel {
 }
 
 impl Weather {
-    /// The weather of the cities `0..cities`. `uniform` has no seed: it is the same for all.
-    /// `plausible` has as many cities as the shipped directory, and asking for more is an error.
+    /// The weather of the cities `0..cities`. `uniform` ignores the seed. `plausible` has as many
+    /// cities as the shipped directory; more are an error.
     pub fn new(kind: WeatherKind, cities: u32, seed: u64) -> Result<Weather, String> {
         match kind {
             WeatherKind::Uniform => {
@@ -99,7 +99,7 @@ impl Weather {
         self.keys.get(city as usize)
     }
 
-    /// What city `0..self.cities()` measures. `uniform` changes with the minute, and has no meaning
+    /// The measurement of city `0..self.cities()`. `uniform` changes every minute, and is undefined
     /// before its [`WeatherKind::first_instant`].
     pub fn measure(&self, city: u32, at: EventTime) -> Measurement {
         let (temperature, humidity, wind_speed) = match &self.state {
@@ -111,7 +111,7 @@ impl Weather {
     }
 }
 
-/// Keys in one allocation: a million boxed strings would cost three times as much memory.
+/// Keys in one allocation: a million boxed strings would use three times as much memory.
 #[derive(Clone, Debug)]
 struct CityKeys {
     text: String,
@@ -141,29 +141,29 @@ fn uniform_measurement(city: u32, at: EventTime) -> (f64, f64, f64) {
     (40.0 + even(0, 51), even(16, 101), even(32, 41))
 }
 
-/// A made-up station in a real city: what stays the same all the time.
+/// A generated station in a real city: its constants.
 #[derive(Clone, Debug)]
 struct Station {
     id: u32,
     /// Revolutions east of Greenwich: local solar time ahead of UTC, in days.
     solar_offset_days: f64,
-    /// Where it is in the lattice of the passing weather, at the first instant.
+    /// Its position in the lattice of the passing weather, at the first instant.
     lattice_origin: (f64, f64),
     climate: Climate,
     /// How far passing weather moves the daily mean, °F, averaged over the year, and how much more
     /// in January.
     weather_swing: (f64, f64),
-    /// How much less the day's range is in January than averaged over the year, as a share.
+    /// How much smaller the daily range is in January than averaged over the year, as a share.
     january_range_loss: f64,
-    /// Mean wind, mph: a more or less sheltered place.
+    /// Mean wind, mph: how sheltered the station is.
     mean_wind: f64,
 }
 
 /// Days.
 const DAYS_PER_YEAR: f64 = 365.2425;
-/// When the northern winter is at its coldest, as a share of the year: on January 20.
+/// The coldest day of the northern winter, as a share of the year: January 20.
 const COLDEST_YEAR_SHARE: f64 = 19.0 / DAYS_PER_YEAR;
-/// When the air is at its warmest, as a share of the local solar day: at 15 h.
+/// The warmest time of the day, as a share of the local solar day: 15 h.
 const WARMEST_DAY_SHARE: f64 = 15.0 / 24.0;
 
 /// Cells of passing weather: 12° of longitude, 9° of latitude, 2.5 days; it moves 7° eastwards a
@@ -205,10 +205,11 @@ impl Station {
         let climate = &self.climate;
         let mean =
             climate.temperature.at(january) + front * (self.weather_swing.0 + self.weather_swing.1 * january);
-        // Moist air clouds over: days are cooler and nights warmer.
+        // Moist air forms clouds: days are cooler and nights warmer.
         let day =
             0.5 * climate.day_range * (1.0 - self.january_range_loss * january) * (1.0 - 0.35 * moisture);
-        // The second harmonic: mornings warm up faster than evenings cool down, nights are flat.
+        // The second harmonic: mornings warm up faster than evenings cool down, and nights are
+        // flat.
         let temperature =
             mean + day * (0.92 * afternoon + 0.16 * afternoon * afternoon - 0.08) + 0.3 * jitter(0);
 
@@ -227,11 +228,11 @@ impl Station {
         )
     }
 
-    /// Three unrelated fields of passing weather, each in -1..1, smooth in place and time: the
-    /// values at the corners of the lattice, interpolated.
+    /// Three independent fields of passing weather, each in -1..1, smooth in space and time:
+    /// interpolated from the values at the corners of the lattice.
     fn passing_weather(&self, days: f64, seed: u64) -> [f64; 3] {
         let time = days / CELL_DAYS;
-        // The lattice itself drifts: what is here now was to the west.
+        // The lattice itself drifts: the weather here now was to the west before.
         let east = (self.lattice_origin.0 - days * DRIFT_CELLS_PER_DAY).rem_euclid(CELLS_AROUND as f64);
         let (x, fx) = smooth_cell(east);
         let (y, fy) = smooth_cell(self.lattice_origin.1);
@@ -241,7 +242,7 @@ impl Station {
             let (dx, dy, dt) = (corner & 1, corner >> 1 & 1, corner >> 2);
             let weight =
                 [1.0 - fx, fx][dx as usize] * [1.0 - fy, fy][dy as usize] * [1.0 - ft, ft][dt as usize];
-            // At 360° the lattice closes.
+            // The lattice wraps at 360°.
             let column = if x as u64 + dx >= CELLS_AROUND { 0 } else { x as u64 + dx };
             let row = y as u64 + dy;
             let hash = mix64(seed ^ (((t as u64).wrapping_add(dt) << 16) | (row << 8) | column));
@@ -258,7 +259,7 @@ fn cosine_of_revolutions(revolutions: f64) -> f64 {
     libm::cos((revolutions - revolutions.floor()) * std::f64::consts::TAU)
 }
 
-/// The cell, and how far into it, bent so that the slope is 0 at the corners.
+/// The cell, and the offset in it, smoothed so that the slope is 0 at the corners.
 fn smooth_cell(value: f64) -> (i64, f64) {
     let cell = value.floor();
     let part = value - cell;
@@ -266,7 +267,7 @@ fn smooth_cell(value: f64) -> (i64, f64) {
 }
 
 /// % at a temperature and dew point in °F, by the Magnus form with Alduchov and Eskridge's
-/// constants (1996). Above 100 where the dew point is the greater.
+/// constants (1996). Above 100 if the dew point is the greater.
 fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
     let magnus = |fahrenheit: f64| {
         let celsius = (fahrenheit - 32.0) / 1.8;
@@ -276,7 +277,7 @@ fn relative_humidity(temperature: f64, dew_point: f64) -> f64 {
 }
 
 fn round_to_tenths(value: f64) -> f64 {
-    // Adding 0 makes -0 a plain 0, which has no sign to write.
+    // Adding 0 turns -0 into 0, which is written without a sign.
     (value * 10.0).round_ties_even() / 10.0 + 0.0
 }
 
@@ -289,7 +290,7 @@ mod tests {
         text.parse::<EventTime>().unwrap()
     }
 
-    /// A city of the directory by its geonameid.
+    /// The city of a geonameid.
     fn station(weather: &Weather, id: &str) -> u32 {
         (0..weather.cities()).find(|&city| weather.city_key(city) == id).unwrap()
     }
@@ -298,7 +299,7 @@ mod tests {
         Weather::new(WeatherKind::Plausible, 2_600, seed).unwrap()
     }
 
-    /// Every `step` hours of a month, measured from `hour` on.
+    /// Measurements of a month, from `hour` on every `step` hours.
     fn month(weather: &Weather, id: &str, start: &str, hour: i64, step: usize) -> Vec<Measurement> {
         let city = station(weather, id);
         let first = at(start).millis();
@@ -358,7 +359,7 @@ mod tests {
     fn city_temperatures_match_climate() {
         for seed in 1..=5 {
             let weather = plausible(seed);
-            // Phoenix, three in the afternoon.
+            // Phoenix at three in the afternoon.
             let phoenix = month(&weather, "5308655", "2025-07-01T00:00:00Z", 22, 24);
             assert!(phoenix.iter().all(|m| m.temperature() > 95.0), "{phoenix:?}");
             assert!((101.0..110.0).contains(&mean(&phoenix, Measurement::temperature)));

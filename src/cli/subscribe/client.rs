@@ -1,4 +1,4 @@
-//! A subscriber that keeps its subscription over lost connections.
+//! A subscriber that resumes its subscription after a lost connection.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -23,22 +23,22 @@ use super::message::{
 use super::print::{OutputStyle, PrinterOutput, ServiceClock, escape_text};
 use crate::model::random_u64;
 
-/// The longest message of a service.
+/// The maximum size of a message.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
-/// Cities without a reading that are named.
+/// The maximum number of cities without a reading that a notice names.
 const MAX_NAMED_CITIES: usize = 10;
 /// The name of the only subscription.
 const SUBSCRIPTION_ID: &str = "a";
 
-/// How long things may take.
+/// Timeouts and delays of connections.
 #[derive(Clone, Debug)]
 pub struct ReconnectPolicy {
-    /// Before the first new attempt; doubled for each one after it.
+    /// Before the first new attempt; doubled for each further one.
     pub first_delay: Duration,
     pub max_delay: Duration,
-    /// After a session of this length attempts are counted anew.
+    /// A session of at least this length resets the number of attempts.
     pub reset_after: Duration,
-    /// Until the service has said hello.
+    /// Until the service's hello.
     pub hello_timeout: Duration,
 }
 
@@ -53,7 +53,7 @@ impl Default for ReconnectPolicy {
     }
 }
 
-/// Where to connect, and as whom.
+/// The address to connect to, and the credentials.
 pub struct ConnectTarget {
     pub uri: Uri,
     pub bearer: Option<HeaderValue>,
@@ -62,29 +62,29 @@ pub struct ConnectTarget {
 
 pub struct SubscribeClient {
     pub target: ConnectTarget,
-    /// What the subscription asks for: `cities` or `box`, and `rows`.
+    /// The parameters of the subscription: `cities` or `box`, and `rows`.
     pub subscription_request: Map<String, Value>,
     pub style: OutputStyle,
     pub reconnect_policy: ReconnectPolicy,
     pub out: mpsc::Sender<PrinterOutput>,
-    /// Of the last message that was shown.
+    /// The token of the last message that was shown.
     pub token: Option<String>,
-    /// Rows have been shown that a snapshot would make void.
+    /// Rows have been shown that a new snapshot would invalidate.
     pub has_rows: bool,
-    /// Of the service, where current rows are shown.
+    /// The clock of the service, if current rows are shown.
     pub clock: Option<ServiceClock>,
-    /// The cities of the snapshot that is coming.
+    /// The cities of the snapshot that is being received.
     pub snapshot_cities: HashSet<String>,
 }
 
-/// Why a session is over.
+/// Why a session has ended.
 #[derive(Debug)]
 enum SessionEnd {
-    /// Trying again would not help.
+    /// Permanent: do not retry.
     Refused(String),
-    /// It might.
+    /// Transient: retry.
     Lost { why: String, wait: Option<Duration> },
-    /// Nobody reads what is shown.
+    /// The output is closed.
     OutputClosed,
 }
 
@@ -95,11 +95,11 @@ fn connection_lost(why: impl Into<String>) -> SessionEnd {
 type ClientSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 impl SubscribeClient {
-    /// Shows the subscription until nobody reads it.
+    /// Shows the subscription until the output is closed.
     ///
     /// # Errors
     ///
-    /// Where the service refuses the subscription.
+    /// If the service refuses the subscription.
     pub async fn run_until_closed(&mut self) -> Result<(), String> {
         let mut attempts = 0;
         loop {
@@ -122,8 +122,8 @@ impl SubscribeClient {
         }
     }
 
-    /// Half of it is random, so that the clients of a service that restarts do not all come at
-    /// once.
+    /// Half of the delay is random, so that the clients of a restarted service do not all reconnect
+    /// at once.
     fn reconnect_delay(&self, attempts: u32) -> Duration {
         let full = self
             .reconnect_policy
@@ -157,7 +157,7 @@ impl SubscribeClient {
             .await
             .map_err(|_| connection_lost("the service takes no message"))?
             .map_err(|error| socket_error(&error))?;
-        // Changes before a snapshot or without a token would be changes of nothing.
+        // Changes before a snapshot or without a token would have no rows to apply to.
         let mut stage =
             if self.token.is_some() { SessionStage::Live } else { SessionStage::AwaitingSnapshot };
         loop {
@@ -268,8 +268,8 @@ impl SubscribeClient {
         Ok(SessionStage::Live)
     }
 
-    /// What has no row yet of all that was asked for; silence would look like a service that has
-    /// failed.
+    /// A notice of the requested cities that have no row yet. Without it, silence would look like a
+    /// failed service.
     fn cities_without_rows_notice(&self) -> Option<String> {
         let Some(cities) = self.subscription_request.get("cities").and_then(Value::as_array) else {
             let none = "no city there has a reading yet: waiting for the first one";
@@ -324,18 +324,18 @@ impl SubscribeClient {
     }
 }
 
-/// What a session may hear next.
+/// The messages that a session may receive next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionStage {
     /// The first part of a snapshot, or a reset.
     AwaitingSnapshot,
-    /// More of a snapshot.
+    /// More parts of a snapshot.
     InSnapshot,
     /// Changes.
     Live,
 }
 
-/// How long a service may be silent.
+/// Checks the hello, and returns how long the service may be silent.
 fn check_hello(hello: &HelloMessage) -> Result<Duration, SessionEnd> {
     if hello.protocol != PROTOCOL_VERSION {
         return Err(SessionEnd::Refused(format!(
@@ -346,7 +346,7 @@ fn check_hello(hello: &HelloMessage) -> Result<Duration, SessionEnd> {
     Ok(Duration::from_secs_f64(2.0 * hello.heartbeat_s.clamp(0.05, 3600.0)))
 }
 
-/// The next text message.
+/// Receives the next text message.
 async fn next_text(socket: &mut ClientSocket, patience: Duration) -> Result<String, SessionEnd> {
     loop {
         let frame =
@@ -380,7 +380,7 @@ fn socket_error(error: &Error) -> SessionEnd {
     }
 }
 
-/// What an HTTP answer instead of an upgrade means.
+/// Classifies an HTTP response that is not an upgrade.
 fn http_error(response: &Response<Option<Vec<u8>>>) -> SessionEnd {
     let status = response.status();
     let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());

@@ -1,11 +1,11 @@
-//! The messages of `docs/protocol.md` that a subscriber hears.
+//! The messages of `docs/protocol.md` that a subscriber receives.
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The protocol that is spoken here.
+/// The supported version of the protocol.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 pub enum ServiceMessage<'a> {
@@ -14,7 +14,8 @@ pub enum ServiceMessage<'a> {
     Changes(ChangesMessage<'a>),
     Reset(ResetMessage),
     Error(ErrorMessage),
-    /// A heartbeat, or what a newer service says: that it is there is all that matters.
+    /// A heartbeat, or an unknown message of a newer service: either proves that the connection is
+    /// alive.
     Heartbeat,
 }
 
@@ -22,7 +23,7 @@ pub enum ServiceMessage<'a> {
 pub struct HelloMessage {
     pub protocol: u32,
     pub heartbeat_s: f64,
-    /// From when on a current row is stale; an older service does not say it.
+    /// The age from which on a current row is stale; older services do not send it.
     pub stale_after_s: Option<f64>,
     /// The service's clock, ms.
     pub now: Option<u64>,
@@ -77,7 +78,7 @@ pub struct ErrorMessage {
     pub detail: String,
 }
 
-/// What is shown of a row.
+/// The fields of a row that are shown.
 #[derive(Debug, Deserialize)]
 pub struct ShownRow<'a> {
     #[serde(borrow)]
@@ -98,7 +99,7 @@ pub struct ShownRowKey<'a> {
     pub reading_at: Cow<'a, str>,
 }
 
-/// The units of a message's rows, as it names them; an older service does not, and has °F and mph.
+/// The units of a message's rows. Older services do not send them, and use °F and mph.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RowUnits<'a> {
     pub temperature: Option<&'a str>,
@@ -118,7 +119,7 @@ impl ChangesMessage<'_> {
 }
 
 impl ServiceMessage<'_> {
-    /// Reads a message; `None` where it is not one of the protocol.
+    /// Parses a message; `None` if it is not valid in the protocol.
     pub fn parse_message(text: &str) -> Option<ServiceMessage<'_>> {
         #[derive(Deserialize)]
         struct Kind<'a> {

@@ -75,9 +75,9 @@ enum Rows {
     Window,
 }
 
-/// How long what is still to be printed is waited for at the end.
+/// How long to wait at the end for output that is still to be printed.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Messages that wait to be printed.
+/// The maximum number of messages that wait to be printed.
 const MAX_QUEUED_OUTPUTS: usize = 8;
 
 impl SubscribeArgs {
@@ -90,7 +90,7 @@ impl SubscribeArgs {
         runtime.block_on(async {
             let (out, outputs) = mpsc::channel(MAX_QUEUED_OUTPUTS);
             let (ended, printer) = oneshot::channel();
-            // A thread, so that Ctrl-C is heard while a full pipe holds the printer up.
+            // A separate thread, so that Ctrl-C works while the printer blocks on a full pipe.
             let print = move || ended.send(print::print_outputs(outputs));
             let printing = std::thread::Builder::new().name("print".into()).spawn(print);
             printing.map_err(|error| CliError::Failed(fault::start_failure_text(&error)))?;
@@ -140,7 +140,7 @@ impl SubscribeArgs {
         let bearer =
             self.token_file.as_deref().map(read_bearer_header).transpose().map_err(CliError::Failed)?;
         let connector = self.ca_file.as_deref().map(tls_connector).transpose().map_err(CliError::Failed)?;
-        // Fails where there is one already, which is as good.
+        // It fails if a provider is already installed, which is fine.
         let _ = ring::default_provider().install_default();
         Ok(ConnectTarget { uri, bearer, connector })
     }
@@ -148,7 +148,7 @@ impl SubscribeArgs {
 
 const SUBSCRIBE_PATH: &str = "/v1/subscribe";
 
-/// The WebSocket that a URL means.
+/// Converts a URL to the address of the WebSocket.
 fn websocket_uri(url: &str) -> Result<Uri, String> {
     let bad = |problem: &str| {
         format!("{url:?} {problem}: write it as in http://127.0.0.1:8080 or wss://example.org")
@@ -171,7 +171,7 @@ fn websocket_uri(url: &str) -> Result<Uri, String> {
     uri.map_err(|_| bad("is not a URL"))
 }
 
-/// The header of the token in a file.
+/// Reads the token in a file as a header.
 fn read_bearer_header(path: &Path) -> Result<HeaderValue, String> {
     let named = |problem: &str| format!("{} {problem}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| named(&format!("cannot be read: {error}")))?;
@@ -185,7 +185,7 @@ fn read_bearer_header(path: &Path) -> Result<HeaderValue, String> {
     Ok(header)
 }
 
-/// TLS that trusts what is in a file.
+/// Creates a TLS connector that trusts only the certificates in a file.
 fn tls_connector(path: &Path) -> Result<Connector, String> {
     let unreadable = |problem: String| format!("{} cannot be used: {problem}", path.display());
     let mut roots = RootCertStore::empty();
@@ -202,7 +202,7 @@ fn tls_connector(path: &Path) -> Result<Connector, String> {
     Ok(Connector::Rustls(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
 }
 
-/// West, south, east, north.
+/// Parses west, south, east, north.
 fn bounds(text: &str) -> Result<[f64; 4], String> {
     let expected = || format!("{text:?} is not west,south,east,north in degrees, as in -125,24,-66,50");
     let numbers: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse::<f64>()).collect();

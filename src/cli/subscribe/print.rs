@@ -1,4 +1,4 @@
-//! What a subscriber shows: lines for people, or one JSON object a line.
+//! The output of a subscriber: text lines, or one JSON object per line.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::directory::Directory;
 use crate::model::printable::{printable, printable_json};
 use crate::model::{EventTime, TemperatureUnit};
 
-/// Goes to the printer, in order.
+/// Output for the printer, in order.
 #[derive(Debug, PartialEq)]
 pub enum PrinterOutput {
     /// Whole lines for standard output.
@@ -42,7 +42,7 @@ impl ServiceClock {
         Some(ServiceClock { now_ms: hello.now?, received_at: Instant::now(), stale_after_ms })
     }
 
-    /// "stale: 5 h old", of a row that is.
+    /// A remark such as "stale: 5 h old", if the row is stale.
     fn stale_remark(&self, reading_at: &str) -> Option<String> {
         let reading_at = reading_at.parse::<EventTime>().ok()?.millis() as f64;
         let age_ms = self.now_ms as f64 + self.received_at.elapsed().as_secs_f64() * 1e3 - reading_at;
@@ -57,8 +57,8 @@ impl ServiceClock {
 }
 
 impl OutputStyle {
-    /// Adds a line; false where the row is not one. With a clock the row is a current one, and may
-    /// be stale.
+    /// Adds a line; false if the row is invalid. With a clock the row is a current one, and may be
+    /// stale.
     pub fn push_upsert(
         self,
         as_of: u64,
@@ -88,7 +88,7 @@ impl OutputStyle {
         true
     }
 
-    /// Adds a line; false where the key is not one.
+    /// Adds a line; false if the key is invalid.
     pub fn push_removal(self, as_of: u64, key: &RawValue, out: &mut String) -> bool {
         let Ok(fields) = serde_json::from_str::<ShownRowKey<'_>>(key.get()) else { return false };
         match self {
@@ -110,7 +110,7 @@ impl OutputStyle {
         (self == OutputStyle::Json).then(|| PrinterOutput::Lines(json()))
     }
 
-    /// All rows so far are void.
+    /// The output for a reset: all rows so far are invalid.
     pub fn reset_output(self, reason: &str) -> PrinterOutput {
         match self {
             OutputStyle::Json => {
@@ -122,7 +122,7 @@ impl OutputStyle {
     }
 }
 
-/// The row as it came, but for line ends, which JSON has only between its parts.
+/// Copies the row unchanged, except for line ends, which JSON has only between tokens.
 fn push_json(event: &str, as_of: u64, units: RowUnits<'_>, row: &RawValue, out: &mut String) {
     let row = row.get().replace(['\n', '\r'], " ");
     let row = printable_json(&row);
@@ -136,7 +136,7 @@ fn push_json(event: &str, as_of: u64, units: RowUnits<'_>, row: &RawValue, out: 
     let _ = writeln!(out, ",\"row\":{row}}}");
 }
 
-/// The sign of the unit of heat indexes; the name of one that is not known here.
+/// The symbol of the unit of heat indexes; the name of an unknown unit.
 fn unit_symbol(units: RowUnits<'_>) -> Cow<'_, str> {
     match units.temperature {
         None => TemperatureUnit::Fahrenheit.symbol().into(),
@@ -146,7 +146,7 @@ fn unit_symbol(units: RowUnits<'_>) -> Cow<'_, str> {
     }
 }
 
-/// The city's name, where the directory has it, and its key.
+/// The city's name, if the directory has it, and its key.
 fn city_label(key: &str) -> String {
     let city = Directory::shipped().find_by_key(key);
     city.map_or_else(
@@ -155,16 +155,16 @@ fn city_label(key: &str) -> String {
     )
 }
 
-/// Text of the service's for a terminal, which must not obey it.
+/// Escapes text of the service, so that it contains no control sequences of a terminal.
 pub fn escape_text(text: &str) -> String {
     printable(text).into_owned()
 }
 
-/// Writes until nothing more can come.
+/// Prints until the channel is closed.
 ///
 /// # Errors
 ///
-/// Where standard output cannot be written.
+/// If standard output cannot be written.
 pub fn print_outputs(mut outputs: mpsc::Receiver<PrinterOutput>) -> io::Result<()> {
     while let Some(output) = outputs.blocking_recv() {
         match output {
@@ -174,7 +174,7 @@ pub fn print_outputs(mut outputs: mpsc::Receiver<PrinterOutput>) -> io::Result<(
                 out.flush()?;
             }
             PrinterOutput::Notice(line) => {
-                // It is only a notice.
+                // A failure to print a notice is ignored.
                 let _ = writeln!(io::stderr(), "{line}");
             }
         }

@@ -20,7 +20,7 @@ use crate::model::EventTime;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Nothing here waits longer than it must.
+/// Delays as short as possible.
 fn pace() -> ReconnectPolicy {
     let millis = Duration::from_millis;
     ReconnectPolicy {
@@ -31,7 +31,7 @@ fn pace() -> ReconnectPolicy {
     }
 }
 
-/// A client at work, and the port that it connects to.
+/// A running client, and the port that it connects to.
 struct Stage {
     listener: TcpListener,
     outputs: mpsc::Receiver<PrinterOutput>,
@@ -83,7 +83,7 @@ impl Stage {
         timeout(DEADLINE, self.listener.accept()).await.unwrap().unwrap().0
     }
 
-    /// Takes a connection as far as the subscription, which it gives.
+    /// Accepts a connection up to the subscription, and returns both.
     async fn session(&self) -> (Session<TcpStream>, Value) {
         let mut session = Session::new(self.accept().await).await;
         session.send(hello(30.0)).await;
@@ -91,7 +91,7 @@ impl Stage {
         (session, subscription)
     }
 
-    /// What standard output gets next, line by line, and the rest of the same message.
+    /// Returns the next output to standard output, as lines.
     async fn lines(&mut self) -> Vec<String> {
         loop {
             match timeout(DEADLINE, self.outputs.recv()).await.unwrap().unwrap() {
@@ -187,7 +187,7 @@ async fn lost_connection_resumes_from_last_token() {
     assert_eq!(subscription["resume"], "t7");
     session.send(changes(8, &[row("1", 2)], &[])).await;
     assert_eq!(stage.events().await, [json!({"event": "upsert", "as_of": 8, "row": row("1", 2)})]);
-    // A stopping service says so.
+    // A stopping service closes the connection.
     session.0.close(None).await.unwrap();
     assert_eq!(stage.session().await.1["resume"], "t8");
 }
@@ -206,7 +206,7 @@ async fn restarted_service_sends_new_snapshot() {
     let part = json!({"type": "snapshot", "id": "a", "as_of": 9, "complete": false, "rows": [row("1", 3)]});
     session.send(part).await;
     assert_eq!(stage.events().await[0]["event"], "upsert");
-    // Part of a snapshot is no state to go on from.
+    // A partial snapshot is no state to resume from.
     drop(session);
     let (mut session, subscription) = stage.session().await;
     assert_eq!(subscription.get("resume"), None);
@@ -239,7 +239,7 @@ async fn invalid_message_ends_session_and_resumes_subscription() {
     let (mut session, _) = stage.session().await;
     session.0.send(Frame::binary(vec![0u8; 10])).await.unwrap();
     assert!(stage.notice().await.contains("no message"));
-    // No hello, no WebSocket, no HTTP, nothing.
+    // No hello, no WebSocket, no HTTP, no response.
     let mut session = Session::new(stage.accept().await).await;
     session.send(snapshot(9, &[])).await;
     assert!(stage.notice().await.contains("does not begin with a hello"));
@@ -269,7 +269,7 @@ async fn silent_service_is_disconnected() {
     stage.session().await;
 }
 
-/// Answers the handshake by something else than an upgrade.
+/// Responds to the handshake with something other than an upgrade.
 async fn answer(stage: &Stage, head: &str) -> String {
     let mut stream = stage.accept().await;
     let mut request = Vec::new();
@@ -349,8 +349,8 @@ async fn text_output_prints_one_line_per_row() {
     );
 }
 
-/// By the service's clock, which may be far from this host's; a service of before says nothing of
-/// it.
+/// Staleness is by the service's clock, which may differ from this host's; an older service does
+/// not send it.
 #[tokio::test]
 async fn text_output_marks_stale_current_rows() {
     let now = "2025-11-24T21:30:00Z".parse::<EventTime>().unwrap().millis();

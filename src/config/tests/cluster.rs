@@ -37,13 +37,13 @@ fn cluster_on_several_hosts_needs_secret() {
                 assert!(!line.contains("s3cr3t"), "{line}");
             }
         }
-        // Between hosts it is warned of that nothing is encrypted.
+        // Between hosts, a warning says that connections are not encrypted.
         let warnings = load("1", Some(&made)).unwrap().warnings();
         assert_eq!(
             warnings.iter().filter(|warning| warning.contains("cluster.tls")).count(),
             usize::from(needed)
         );
-        // A supervisor makes one up.
+        // The supervisor generates one.
         assert!(load("", None).is_ok());
     }
 }

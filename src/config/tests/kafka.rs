@@ -5,7 +5,7 @@ use crate::sinks::folder::FolderFormat;
 use crate::sinks::kafka::{Delivery, KafkaSinkPlan, RowFormat};
 use crate::sources::kafka::{KafkaSourcePlan, OffsetReset, RecordFormat, RegistryPlan};
 
-/// As other programs write it.
+/// Written as other programs write it.
 const PLAIN: &str = r#"
 [[sources]]
 type = "kafka"
@@ -126,7 +126,7 @@ fn every_kafka_key_is_read() {
     assert!(!format!("{:?}", config.plan).contains("hunter2"));
 }
 
-/// Only transactions keep whoever is taken over from writing on.
+/// Only transactions can fence the generation that is taken over.
 #[test]
 fn standby_and_takeover_need_exactly_once() {
     let start = |start: &str, delivery: &str| {

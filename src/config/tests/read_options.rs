@@ -1,4 +1,4 @@
-//! Keys that say how the records of a source are written.
+//! Keys of the record format of a source.
 
 use super::*;
 use crate::codec::{DecodeSettings, HumidityScale, InputWindUnit, ReadOptions, TimeFormat};
@@ -98,7 +98,7 @@ fn file_identity_contains_read_options() {
     );
 }
 
-/// What is wrong with a path is said alone, and not that its other keys are unknown.
+/// An error of a path is reported alone, without the other keys as unknown.
 #[test]
 fn invalid_path_is_reported_alone() {
     let said = refused(&format!("{}delimiter = ';'\nskip_lines = 2\n", FILE.replace("x.csv", "x.txt")));

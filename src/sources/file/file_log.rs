@@ -1,4 +1,4 @@
-//! The files of a log, one after the other: which one has a position, and which one follows.
+//! The files of a log in order: finds the file of a position, and the file that follows it.
 
 use std::fs;
 use std::io;
@@ -17,19 +17,19 @@ pub(super) struct FileLog {
     compression: Compression,
     plan: ReadPlan,
     pub history: FileHistory,
-    /// What was compared and stands at the least position of all that were.
+    /// A verified reader, at the lowest position that was checked.
     compared_reader: Option<FileReader>,
-    /// It is being read: whoever does looks after it.
+    /// A partition reader is open and does its own checks.
     is_open: bool,
 }
 
-/// What became of an attempt to find a position in a file.
+/// The result of a search for a position in a file.
 enum SeekOutcome {
     Found(Box<FileReader>),
-    /// It has fewer records: up to this position.
+    /// The file has fewer records: it ends at this position.
     EndsBefore(u64),
     Differs,
-    /// It cannot be read up to there.
+    /// The file cannot be read up to the position.
     Unreadable(String),
 }
 
@@ -51,7 +51,7 @@ impl FileLog {
         self.plan.follow
     }
 
-    /// Compares all of the file that has the record before a position, up to that.
+    /// Compares the whole file of the record before a position, up to that record.
     pub(super) fn check_position(&mut self, at: LogPosition) -> Result<(), SourceError> {
         if self.is_open || at.position == 0 {
             return Ok(());
@@ -63,8 +63,8 @@ impl FileLog {
         Ok(())
     }
 
-    /// A reader whose next record is at a position; nothing while a file that is followed does not
-    /// say what its columns are.
+    /// Opens a reader whose next record is at a position; `None` while a followed file does not
+    /// have its header yet.
     pub(super) fn open_reader(&mut self, position: u64) -> Result<Option<FileReader>, SourceError> {
         self.is_open = true;
         if let Some(reader) = self.compared_reader.take().filter(|compared| compared.position() == position) {
@@ -76,7 +76,7 @@ impl FileLog {
         }
     }
 
-    /// The file of the first record.
+    /// Opens the file of the first record.
     fn open_first_file(&mut self) -> Result<Option<FileReader>, SourceError> {
         while let Some(first) = self.history.first_file().filter(|first| first.begin > 0) {
             self.add_file_before(first)?;
@@ -90,14 +90,15 @@ impl FileLog {
         }
     }
 
-    /// The file behind the records before a position, which has them or begins there.
+    /// Opens a reader after the records before a position: in their file, or at the beginning of
+    /// the next one.
     fn find_position(&mut self, at: LogPosition) -> Result<FileReader, SourceError> {
         let LogPosition { position, before } = at;
         let known = self.history.file_holding_record_before(position);
         if let (Some(known), Some(next)) = (known, self.history.file_beginning_at(position))
             && let Some(FileEnd { digest, .. }) = known.end
         {
-            // Nothing of the one before is needed.
+            // The position is the end of a known file: its recorded digest is enough.
             return match before.is_none_or(|before| before.digest == digest) {
                 true => self.open_known_file(&next),
                 false => Err(self.record_differs_error(position)),
@@ -132,7 +133,7 @@ impl FileLog {
         }
     }
 
-    /// Looks for the record before a position in all files: the first of them that has its digest.
+    /// Searches all files for the record before a position, by its digest. Returns the first match.
     fn find_by_digest(&mut self, position: u64, digest: u64) -> Result<Option<FileReader>, SourceError> {
         for file in self.newest_first()? {
             let Some(mut reader) = self.open_candidate(&file, 0, None)? else { continue };
@@ -140,7 +141,7 @@ impl FileLog {
                 if reader.digest() == digest {
                     reader.begin = position - reader.records;
                     if let Some(head) = reader.head.filter(|_| self.history.first_file().is_none()) {
-                        // In memory, until a record of it is given.
+                        // In memory only, until one of its records is delivered.
                         let (begin, end, is_kept) = (reader.begin, None, false);
                         self.history.prepend_file(KnownFile { begin, head, end, is_persisted: is_kept });
                     }
@@ -151,7 +152,7 @@ impl FileLog {
         Ok(None)
     }
 
-    /// Adds the file before the first one that is known: the one whose name says so.
+    /// Adds the file before the first known one, according to the files' names.
     fn add_file_before(&mut self, first: KnownFile) -> Result<(), SourceError> {
         let files = self.list_files()?;
         let gone = || {
@@ -182,7 +183,7 @@ impl FileLog {
         Ok(())
     }
 
-    /// A file that is known, at its beginning.
+    /// Opens a known file at its beginning.
     pub(super) fn open_known_file(&self, known: &KnownFile) -> Result<FileReader, SourceError> {
         for file in self.newest_first()? {
             if let Some(reader) = self.open_candidate(&file, known.begin, Some(known.head))? {
@@ -197,14 +198,14 @@ impl FileLog {
         )))
     }
 
-    /// The file that follows on one that is being read, once there is one with a record.
+    /// Finds the first file after the one that is read, if it has a record.
     pub(super) fn find_next_file(&self, reader: &FileReader) -> Result<Option<LogFile>, SourceError> {
         let files = self.list_files()?;
         let own = self.find_file_of_reader(&files, reader)?.map(|own| files[own].rank.clone());
         let modified = reader.shared_file().metadata().map_err(|error| self.transient_error(&error))?.mtime();
         let is_later = |file: &LogFile| match &own {
             Some(own) => file.rank > *own,
-            // It is gone. Those that were there before it are older.
+            // The file itself was removed. Files that existed before it are older.
             None => file.is_current() || fs::metadata(&file.path).is_ok_and(|it| it.mtime() > modified),
         };
         for file in files.into_iter().filter(|file| file.is_ranked() && is_later(file)) {
@@ -217,7 +218,7 @@ impl FileLog {
         Ok(None)
     }
 
-    /// Whether the file that is being read is there under another name.
+    /// Whether the file that is read exists under another name.
     pub(super) fn is_rotated(&self, reader: &FileReader) -> Result<bool, SourceError> {
         let files = self.list_files()?;
         Ok(self.find_file_of_reader(&files, reader)?.is_some_and(|own| !files[own].is_current()))
@@ -243,7 +244,7 @@ impl FileLog {
         Ok(None)
     }
 
-    /// What stands under the log's name now, at the position of a reader, if it has the same
+    /// Opens the file that has the log's name now, at the position of a reader, if it has the same
     /// records up to there.
     pub(super) fn open_replacement(
         &self,
@@ -258,20 +259,20 @@ impl FileLog {
         }
     }
 
-    /// Whether what stands under the log's name begins with the same record as a reader's file.
+    /// Whether the file that has the log's name now begins with the same record as a reader's file.
     pub(super) fn begins_with_same_record(&self, reader: &FileReader) -> Result<bool, SourceError> {
         let current = LogFile::current(&self.path, self.compression);
         Ok(reader.head.is_some() && self.open_candidate(&current, 0, reader.head)?.is_some())
     }
 
-    /// Whether what stands under the log's name has a record yet.
+    /// Whether the file that has the log's name now has a record.
     pub(super) fn current_has_record(&self) -> Result<bool, SourceError> {
         let current = LogFile::current(&self.path, self.compression);
         let Some(reader) = self.open_candidate(&current, 0, None)? else { return Ok(false) };
         Ok(reader.find_head_digest().map_err(|error| self.unreadable_error(&error))?.is_some())
     }
 
-    /// Opens the file that follows, if it says what its columns are yet.
+    /// Opens the next file, if it already has its header.
     pub(super) fn open_next_file(
         &self,
         file: &LogFile,
@@ -279,7 +280,7 @@ impl FileLog {
     ) -> Result<Option<FileReader>, SourceError> {
         match FileReader::open(file, &self.plan, begin) {
             Err(error) if would_block(&error) => Ok(None),
-            // It was renamed just now.
+            // It has been renamed in the meantime.
             Err(DecodeError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             opened => {
                 opened.map(Some).map_err(|error| unreadable_error(&file.path.display().to_string(), &error))
@@ -287,7 +288,7 @@ impl FileLog {
         }
     }
 
-    /// A file, if it can be read and begins with the record that `head` is of.
+    /// Opens a file, if it can be read and its first record has the digest `head`.
     fn open_candidate(
         &self,
         file: &LogFile,
@@ -300,7 +301,7 @@ impl FileLog {
         });
         match opened {
             Ok(reader) => Ok(reader),
-            // Whatever it is, it is not what is looked for.
+            // An unreadable file under another name is not the one that is searched for.
             Err(error) if !file.is_current() => {
                 tracing::debug!(file = %file.path.display(), %error, "not a file of the log");
                 Ok(None)
@@ -310,7 +311,7 @@ impl FileLog {
         }
     }
 
-    /// All files, the newest first; of two with the same name, the one that is not compressed.
+    /// Lists all files, the newest first; of two with the same name, the uncompressed one first.
     fn newest_first(&self) -> Result<Vec<LogFile>, SourceError> {
         let mut files = self.list_files()?;
         files.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.path.cmp(&b.path)));
@@ -357,7 +358,7 @@ fn file_id(file: &LogFile) -> Option<(u64, u64)> {
     fs::metadata(&file.path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Goes over a record. What ends a rotated file without a line end is one, too.
+/// Skips a record. In a rotated file, the rest without a line end is a record, too.
 fn skip_record(reader: &mut FileReader, file: &LogFile) -> Result<bool, DecodeError> {
     match reader.skip_record() {
         Err(error) if would_block(&error) && !file.is_current() => {
@@ -369,7 +370,7 @@ fn skip_record(reader: &mut FileReader, file: &LogFile) -> Result<bool, DecodeEr
     }
 }
 
-/// Goes on to a position and compares what lies before it.
+/// Skips to a position and compares the digest before it.
 fn seek_to(mut reader: FileReader, file: &LogFile, at: LogPosition) -> SeekOutcome {
     while reader.position() < at.position {
         match skip_record(&mut reader, file) {

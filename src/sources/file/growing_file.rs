@@ -1,5 +1,5 @@
-//! A file that is read while it grows. What was read must stay: that is looked at before anything
-//! more is given.
+//! A file that is read while it grows. The bytes already read must not change: that is checked
+//! before more records are delivered.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Of what was read, so many bytes at the beginning and at the end are compared each time that the
-/// file has changed. A start compares all of it.
+/// How many bytes at the beginning and the end of what was read are compared each time the file has
+/// changed. A start compares all of it.
 const COMPARED_HEAD_BYTES: usize = 4 * 1024;
 const COMPARED_TAIL_BYTES: usize = 64 * 1024;
 
-/// What makes a file another one than was read; within an [`io::Error`].
+/// How the bytes already read have changed; inside an [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RewriteError {
     #[error("was truncated")]
@@ -24,7 +24,7 @@ pub(super) enum RewriteError {
 }
 
 impl RewriteError {
-    /// What an error is, if it is one of these.
+    /// Extracts such an error from an I/O error.
     pub(super) fn from_io_error(error: &io::Error) -> Option<RewriteError> {
         error.get_ref().and_then(|inner| inner.downcast_ref()).copied()
     }
@@ -32,7 +32,7 @@ impl RewriteError {
 
 impl From<RewriteError> for io::Error {
     fn from(rewritten: RewriteError) -> io::Error {
-        // Of a kind that nobody else takes for damage or for a moment's fault.
+        // This kind of error is not used for damage or for transient faults.
         io::Error::new(io::ErrorKind::StaleNetworkFileHandle, rewritten)
     }
 }
@@ -40,18 +40,18 @@ impl From<RewriteError> for io::Error {
 pub(super) struct GrowingFile {
     file: Arc<File>,
     extent: Mutex<ComparedExtent>,
-    /// Nothing more is waited for: its end is the end.
+    /// The file no longer grows: its end is the end of the log.
     is_complete: AtomicBool,
 }
 
-/// What was read so far.
+/// The part of the file that was read.
 #[derive(Default)]
 struct ComparedExtent {
     offset: u64,
-    /// Digest of the first and of the last bytes of it.
+    /// Digests of its first and of its last bytes.
     head_digest: u64,
     tail_digest: u64,
-    /// Size and times at the last comparison.
+    /// Size and times of the file at the last comparison.
     file_stamp: Option<FileStamp>,
 }
 
@@ -68,7 +68,7 @@ impl GrowingFile {
         GrowingFile { file, extent: Mutex::default(), is_complete: AtomicBool::new(false) }
     }
 
-    /// From now on the end of the file is the end of what is read.
+    /// Treats the end of the file as the end of its records from now on.
     pub(super) fn stop_following(&self) {
         self.is_complete.store(true, Ordering::Relaxed);
     }
@@ -77,12 +77,12 @@ impl GrowingFile {
         self.is_complete.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were read.
+    /// The number of bytes that were read.
     pub(super) fn offset(&self) -> u64 {
         self.lock().offset
     }
 
-    /// Whether what was read is there still, if the file has changed at all.
+    /// Checks that the bytes already read are unchanged, if the file has changed at all.
     pub(super) fn check_unchanged(&self) -> io::Result<()> {
         let mut extent = self.lock();
         let metadata = self.file.metadata()?;
@@ -106,13 +106,14 @@ impl GrowingFile {
                 Err(io::ErrorKind::WouldBlock.into())
             };
         }
-        // After the new bytes were read: so they stand behind those that are compared.
+        // Compare after the new bytes were read, so that they are known to follow the compared
+        // ones.
         let last = self.compare_tail(&extent)?;
         let (before, new) = (last.len(), &buffer[..read]);
         let kept_bytes = before.min(COMPARED_TAIL_BYTES.saturating_sub(read));
         let mut bytes = last;
         if extent.offset < COMPARED_HEAD_BYTES as u64 {
-            // All of it is among the last bytes yet.
+            // All of it is still within the last bytes.
             let first = new.len().min(COMPARED_HEAD_BYTES - before);
             extent.head_digest = xxh3_64(&[&bytes[..], &new[..first]].concat());
         }
@@ -123,7 +124,7 @@ impl GrowingFile {
         Ok(read)
     }
 
-    /// The last bytes of what was read, as they are still.
+    /// Reads the last bytes of the read part again, and checks that they are unchanged.
     fn compare_tail(&self, extent: &ComparedExtent) -> io::Result<Vec<u8>> {
         let bytes = |from: u64, length: u64| {
             let mut bytes = vec![0; length as usize];
@@ -151,7 +152,7 @@ impl GrowingFile {
     }
 }
 
-/// Reads what a file has; at its end, it says that there may be more.
+/// Reads a growing file; at its end it reports that more may come.
 pub(super) struct GrowingFileReader(pub Arc<GrowingFile>);
 
 impl Read for GrowingFileReader {
@@ -160,11 +161,11 @@ impl Read for GrowingFileReader {
     }
 }
 
-/// Reads a file from its beginning, wherever others read it.
+/// Reads a file from its beginning, independently of other readers.
 pub(super) struct FileBytes {
     pub file: Arc<File>,
     pub offset: u64,
-    /// At its end, it says that there may be more.
+    /// At the end, report that more may come.
     pub may_grow: bool,
 }
 
@@ -190,7 +191,7 @@ mod tests {
         GrowingFileReader(Arc::new(GrowingFile::new(Arc::new(File::open(path).unwrap()))))
     }
 
-    /// All that is there now.
+    /// Reads everything that is available now.
     fn read(reader: &mut GrowingFileReader, size: usize) -> io::Result<Vec<u8>> {
         let (mut all, mut buffer) = (Vec::new(), vec![0; size]);
         loop {
@@ -253,7 +254,7 @@ mod tests {
             RewriteError::from_io_error(&reader.0.check_unchanged().unwrap_err()),
             Some(RewriteError::Truncated)
         );
-        // The same again is the same.
+        // A file rewritten with the same bytes counts as unchanged.
         fs::write(&path, "abc").unwrap();
         reader.0.check_unchanged().unwrap();
         reader.0.stop_following();

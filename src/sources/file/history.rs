@@ -1,8 +1,9 @@
-//! Which files a log was read from, one after the other: kept in the data directory, so that a
-//! start finds them again by their content.
+//! The history of a log's files, saved in the data directory, so that a start finds the files by
+//! their content.
 //!
-//! A line of JSON and its checksum for each file, written before its first record is given, and one
-//! for each that has ended, written with that:
+//! The format is lines of JSON with a checksum: one for each file, written before its first record
+//! is delivered, and one for each file that has ended, written together with the line of the next
+//! file:
 //!
 //! ```text
 //! {"begin":0,"head":"<digest up to its first record>"} <xxh3>
@@ -24,19 +25,19 @@ use crate::sources::SourceError;
 pub(super) struct KnownFile {
     /// The position of its first record.
     pub begin: u64,
-    /// The digest up to the end of that.
+    /// The digest up to the end of its first record.
     pub head: u64,
-    /// Once another one follows.
+    /// Its end, once another file follows.
     pub end: Option<FileEnd>,
-    /// It is in the data directory, if there is one.
+    /// Whether it is in the saved history.
     pub is_persisted: bool,
 }
 
-/// How a file has ended.
+/// The end of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileEnd {
     pub records: u64,
-    /// Up to the end of its last record.
+    /// The digest up to the end of its last record.
     pub digest: u64,
 }
 
@@ -47,18 +48,18 @@ enum HistoryLine {
     End { begin: u64, records: u64, digest: String },
 }
 
-/// What is known of a log's files.
+/// The known files of a log, in order.
 #[derive(Debug, Default)]
 pub(super) struct FileHistory {
-    /// Nothing is kept without.
+    /// If `None`, nothing is saved.
     path: Option<PathBuf>,
-    /// Bytes of whole lines.
+    /// The length of the valid lines in bytes.
     valid_bytes: u64,
     files: Vec<KnownFile>,
 }
 
 impl FileHistory {
-    /// Reads what is kept there.
+    /// Reads the saved history.
     pub(super) fn open(path: Option<PathBuf>) -> Result<FileHistory, SourceError> {
         let mut history = FileHistory { path, ..FileHistory::default() };
         let Some(path) = &history.path else { return Ok(history) };
@@ -68,7 +69,7 @@ impl FileHistory {
             Err(error) => return Err(SourceError::Fatal(io_error_text(path, &error))),
         };
         for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
-            // A last one without an end was cut off, before anything depended on it.
+            // A last line without a line end is a torn write, and nothing depended on it yet.
             let Some(line) = line.strip_suffix(b"\n") else { break };
             if parse_line(line).and_then(|line| apply_line(&mut history.files, line)).is_none() {
                 return Err(SourceError::Fatal(format!(
@@ -81,12 +82,12 @@ impl FileHistory {
         Ok(history)
     }
 
-    /// The file that has the record before a position.
+    /// The file that contains the record before a position.
     pub(super) fn file_holding_record_before(&self, position: u64) -> Option<KnownFile> {
         self.files.iter().rev().find(|file| file.begin < position).copied()
     }
 
-    /// Whether it is kept which file has its first record at a position.
+    /// Whether the file whose first record is at a position is in the saved history.
     pub(super) fn is_persisted_at(&self, position: u64) -> bool {
         self.file_beginning_at(position).is_some_and(|file| file.is_persisted)
     }
@@ -96,12 +97,12 @@ impl FileHistory {
         self.files.iter().find(|file| file.begin == position).copied()
     }
 
-    /// The one that comes first of all that are known.
+    /// The first known file.
     pub(super) fn first_file(&self) -> Option<KnownFile> {
         self.files.first().copied()
     }
 
-    /// A further file of which a record is to be given, and how the one before it has ended:
+    /// Adds a file before its first record is delivered, and the end of the previous file. Both are
     /// durable when this returns.
     pub(super) fn begin_file(
         &mut self,
@@ -119,7 +120,7 @@ impl FileHistory {
             end.into_iter().chain([HistoryLine::Begin { begin, head: hex(head) }]).collect();
         if let Some(path) = &self.path {
             let written = append_lines(path, self.valid_bytes, &lines);
-            // Room may be made.
+            // Transient: the operator may free disk space.
             self.valid_bytes =
                 written.map_err(|error| SourceError::Transient(io_error_text(path, &error)))?;
         }
@@ -129,7 +130,7 @@ impl FileHistory {
         Ok(())
     }
 
-    /// A file that comes before all others, as it was found.
+    /// Adds a file before all others, as it was found.
     pub(super) fn prepend_file(&mut self, file: KnownFile) {
         self.files.insert(0, file);
     }
@@ -148,7 +149,7 @@ fn append_lines(path: &Path, whole: u64, lines: &[HistoryLine]) -> io::Result<u6
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
-    // What a write that has failed has left goes.
+    // Remove the remains of a failed write.
     file.set_len(whole)?;
     file.seek(SeekFrom::Start(whole))?;
     file.write_all(&bytes)?;
@@ -165,13 +166,13 @@ fn parse_line(line: &[u8]) -> Option<HistoryLine> {
     (sum == format!("{:016x}", xxh3_64(json.as_bytes()))).then(|| serde_json::from_str(json).ok())?
 }
 
-/// Nothing if the line makes no sense.
+/// Applies a line; `None` if it is invalid.
 fn apply_line(files: &mut Vec<KnownFile>, line: HistoryLine) -> Option<()> {
     let digest = |text: &str| u64::from_str_radix(text, 16).ok();
     match line {
         HistoryLine::Begin { begin, head } => {
             let file = KnownFile { begin, head: digest(&head)?, end: None, is_persisted: true };
-            // Mostly it is the last one, unless earlier ones are read again that were not known.
+            // Usually the last one, unless earlier files were not known and are read again.
             let at = files.partition_point(|file| file.begin < begin);
             match files.get_mut(at).filter(|known| known.begin == begin) {
                 Some(known) => *known = KnownFile { end: known.end, ..file },
@@ -209,7 +210,7 @@ mod tests {
             assert_eq!((history.file_holding_record_before(0), history.first_file()), (None, Some(first)));
             assert_eq!((history.file_beginning_at(10), history.file_beginning_at(9)), (Some(second), None));
         }
-        // A write that is cut off anywhere loses only itself.
+        // A torn write loses only its own line.
         let whole = fs::read(&path).unwrap();
         let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').map(|at| at + 1).collect();
         for cut in 0..whole.len() {

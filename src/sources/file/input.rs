@@ -1,4 +1,4 @@
-//! A file, or standard input, as it is written in a command or a configuration.
+//! An input file, or standard input, of a command or a configuration.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub struct InputFile {
 }
 
 impl InputFile {
-    /// As the user named it.
+    /// The name as the user wrote it.
     pub fn name(&self) -> String {
         self.path.as_ref().map_or("-".into(), |path| path.display().to_string())
     }
@@ -28,8 +28,8 @@ impl InputFile {
         }
     }
 
-    /// Whether it could be read at all, for an error before the work instead of after it. What can
-    /// be read only once, such as a pipe, is left alone.
+    /// Checks that the file can be opened, so that an error is reported before the work begins. An
+    /// input that can be read only once, such as a pipe, is not checked.
     pub fn check_readable(&self, options: &ReadOptions) -> Result<(), DecodeError> {
         match &self.path {
             Some(path) if !path.exists() || path.is_file() => self.open_decoder(options).map(drop),

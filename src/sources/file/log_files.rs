@@ -1,5 +1,5 @@
-//! The files of a log that is rotated: `PATH`, and beside it `PATH.1`, `PATH-20261130`,
-//! `PATH.2026-11-30`, each also compressed.
+//! The files of a rotated log: `PATH`, and beside it `PATH.1`, `PATH-20261130`, `PATH.2026-11-30`,
+//! each possibly compressed.
 
 use std::cmp::Reverse;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::codec::Compression;
 /// Greater numbers at the end of a name are dates or times.
 const MAX_COUNTER_SUFFIX: u64 = 999;
 
-/// A file that may be one of a log's.
+/// A file that may belong to a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LogFile {
     pub path: PathBuf,
@@ -19,14 +19,15 @@ pub(super) struct LogFile {
     pub rank: Rank,
 }
 
-/// What its name says of its place in the log; later files are greater.
+/// The order of a file in the log, by its name; later files are greater.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// Nothing, as of `PATH.bak`: it may be found by its content, and follows on no other.
+    /// The name has no order, such as `PATH.bak`. The file may be found by its content, but follows
+    /// no other file.
     Unknown(String),
-    /// By the numbers of its suffix.
+    /// Ordered by the numbers in its suffix.
     Dated(Vec<u64>),
-    /// `PATH.1` is the last one, and was `PATH` before.
+    /// `PATH.1` is the newest rotated file: it was `PATH` before.
     Counted(Reverse<u64>),
     Current,
 }
@@ -40,14 +41,14 @@ impl LogFile {
         self.rank == Rank::Current
     }
 
-    /// Whether its name says where in the log it belongs.
+    /// Whether the name has an order in the log.
     pub(super) fn is_ranked(&self) -> bool {
         !matches!(self.rank, Rank::Unknown(_))
     }
 }
 
-/// Those that there are now, the oldest first; of two with the same name, the one that is not
-/// compressed.
+/// Lists the files that exist now, the oldest first; of two with the same name, the uncompressed
+/// one first.
 pub(super) fn log_files(path: &Path, compression: Compression) -> io::Result<Vec<LogFile>> {
     let Some(name) = path.file_name() else { return Ok(Vec::new()) };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -64,7 +65,7 @@ pub(super) fn log_files(path: &Path, compression: Compression) -> io::Result<Vec
             continue;
         };
         let path = path.with_file_name(other);
-        // Links are followed.
+        // This follows symbolic links.
         if path.is_file() {
             let (suffix, compression) = split_compression(&suffix[1..], compression);
             found.push(LogFile { path, compression, rank: rank_of_suffix(suffix) });

@@ -1,4 +1,4 @@
-//! A log of files as a worker reads it.
+//! A reader of a log of files.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,48 +14,49 @@ use crate::codec::DecodeError;
 use crate::model::{Fingerprint, RawRecord};
 use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, SourceError};
 
-/// How often a file that is followed is looked at.
+/// How often a followed file is polled.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
-/// A file that was rotated is read until nothing has come for so long and the next one has
-/// something: who writes may still have it open.
+/// A rotated file is read until it has been quiet for this long and the next file has a record: the
+/// writer may still have it open.
 const QUIET_PERIOD: Duration = Duration::from_secs(1);
-/// How long a file that is removed may be away: whoever rotates makes a new one in a moment.
+/// How long a removed file may be missing: a rotation creates a new one shortly after.
 const MISSING_FILE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct FilePartition {
     log: Arc<Mutex<FileLog>>,
     reader: Option<FileReader>,
-    /// What is known of the file at hand, once it is kept that it is read.
+    /// The entry of the current file in the history, once it is saved.
     known_file: Option<KnownFile>,
-    /// Where reading was to begin.
+    /// The position at which reading began.
     start_position: u64,
-    /// Of the last record that was given.
+    /// The fingerprint of the last delivered record.
     last_fingerprint: Option<Fingerprint>,
-    /// How the file before has ended, until a record of the next one is given.
+    /// The end of the previous file, until a record of the next one is delivered.
     previous_end: Option<(u64, FileEnd)>,
-    /// The file before, and how long it was: it is not to grow.
+    /// The previous file and its length, to detect that it still grows.
     previous_file: Option<(Arc<File>, u64)>,
     rotation: RotationWatch,
     has_ended: bool,
-    /// Its end has been seen, though it may grow.
+    /// The reader is at the end of the log, which may grow.
     is_at_end: bool,
 }
 
-/// What is seen of a rotation.
+/// The observed state of a rotation.
 #[derive(Default)]
 struct RotationWatch {
-    /// Since when another file stands under the name, or none, and nothing more has come.
+    /// Since when the log's name has belonged to another file or to none, and no more records have
+    /// come.
     quiet_since: Option<Instant>,
     missing_since: Option<Instant>,
-    /// The file under the name that was found to have other records.
+    /// The file under the log's name that was found to have other records.
     differing_file: Option<FileId>,
     is_warned: bool,
 }
 
-/// What reading one record came to.
+/// The result of reading one record.
 enum ReadOutcome {
     Handled,
-    /// There is no more for now.
+    /// No record is available for now.
     NoneYet,
     EndOfFile,
 }
@@ -80,7 +81,7 @@ impl FilePartition {
         self.reader.as_ref().map_or(self.start_position, FileReader::position)
     }
 
-    /// Gives one record.
+    /// Reads one record and passes it to the handler.
     fn read_record(&mut self, handler: &mut dyn RecordHandler) -> Result<ReadOutcome, SourceError> {
         if self.reader.is_none() {
             self.reader = lock_log(&self.log).open_reader(self.start_position)?;
@@ -116,7 +117,7 @@ impl FilePartition {
         Ok(ReadOutcome::Handled)
     }
 
-    /// Goes on with the file that follows: false where there is none, or not yet.
+    /// Continues with the next file; false if there is none yet.
     fn open_next_file(&mut self) -> Result<bool, SourceError> {
         let Some(reader) = &mut self.reader else { return Ok(false) };
         let log = lock_log(&self.log);
@@ -148,8 +149,8 @@ impl FilePartition {
         Ok(true)
     }
 
-    /// There is nothing more for now: looks whether the file is what it was, and still has its
-    /// name.
+    /// Handles the end of the available records: checks that the file is unchanged and still has
+    /// its name.
     fn handle_end_of_file(&mut self, records: usize) -> Result<PollResult, SourceError> {
         self.warn_of_late_records();
         let poll_later = PollResult { records, next: NextPoll::At(Instant::now() + FOLLOW_INTERVAL) };
@@ -191,7 +192,7 @@ impl FilePartition {
         }
     }
 
-    /// Records that come to a file once the next one is read are in no place of the log.
+    /// Logs an error if the previous file has grown: those records have no position in the log.
     fn warn_of_late_records(&mut self) {
         let grown =
             self.previous_file.take_if(|(file, length)| file.metadata().is_ok_and(|now| now.len() > *length));
@@ -244,8 +245,8 @@ impl FilePartition {
     }
 }
 
-/// Makes sure that it is kept which file is read from a position on, before its first record is
-/// given: nothing while it has none.
+/// Saves the file at the reader's position in the history before its first record is delivered;
+/// `None` while it has no record.
 fn begin_file(
     reader: &mut FileReader,
     log: &mut FileLog,
@@ -262,8 +263,8 @@ fn begin_file(
     Ok(log.history.file_beginning_at(reader.begin))
 }
 
-/// Whether a file is at the end that it had when the next one was begun; nothing if it is not the
-/// file that is known.
+/// Whether the reader is at the end that the file had when the next one was begun; `None` if the
+/// content is not that of the known file.
 fn is_at_known_end(reader: &mut FileReader, known: &KnownFile) -> Option<bool> {
     if reader.records == 1 && reader.digest() != known.head {
         return None;
@@ -290,15 +291,15 @@ fn read_error(log: &FileLog, error: DecodeError) -> SourceError {
     }
 }
 
-/// What is to be done about a file that does not have its name any more.
+/// What to do with a file that no longer has its name.
 enum RotationStep {
-    /// The next one is not there yet.
+    /// The next file does not exist yet.
     NoNextFile,
-    /// It is, but more may come to this one.
+    /// The next file exists, but this one may still grow.
     NotQuietYet,
-    /// What has the name now is the same.
+    /// The file that has the name now has the same records.
     Replaced(Box<FileReader>),
-    /// This one is read to its end.
+    /// Read this file to its end, then continue with the next one.
     ReadToEnd,
 }
 
@@ -325,7 +326,7 @@ impl RotationWatch {
             if log.begins_with_same_record(reader)? && !log.is_rotated(reader)? {
                 return Err(SourceError::RecordDiffers(changed("was replaced by one with other records")));
             }
-            // One that has no record yet may become the same.
+            // A file without a record may still become the same.
             self.differing_file = log.current_has_record()?.then_some(current);
         }
         if log.find_next_file(reader)?.is_none() {

@@ -13,13 +13,13 @@ use crate::codec::{Compression, DecodeError, FileDecoder, Format, Framing, ReadO
 use crate::fault::{NotRegularFile, open_regular_file};
 use crate::model::{Fingerprint, Refusal, Upsert};
 
-/// Bytes of a file, decompressed, that are read before the worker does something else: a line may
-/// have no end, and blank lines are no records.
+/// Decompressed bytes that a poll reads at most: a line may be endless, and blank lines are no
+/// records.
 const MAX_POLL_BYTES: u64 = 4 << 20;
-/// The same, read at once to find the first record of a file beside the log.
+/// The same limit for finding the first record of another file of the log.
 const MAX_HEAD_BYTES: u64 = 16 << 20;
 
-/// Of so many it is clear how they are written.
+/// After this many records it is clear whether the format options fit.
 const WARN_AFTER_RECORDS: u64 = 1_000;
 
 /// How the files of a log are read.
@@ -31,18 +31,17 @@ pub(super) struct ReadPlan {
 }
 
 impl ReadPlan {
-    /// The same for all files of the log, also for those that were rotated and do not grow any
-    /// more.
+    /// The same for all files of the log, even for rotated ones that no longer grow.
     fn framing(&self) -> Framing {
         if self.follow { Framing::Line } else { Framing::Quotes }
     }
 }
 
-/// Which file it is, on this system, at this time.
+/// Device and inode of the file.
 pub(super) type FileId = (u64, u64);
 
 pub(super) struct FileReader {
-    /// As it was called when it was opened.
+    /// The path at which it was opened.
     pub path: PathBuf,
     file: Arc<File>,
     pub file_id: FileId,
@@ -52,22 +51,22 @@ pub(super) struct FileReader {
     growing_file: Option<Arc<GrowingFile>>,
     /// The position in the log of its first record.
     pub begin: u64,
-    /// Those that were read or skipped.
+    /// The number of records that were read or skipped.
     pub records: u64,
-    /// The digest up to the end of the first record, once that is known.
+    /// The digest up to the end of the first record, once it is known.
     pub head: Option<u64>,
-    /// Looks for that, poll by poll, and whether it does so in a file that may grow.
+    /// A search for that digest over several polls, and whether its file may grow.
     head_search: Option<(bool, FileDecoder)>,
     read_statistics: ReadStatistics,
     is_warned: bool,
 }
 
 impl FileReader {
-    /// Opens it and reads what it says of its columns.
+    /// Opens the file and reads its header.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::WouldBlock`] if a file that is followed does not say that yet.
+    /// [`io::ErrorKind::WouldBlock`] if a followed file does not have its header yet.
     pub(super) fn open(file: &LogFile, plan: &ReadPlan, begin: u64) -> Result<FileReader, DecodeError> {
         let LogFile { path, compression, .. } = file.clone();
         let file = Arc::new(open_regular_file(&path).map_err(|error| {
@@ -104,7 +103,7 @@ impl FileReader {
         })
     }
 
-    /// Of the next record.
+    /// The position of the next record.
     pub(super) fn position(&self) -> u64 {
         self.begin + self.records
     }
@@ -118,7 +117,7 @@ impl FileReader {
         Ok(next)
     }
 
-    /// Lets one poll read as much as it may.
+    /// Resets the limit on the bytes that one poll reads.
     pub(super) fn begin_poll(&mut self) {
         self.decoder.allow_bytes(MAX_POLL_BYTES);
         if let Some((_, search)) = &mut self.head_search {
@@ -126,13 +125,14 @@ impl FileReader {
         }
     }
 
-    /// Whether the poll has read as much as it may.
+    /// Whether the poll has read as many bytes as it may.
     pub(super) fn is_poll_over(&mut self) -> bool {
         self.decoder.is_allowance_exhausted()
             || self.head_search.as_mut().is_some_and(|(_, search)| search.is_allowance_exhausted())
     }
 
-    /// What may be wrong with how it is read, once: at its end, or when enough is read to tell.
+    /// Returns warnings about format options that may be wrong, once: at the end, or after enough
+    /// records.
     pub(super) fn warnings(&mut self, is_at_end: bool) -> Vec<String> {
         if self.is_warned || !(is_at_end || self.records >= WARN_AFTER_RECORDS) {
             return Vec::new();
@@ -143,7 +143,7 @@ impl FileReader {
         warnings
     }
 
-    /// Goes over the next record: false at the end.
+    /// Skips the next record; false at the end.
     pub(super) fn skip_record(&mut self) -> Result<bool, DecodeError> {
         let skipped = self.decoder.skip()?;
         self.records += u64::from(skipped);
@@ -157,19 +157,19 @@ impl FileReader {
         self.decoder.raw()
     }
 
-    /// Of the file up to the end of the last record.
+    /// The digest of the file up to the end of the last record.
     pub(super) fn digest(&mut self) -> u64 {
         self.decoder.digest().unwrap_or_default()
     }
 
-    /// What lies before the position; nothing before the first record.
+    /// The fingerprint before the position; `None` before the first record.
     pub(super) fn fingerprint(&mut self) -> Option<Fingerprint> {
         let position = self.position().checked_sub(1).filter(|_| self.records > 0)?;
         Some(Fingerprint { position, digest: self.digest(), leader_epoch: None })
     }
 
-    /// The digest up to the end of the first record, wherever this reader is; nothing while there
-    /// is no record, or where the first one does not end within what may be read for that.
+    /// Finds the digest up to the end of the first record, independently of the reader's position.
+    /// `None` while there is no record, or if the first one does not end within the limit.
     pub(super) fn find_head_digest(&self) -> Result<Option<u64>, DecodeError> {
         if self.head.is_some() {
             return Ok(self.head);
@@ -185,7 +185,7 @@ impl FileReader {
         }
     }
 
-    /// The same, reading no more than one poll may: nothing either if that was not enough.
+    /// The same within the limit of one poll; also `None` if that was not enough.
     pub(super) fn find_head_digest_in_poll(&mut self) -> Result<Option<u64>, DecodeError> {
         let may_grow = self.may_grow();
         let mut search = match self.head_search.take() {
@@ -217,19 +217,19 @@ impl FileReader {
         self.growing_file.as_ref().is_some_and(|followed| !followed.is_complete())
     }
 
-    /// Of a file that may grow.
+    /// The growing file, if it may grow.
     pub(super) fn growing_file(&self) -> Option<&GrowingFile> {
         self.growing_file.as_deref()
     }
 
-    /// It does not grow any more: what stands at its end without a line end is a record, too.
+    /// Treats the file as complete: the rest without a line end is a record, too.
     pub(super) fn stop_following(&self) {
         if let Some(followed) = &self.growing_file {
             followed.stop_following();
         }
     }
 
-    /// The file itself, whatever its name is by now.
+    /// The open file, whatever its name is now.
     pub(super) fn shared_file(&self) -> &Arc<File> {
         &self.file
     }

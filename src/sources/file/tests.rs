@@ -1,4 +1,4 @@
-//! Files as a live source.
+//! Tests of files as a live source.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,7 +10,7 @@ use crate::sources::{NextPoll, RecordHandler, RecordPosition};
 
 mod rotation;
 
-/// A position, and the city or the bytes of what was refused.
+/// A position, and the city or the bytes of a refused record.
 type Seen = (u64, Result<String, Vec<u8>>);
 
 #[derive(Default)]
@@ -33,7 +33,7 @@ fn partition(path: &Path, format: Format, follow: bool, position: u64) -> Box<dy
     source.open_partition(0, position, thread::current()).unwrap()
 }
 
-/// Polls until there is nothing more for now.
+/// Polls until nothing more is available.
 fn drain(partition: &mut dyn Partition, limit: usize) -> Result<(Vec<Seen>, NextPoll), SourceError> {
     let mut seen = Seer::default();
     loop {
@@ -94,14 +94,14 @@ fn followed_file_yields_complete_lines_as_it_grows() {
     let positions: Vec<u64> = all.iter().map(|(position, _)| *position).collect();
     assert_eq!(positions, [0, 1, 2, 3, 4]);
     assert_eq!(all[0].1, Ok("a".into()));
-    // A record ends with its line, whatever it holds.
+    // A record ends with its line, even within quotes.
     assert_eq!(all[1].1, Err(b"\"b".to_vec()));
     assert_eq!(all[2].1, Ok("b\"".into()));
     assert_eq!(all[3].1.as_ref().map_err(Vec::len), Err(crate::codec::MAX_RECORD_BYTES));
     assert_eq!((&all[4].1, partition.end()), (&Ok("c".into()), 5));
 }
 
-/// What a followed file gives, with pauses wherever it ends for now.
+/// Reads a followed file that is written in pieces.
 fn followed(path: &Path, text: &str, piece: usize) -> Vec<Seen> {
     fs::write(path, "").unwrap();
     let mut file = File::options().append(true).open(path).unwrap();
@@ -125,7 +125,7 @@ fn followed_file_yields_same_records_however_it_grew_and_on_replay() {
     let whole = followed(&path, &text, text.len());
     let cities: Vec<_> = whole.iter().map(|(_, seen)| seen.as_deref().unwrap_or("-")).collect();
     assert_eq!(cities, ["a", "-", "b", "c", "-", "e", "-", "f\""]);
-    // The line with the stray quote is there as soon as it has an end.
+    // The line with the stray quote is delivered as soon as its line ends.
     let early = text.find("b,").unwrap();
     assert_eq!(followed(&path, &text[..early], early).last(), Some(&whole[1]));
     for piece in [1, 2, 7, 30, 50] {
@@ -135,7 +135,7 @@ fn followed_file_yields_same_records_however_it_grew_and_on_replay() {
         let seen = drain(&mut *partition(&path, Format::Csv, true, from), 3).unwrap().0;
         assert_eq!(seen, whole[from as usize..], "replayed from {from}");
     }
-    // Rotated, and then compressed, it is framed in the same way.
+    // The rotated and compressed file has the same framing.
     let rotated = dir.path().join("f.csv.1.gz");
     let mut writer =
         crate::codec::compressing_writer(Box::new(File::create(rotated).unwrap()), Compression::Gzip)
@@ -182,7 +182,7 @@ fn truncated_or_rewritten_followed_file_is_refused() {
     written_anew(&line(0), &(line(1) + &line(2)));
     written_anew(&line(10), &line(11));
     written_anew(&line(10)[..20], &line(11));
-    // By one that begins alike, as an editor does it.
+    // Replaced by a file that begins the same, as an editor does.
     fs::write(&path, line(0) + &line(1)).unwrap();
     let mut replaced = partition(&path, Format::Json, true, 0);
     assert_eq!(drain(&mut *replaced, 5).unwrap().0.len(), 2);
@@ -202,8 +202,8 @@ fn endless_line_is_read_over_several_polls() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.jsonl");
     let mut seen = Seer::default();
-    // A hole, as a writer leaves it whose file was truncated; as the first record, between others,
-    // and at the end.
+    // A hole, left by a writer whose file was truncated: as the first record, between others, and
+    // at the end.
     for (number, (before, follow)) in [(0, true), (3, true), (3, false)].into_iter().enumerate() {
         let path = path.with_file_name(format!("{number}.jsonl"));
         fs::write(&path, (0..before).map(line).collect::<String>()).unwrap();
@@ -225,7 +225,7 @@ fn endless_line_is_read_over_several_polls() {
         assert_eq!(seen.len(), before + 2);
         assert_eq!(seen[before].1.as_ref().map_err(Vec::len), Err(crate::codec::MAX_RECORD_BYTES));
         assert_eq!(seen[before + 1], (before as u64 + 1, Ok("9".into())));
-        // The digest is the same as of a reader that is not interrupted.
+        // The digest equals that of a reader without pauses.
         let at = crate::model::LogPosition { position: before as u64 + 1, before: None };
         let input = InputFile { path: Some(path), format: Format::Json, compression: Compression::None };
         let source = FileSource::new("f", vec![input], follow, ReadOptions::default(), None).unwrap();
@@ -254,7 +254,7 @@ fn blank_lines_are_read_over_several_polls() {
 fn endless_header_is_refused_before_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f.csv");
-    // All of it would take hours.
+    // Reading all of it would take hours.
     File::create(&path).unwrap().set_len(1 << 42).unwrap();
     for follow in [true, false] {
         let error = drain(&mut *partition(&path, Format::Csv, follow, 0), 5).unwrap_err().to_string();
@@ -279,7 +279,7 @@ fn non_regular_file_is_refused_without_blocking() {
         for follow in [true, false] {
             refused(&mut *partition(other, Format::Json, follow, 0));
         }
-        // In the place of a file that is followed.
+        // In place of a followed file.
         fs::write(&path, line(0)).unwrap();
         let mut followed = partition(&path, Format::Json, true, 0);
         assert_eq!(drain(&mut *followed, 5).unwrap().0.len(), 1);

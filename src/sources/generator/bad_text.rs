@@ -1,4 +1,4 @@
-//! Made-up records as text.
+//! The text form of generated records.
 
 use super::{BadReading, BadReadingKind, GeneratedRecord};
 use crate::codec::{self, Format, RecordFields};
@@ -16,8 +16,8 @@ impl BadReading<'_> {
         }
     }
 
-    /// The line of a reading whose fault is in its text; none where the fields say it all, or the
-    /// format is not text.
+    /// The line of a bad reading whose fault is in its text; `None` if its fields express the
+    /// fault, or the format is not text.
     pub fn text(&self, format: Format, ops: bool) -> Option<String> {
         if !self.kind.needs_text() || format == Format::Parquet {
             return None;
@@ -33,7 +33,7 @@ impl BadReading<'_> {
             BadReadingKind::BadNumber => "n/a".into(),
             _ => number(self.temperature),
         };
-        // Keys and times of made-up readings need no quotes.
+        // Keys and times of generated readings need no quotes.
         let mut line = if format == Format::Json {
             let quote = if self.kind == BadReadingKind::BadNumber { "\"" } else { "" };
             format!(
@@ -51,7 +51,7 @@ impl BadReading<'_> {
 }
 
 impl GeneratedRecord<'_> {
-    /// Appends the record as a JSON object, or what is left of one.
+    /// Appends the record as a JSON object, which may be broken on purpose.
     pub fn push_json(&self, out: &mut Vec<u8>) {
         match self {
             GeneratedRecord::Upsert { city, at, event } => {

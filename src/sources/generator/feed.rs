@@ -1,5 +1,5 @@
-//! Plays a made-up log into another one, so that a city that is made up has no second log beside
-//! those who post readings.
+//! Appends a generated log to another log, so that a city has a single log for generated and posted
+//! readings.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -19,21 +19,21 @@ use crate::fault::{RetryBackoff, read_small_file, remedy_suffix, start_failure_t
 use crate::model::{AppendError, AppendReport, Appender, EventTime, NewRecord};
 use crate::sources::weather::WeatherKind;
 
-/// Records in an append, and appends that wait to be durable.
+/// Records per append, and the maximum number of appends in flight.
 const APPEND_RECORDS: usize = 1000;
 const MAX_APPENDS_IN_FLIGHT: usize = 4;
-/// How often the place is written down. After a crash what came since is appended again, in the
-/// same order: that changes only what others have corrected meanwhile.
+/// How often progress is saved. After a crash the records since then are appended again in the same
+/// order. That only undoes corrections that others have made meanwhile.
 const PROGRESS_SAVE_INTERVAL: Duration = Duration::from_secs(1);
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(20);
-/// While nothing is taken.
+/// The interval while appends are on hold.
 const HELD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a stop waits for what is under way.
+/// How long a stop waits for appends in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How soon a stop is seen.
+/// How soon a stop is noticed.
 const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Why a feed does not begin.
+/// Why a feed cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedError {
     #[error("{0}")]
@@ -48,16 +48,16 @@ pub enum FeedError {
     Damaged { path: PathBuf, error: serde_json::Error },
 }
 
-/// Where a feed is, as it is written down.
+/// The progress of a feed, as it is saved.
 #[derive(Debug, Serialize, Deserialize)]
 struct FeedProgress {
-    /// Another plan begins anew.
+    /// A feed with another plan starts a new log.
     plan: String,
     start_ms: i64,
     records: u64,
 }
 
-/// A generator that feeds a log, on a thread of its own.
+/// A generator that appends to a log, on its own thread.
 #[derive(Debug)]
 pub struct GeneratorFeed {
     stop: Arc<AtomicBool>,
@@ -65,7 +65,7 @@ pub struct GeneratorFeed {
 }
 
 impl GeneratorFeed {
-    /// Begins where the feed of that name has ended, by the file in `folder`, or now.
+    /// Starts at the progress saved under that name in `folder`, or with a new log that starts now.
     pub fn spawn(
         name: &str,
         plan: PacedPlan,
@@ -104,7 +104,7 @@ impl GeneratorFeed {
         Ok(GeneratorFeed { stop, thread })
     }
 
-    /// Ends it, once what is under way is durable.
+    /// Stops the feed once the appends in flight are durable.
     pub fn stop(self) -> Result<(), AppendError> {
         self.stop.store(true, Ordering::Relaxed);
         let panicked = || Err(AppendError::Failed("its feed has panicked".into()));
@@ -112,8 +112,8 @@ impl GeneratorFeed {
     }
 }
 
-/// What the file says of a plan: the text of the first version, whatever types and fields are
-/// called. A feed whose plan reads otherwise begins anew.
+/// The text of a plan in the file. It stays that of the first version, whatever the names of types
+/// and fields are: a feed whose plan reads differently starts a new log.
 fn describe(plan: &PacedPlan) -> String {
     let PacedPlan { cities, interval, history, history_interval, .. } = plan;
     let PacedPlan { late, corrections, withdrawals, duplicates, invalid, weather, seed, .. } = plan;
@@ -157,7 +157,7 @@ impl FeedLoop {
         while !self.stop.load(Ordering::Relaxed) {
             let mut wait = STOP_POLL_INTERVAL;
             if !held.is_empty() {
-                // In their order, and before all else.
+                // In order, and before all others.
                 if in_flight.is_empty() && Instant::now() >= retry_at {
                     for batch in held.drain(..) {
                         self.append_batch(batch, &sender, &mut in_flight)?;
@@ -188,8 +188,8 @@ impl FeedLoop {
         Ok(())
     }
 
-    /// What the log says of the oldest append that is under way; gives it back where it is to be
-    /// appended again, later.
+    /// Handles the result of the oldest append in flight. Returns the batch if it must be appended
+    /// again later.
     fn handle_append_result(
         &mut self,
         appended: Result<u64, AppendError>,
@@ -204,7 +204,7 @@ impl FeedLoop {
         Ok(None)
     }
 
-    /// Takes what is due now, and says how long nothing more will be.
+    /// Fills the batch with records that are due, and returns the time until the next one.
     fn fill_batch(&mut self, batch: &mut Vec<PacedRecord>, next: &mut Option<PacedRecord>) -> Duration {
         let now = paced::now_ms();
         while batch.len() < APPEND_RECORDS
@@ -220,7 +220,7 @@ impl FeedLoop {
         if batch.is_empty() { STOP_POLL_INTERVAL } else { Duration::ZERO }
     }
 
-    /// Queues a batch; while the log is busy, again and again, so that nothing overtakes it.
+    /// Queues a batch. Retries while the log is busy, so that no later batch overtakes it.
     fn append_batch(
         &self,
         batch: Vec<PacedRecord>,
@@ -270,7 +270,7 @@ impl FeedLoop {
     }
 }
 
-/// Writes the file as a whole.
+/// Replaces the file atomically.
 fn write_down(path: &Path, kept: &FeedProgress) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
     let mut file = fs::File::create(&temporary)?;
@@ -283,7 +283,7 @@ fn write_down(path: &Path, kept: &FeedProgress) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// As files of commit 868f70f have them.
+    /// Files of commit 868f70f have these texts.
     #[test]
     fn feed_plans_are_described_as_they_always_were() {
         let millis = |text: &str| text.parse().unwrap();

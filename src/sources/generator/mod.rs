@@ -1,9 +1,9 @@
-//! A made-up log: readings on schedule, and what goes wrong with readings. [`paced`] plays one as
-//! time goes by, [`feed`] into another log.
+//! A generated log: scheduled readings, and their faults. [`paced`] plays one in real time,
+//! [`feed`] appends it to another log.
 //!
-//! Every decision is a hash of the seed, the city, the time and what is decided, so the log depends
-//! on the plan alone, and one share does not change what another one does: with `late` changed, the
-//! same readings are corrected.
+//! Each random draw is a hash of the seed, the city, the time and the kind of draw. So the log
+//! depends only on the plan, and the shares are independent: with another `late`, the same readings
+//! are corrected.
 
 mod bad_text;
 pub mod feed;
@@ -18,46 +18,47 @@ use super::weather::{Weather, WeatherKind};
 use super::{mix64, unit_interval};
 use crate::model::{EventTime, Measurement, Millis, ReadingEvent};
 
-/// How long a late reading is held up at most, and on the average where nothing cuts it off, in ms.
+/// The maximum delay of a late reading, and the mean delay before it is truncated, in ms.
 const MAX_DELAY_MS: i64 = 2 * 3_600_000;
 const MEAN_DELAY_MS: i64 = 20 * 60_000;
-/// Until when corrections and withdrawals have come, in ms after the reading's time.
+/// The maximum age of corrections and withdrawals, in ms after the reading's time.
 const MAX_CORRECTION_AGE_MS: i64 = 24 * 3_600_000;
-/// How many intervals after its reading a duplicate comes at most.
+/// The maximum delay of a duplicate, in intervals after its reading.
 const MAX_DUPLICATE_STEPS: u64 = 3;
 
-/// What to make up. Shares are of the scheduled readings, 0 to 1, each drawn on its own: a reading
-/// can be late, and corrected, and withdrawn.
+/// What to generate. Shares are of the scheduled readings, 0 to 1, each drawn independently: a
+/// reading can be late, and corrected, and withdrawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorPlan {
     pub cities: u32,
     /// Between two readings of a city.
     pub interval: Millis,
-    /// The cities read one after the other, spread over the interval, not all at the same times.
+    /// The cities' readings are spread over the interval, instead of all at the same time.
     pub staggered: bool,
     /// The time of the first reading.
     pub from: EventTime,
-    /// Readings are scheduled before this time; what is held up still comes after it.
+    /// Readings are scheduled before this time; delayed records may arrive after it.
     pub to: EventTime,
     /// Readings that arrive late: by whole intervals, at least one and at most 2 hours (or one
-    /// interval, where that is longer). Delays are exponentially distributed: most are short, and
+    /// interval, if that is longer). Delays are exponentially distributed: most are short, and
     /// their mean is about 20 minutes.
     pub late: f64,
-    /// Readings that another one of the same time corrects, by up to 5 °F and 10 % of humidity. It
-    /// comes after the reading and at most 24 hours after its time, evenly distributed.
+    /// Readings that are corrected by another one of the same time, by up to 5 °F and 10 % of
+    /// humidity. The correction arrives after the reading and at most 24 hours after its time,
+    /// evenly distributed.
     pub corrections: f64,
-    /// Readings that are withdrawn, as late as corrections come. One that comes before the
-    /// correction of the same reading leaves the corrected reading standing.
+    /// Readings that are withdrawn, at the same ages as corrections. If the withdrawal arrives
+    /// before the correction of the same reading, the corrected reading stays.
     pub withdrawals: f64,
     /// Readings that arrive twice: the second time at once or up to 3 intervals later.
     pub duplicates: f64,
-    /// Bad records, that come beside the reading.
+    /// Bad records, in addition to the reading.
     pub invalid: f64,
     pub weather: WeatherKind,
     pub seed: u64,
 }
 
-/// What a plan asks that cannot be done.
+/// Why a plan is impossible.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PlanError {
     #[error("there must be at least one city")]
@@ -79,23 +80,23 @@ pub enum PlanError {
     Weather(String),
 }
 
-/// Makes one log.
+/// The generator of one log.
 #[derive(Clone, Debug)]
 pub struct Generator {
     plan: GeneratorPlan,
     weather: Weather,
-    /// How many readings a city has on schedule.
+    /// The number of scheduled readings of a city.
     steps_per_city: u64,
-    /// The greatest delay of late readings, and the age that corrections and withdrawals reach, in
+    /// The maximum delay of late readings, and the maximum age of corrections and withdrawals, in
     /// intervals.
     max_delay_steps: u64,
     max_correction_steps: u64,
 }
 
-/// A record at the time at which it arrives.
+/// A record and its arrival time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimedRecord<'a> {
-    /// Never before the delivery before it, and on the schedule of the city.
+    /// Never decreases, and is on the schedule of the city.
     pub arrives_at: EventTime,
     pub record: GeneratedRecord<'a>,
 }
@@ -106,8 +107,8 @@ pub enum GeneratedRecord<'a> {
     Invalid(BadReading<'a>),
 }
 
-/// A reading that must be refused, field by field; those that need text to be wrong are right here,
-/// and for the writer to spoil.
+/// A reading that must be refused. Faults in fields are in these fields; faults in the text are
+/// added by the writer, and the fields are then valid.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BadReading<'a> {
     pub kind: BadReadingKind,
@@ -121,18 +122,18 @@ pub struct BadReading<'a> {
     pub wind_speed: Option<f64>,
 }
 
-/// What is wrong with a bad record.
+/// The fault of a bad record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BadReadingKind {
-    /// A measured value is far outside of what is accepted.
+    /// A measured value is far out of range.
     OutOfRange,
     /// The city, the time, the temperature or the humidity is absent.
     MissingField,
-    /// The line breaks off in the middle.
+    /// The line is truncated.
     CutLine,
     /// The time has no offset.
     NoOffset,
-    /// A value that should be a number is a word.
+    /// A number is a word.
     BadNumber,
 }
 
@@ -145,13 +146,13 @@ impl BadReadingKind {
         BadReadingKind::BadNumber,
     ];
 
-    /// Whether only a format that is text can have it.
+    /// Whether only a text format can express the fault.
     pub fn needs_text(self) -> bool {
         matches!(self, BadReadingKind::CutLine | BadReadingKind::NoOffset | BadReadingKind::BadNumber)
     }
 }
 
-/// What is decided by hash.
+/// The kind of a random draw.
 #[derive(Clone, Copy, Debug)]
 enum RandomDraw {
     IsLate,
@@ -184,8 +185,8 @@ impl Generator {
         if from < start {
             return Err(PlanError::BeforeWeather { weather: plan.weather, start, from });
         }
-        // The last one comes an interval after the settled age, or after a reading as late as can
-        // be.
+        // The last record arrives an interval after the maximum age, or after the most delayed
+        // reading.
         let last = MAX_CORRECTION_AGE_MS
             .max(interval)
             .saturating_add(interval.saturating_mul(MAX_DUPLICATE_STEPS as i64 + 1));
@@ -214,22 +215,23 @@ impl Generator {
         })
     }
 
-    /// How many readings are on schedule, of all cities together.
+    /// The number of scheduled readings, of all cities together.
     #[cfg(test)]
     pub fn scheduled_readings(&self) -> u64 {
         self.steps_per_city.saturating_mul(u64::from(self.plan.cities))
     }
 
-    /// The log, in the order of arrival: interval by interval, in an interval city by city, of a
-    /// city what is on schedule first and then what was held up. Only what is held up is in memory.
+    /// The records of the log, in the order of arrival: interval by interval, then city by city,
+    /// then the scheduled reading of a city before its delayed records. Only delayed records are in
+    /// memory.
     pub fn timed_records(&self) -> TimedRecords<'_> {
         TimedRecords { generator: self, cursor: ScheduleCursor::default() }
     }
 
-    /// The time of a city's step. [`Generator::new`] has seen to it that there is one.
+    /// The time of a city's step. [`Generator::new`] has checked that it exists.
     fn scheduled_time(&self, step: u64, city: u32) -> EventTime {
         let GeneratorPlan { from, interval, staggered, cities, .. } = &self.plan;
-        // Within an interval, which is shorter than event time: 2^48 ms by 2^32 cities.
+        // No overflow: the interval is shorter than event time, so this is 2^48 ms by 2^32 cities.
         let share = i128::from(interval.millis()) * i128::from(city) / i128::from(*cities);
         let offset = if *staggered { share as i64 } else { 0 };
         let ms = from.millis() + step as i64 * interval.millis() + offset;
@@ -245,20 +247,20 @@ impl Generator {
         share > 0.0 && unit_interval(self.draw_hash(city, at, draw)) < share
     }
 
-    /// How many intervals the reading is held up.
+    /// The delay of the reading in intervals.
     fn draw_delay(&self, city: u32, at: EventTime) -> u64 {
         if !self.draw_happens(self.plan.late, city, at, RandomDraw::IsLate) {
             return 0;
         }
-        // The inverse of the exponential distribution that is cut off at the latest.
+        // The inverse of the exponential distribution, truncated at the maximum.
         let cut_off = 1.0 - libm::exp(-(MAX_DELAY_MS as f64) / MEAN_DELAY_MS as f64);
         let drawn = -libm::log(1.0 - cut_off * unit_interval(self.draw_hash(city, at, RandomDraw::LateBy)));
         let whole = drawn * MEAN_DELAY_MS as f64 / self.plan.interval.millis() as f64;
         (whole as u64 + 1).min(self.max_delay_steps)
     }
 
-    /// How many intervals after its schedule a correction or a withdrawal comes, of a reading with
-    /// this delay.
+    /// How many intervals after the scheduled time a correction or a withdrawal arrives, if the
+    /// reading has this delay.
     fn draw_correction_age(&self, delay: u64, hash: u64) -> u64 {
         let choices = self.max_correction_steps.saturating_sub(delay).max(1);
         delay + 1 + (unit_interval(hash) * choices as f64) as u64
@@ -322,7 +324,7 @@ impl Generator {
     }
 }
 
-/// What is held up. The fields are in the order of arrival.
+/// A delayed record. The order of the fields is the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct ScheduledRecord {
     arrival_step: u64,
@@ -331,7 +333,7 @@ struct ScheduledRecord {
     kind: RecordKind,
 }
 
-/// In the order of arrival, where two are due at once.
+/// In the order of arrival at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum RecordKind {
     Reading,
@@ -341,17 +343,17 @@ enum RecordKind {
     Invalid,
 }
 
-/// A place in the log.
+/// A position in the log.
 #[derive(Clone, Debug, Default)]
 struct ScheduleCursor {
-    /// The scheduled reading that is next.
+    /// The next scheduled reading.
     step: u64,
     city: u32,
     delayed: BinaryHeap<Reverse<ScheduledRecord>>,
 }
 
 impl ScheduleCursor {
-    /// The next record of the generator's log, which must be the same at each call.
+    /// The next record. `generator` must be the same at each call.
     fn next_record(&mut self, generator: &Generator) -> Option<ScheduledRecord> {
         loop {
             let ended = self.step == generator.steps_per_city;
@@ -370,8 +372,8 @@ impl ScheduleCursor {
         }
     }
 
-    /// Takes the next reading from the schedule and holds up what does not arrive now, and what
-    /// will come of it.
+    /// Returns the next scheduled reading, unless it is delayed, and schedules the delayed records
+    /// that belong to it.
     fn schedule_next_reading(&mut self, generator: &Generator) -> Option<ScheduledRecord> {
         let plan = &generator.plan;
         let (city, scheduled) = (self.city, self.step);
@@ -425,7 +427,7 @@ impl ScheduleCursor {
     }
 }
 
-/// The records of a log, as they arrive.
+/// An iterator over the records of a log, in the order of arrival.
 #[derive(Clone, Debug)]
 pub struct TimedRecords<'a> {
     generator: &'a Generator,

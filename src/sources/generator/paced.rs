@@ -1,5 +1,4 @@
-//! A made-up log that is written as time goes by: a past at the start, and then readings when they
-//! are due.
+//! A generated log in real time: a history at the start, then readings when they are due.
 
 use std::sync::Arc;
 use std::thread::Thread;
@@ -16,18 +15,18 @@ use crate::sources::{
     NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError, mix64, unit_interval,
 };
 
-/// What to make up, from `history` before the start on and without an end. Shares are those of
+/// What to generate, from `history` before the start on and without an end. Shares are those of
 /// [`GeneratorPlan`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct PacedPlan {
     pub cities: u32,
     /// Between two readings of a city. The cities take turns.
     pub interval: Millis,
-    /// How much past there is at the start.
+    /// The length of the history at the start.
     pub history: Millis,
-    /// Between two readings of a city in the past. Where it differs from `interval`, the past has
-    /// no faults, and corrections and withdrawals are of readings of the past, of the given share
-    /// of what is read, and come at once: a steady load.
+    /// Between two readings of a city in the history. If it differs from `interval`, the history
+    /// has no faults, and corrections and withdrawals are of readings of the history, a share of
+    /// the live readings, and arrive at once: a steady load.
     pub history_interval: Millis,
     pub late: f64,
     pub corrections: f64,
@@ -38,7 +37,7 @@ pub struct PacedPlan {
     pub seed: u64,
 }
 
-/// A log of a plan and a start. It is the same whenever it is read.
+/// The log of a plan and a start time. It is the same whenever it is read.
 #[derive(Debug)]
 pub struct PacedLog {
     name: Box<str>,
@@ -47,14 +46,15 @@ pub struct PacedLog {
     plan: PacedPlan,
 }
 
-/// No log is played longer than this, in ms: 20 years.
+/// The maximum length of a log in ms: 20 years.
 const MAX_LOG_MS: i64 = 20 * 365 * 86_400_000;
 
-/// Of the past, the oldest part of this many is not corrected: it soon is too old for it.
+/// The oldest `1 / UNCORRECTED_PART` of the history is not corrected: it will soon be too old for
+/// that.
 const UNCORRECTED_PART: u64 = 8;
 
 impl PacedLog {
-    /// The first city reads at multiples of the interval.
+    /// The first city has readings at multiples of the interval.
     pub fn new(name: &str, plan: PacedPlan, start: EventTime) -> Result<PacedLog, PlanError> {
         let grid = plan.interval.millis().max(1);
         let start = EventTime::from_millis(start.millis() - start.millis().rem_euclid(grid));
@@ -88,7 +88,7 @@ impl PacedLog {
         Ok(PacedLog { name: name.into(), past, live: Generator::new(live)?, plan })
     }
 
-    /// The log from its beginning.
+    /// A cursor at the beginning of the log.
     pub(super) fn cursor(&self) -> PacedCursor {
         let past = self.past.as_ref().map(|_| ScheduleCursor::default());
         PacedCursor { past, live: ScheduleCursor::default(), correction: None, records: 0 }
@@ -111,7 +111,7 @@ impl PacedLog {
         }
     }
 
-    /// The correction of the past that comes with the record of this number, if one does.
+    /// The correction of the history that follows the record with this number, if there is one.
     fn correction_after(&self, number: u64, arrives_at: EventTime) -> Option<PacedRecord> {
         let past = self.past.as_ref()?;
         let hash = mix64(mix64(self.plan.seed) ^ number);
@@ -126,7 +126,7 @@ impl PacedLog {
     }
 }
 
-/// A record before it is made up.
+/// A record before its fields are generated.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PacedRecord {
     Past(ScheduledRecord),
@@ -134,14 +134,14 @@ pub(super) enum PacedRecord {
     Correction { city: u32, step: u64, arrives_at: EventTime, withdrawal: bool },
 }
 
-/// A place in a paced log.
+/// A position in a paced log.
 #[derive(Debug)]
 pub(super) struct PacedCursor {
-    /// While there is some left.
+    /// Until the end of the history.
     past: Option<ScheduleCursor>,
     live: ScheduleCursor,
     correction: Option<PacedRecord>,
-    /// Of the live part.
+    /// The number of records of the live part.
     records: u64,
 }
 
@@ -164,17 +164,17 @@ impl PacedCursor {
     }
 }
 
-/// The clock that readings are due by, ms since 1970-01-01T00:00:00Z.
+/// The clock of due times, ms since 1970-01-01T00:00:00Z.
 pub(super) fn now_ms() -> i64 {
     wall_clock_ms() as i64
 }
 
-/// How long it is until then.
+/// The time until then.
 pub(super) fn time_until(time: EventTime) -> Duration {
     Duration::from_millis(time.millis().saturating_sub(now_ms()).max(0) as u64)
 }
 
-/// Plays the log into the dataflow, without keeping it anywhere.
+/// A source that generates the log for the dataflow, without storing it.
 impl Source for Arc<PacedLog> {
     fn name(&self) -> &str {
         &self.name
@@ -207,7 +207,7 @@ struct PacedPartition {
     cursor: PacedCursor,
     next: Option<PacedRecord>,
     position: u64,
-    /// There is more to give than has been polled.
+    /// More records are due than were polled.
     has_more: bool,
     decoder: JsonRecordDecoder,
     text: Vec<u8>,
@@ -270,7 +270,7 @@ impl Partition for PacedPartition {
     }
 
     fn end(&self) -> u64 {
-        // How much is due is known only when it has been made up.
+        // The number of due records is unknown until they are generated.
         if self.has_more { u64::MAX } else { self.position }
     }
 }
@@ -311,7 +311,7 @@ mod tests {
             weather: WeatherKind::Plausible,
             seed: 3,
         };
-        // An hour ago: as if it had been stopped since.
+        // An hour ago, as if it had been stopped since.
         let start = EventTime::from_millis(now_ms() - 3_600_000).unwrap();
         Arc::new(PacedLog::new("made-up", plan, start).unwrap())
     }

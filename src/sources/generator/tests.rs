@@ -199,7 +199,7 @@ proptest! {
             now = arrives_at;
             if let GeneratedRecord::Upsert { city, at, event } = record {
                 prop_assert!(at <= arrives_at);
-                // Nothing comes of a reading before the reading itself.
+                // A correction or withdrawal never arrives before its reading.
                 prop_assert!(!seen.insert((city, at)) || matches!(event, ReadingEvent::Reading(_)));
             }
         }

@@ -1,11 +1,11 @@
-//! What the journal knows of itself outside of its storage: its format, its number of partitions,
-//! and how far it has acknowledged.
+//! The file of the journal's format, number of partitions and acknowledged ends.
 //!
-//! The storage takes whatever ends its write-ahead log for the torn end of a crash, also where a
-//! damaged byte in the middle hides all that follows. The marks are written once a commit is
-//! durable and before it is acknowledged, so a journal that ends before them has lost records. They
-//! are not synced for each commit: they outlive a killed process, and after a power loss say less,
-//! never more.
+//! The store cannot tell damage from a torn write: it takes any unreadable rest of its write-ahead
+//! log for the torn end of a crash, even if a damaged byte in the middle hides everything behind
+//! it. So the acknowledged ends are written after a commit is durable and before it is
+//! acknowledged: a journal that ends before them has lost records. They are not synced for each
+//! commit. They survive a killed process; after a power loss they may be lower than the true ends,
+//! never higher.
 //!
 //! ```text
 //! magic 8 | format u32 | partitions u32 | sequence u64 | end of each partition u64 | checksum u64
@@ -25,7 +25,8 @@ use crate::fault;
 
 const MAGIC: &[u8; 8] = b"swelterj";
 const FORMAT: u32 = 1;
-/// Two of these take turns, so that a torn write leaves the one before.
+/// The size of one copy. Writes alternate between two copies, so a torn write leaves the previous
+/// one intact.
 const COPY_BYTES: usize = 16 * 1024;
 const HEADER_BYTES: usize = 24;
 pub(super) const FILE_NAME: &str = "marks";
@@ -33,24 +34,24 @@ pub(super) const FILE_NAME: &str = "marks";
 #[derive(Debug)]
 pub(super) struct AckedEnds {
     pub(super) file: File,
-    /// Counts the writes.
+    /// The number of writes.
     sequence: u64,
-    /// By partition.
+    /// The acknowledged end of each partition.
     pub ends: Vec<u64>,
-    /// What the journal is known by, if it has been.
+    /// The id of the journal; `None` if the journal is older than ids.
     pub id: Option<u128>,
     encoded: Vec<u8>,
 }
 
 impl AckedEnds {
-    /// Begins the marks of an empty journal.
+    /// Creates the file of an empty journal.
     pub(super) fn create_file(dir: &Path, partitions: u32, id: u128) -> io::Result<AckedEnds> {
         let temporary = dir.join("marks.new");
         let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&temporary)?;
         let mut encoded = Vec::new();
         let ends = vec![0; partitions as usize];
         encode_copy(&mut encoded, 0, &ends, Some(id));
-        // All of it, so that no later write needs room.
+        // Write both copies in full, so that no later write needs more disk space.
         encoded.resize(2 * COPY_BYTES, 0);
         file.write_all(&encoded)?;
         file.sync_all()?;
@@ -91,14 +92,15 @@ impl AckedEnds {
         self.ends.iter().all(|end| *end == 0)
     }
 
-    /// Writes the ends as they are now.
+    /// Writes the current ends.
     pub(super) fn write_ends(&mut self) -> io::Result<()> {
-        // One that fails is written again in the same place: the other one is whole.
+        // A failed write is repeated in the same copy: the other copy is intact.
         let next = self.sequence + 1;
         encode_copy(&mut self.encoded, next, &self.ends, self.id);
         self.file.write_all_at(&self.encoded, next % 2 * COPY_BYTES as u64)?;
         if next == 1 {
-            // From now on it is not new, whatever happens.
+            // Sync the first write: from now on the journal must not count as new, even after a
+            // power loss.
             self.sync_file()?;
         }
         self.sequence = next;

@@ -1,4 +1,4 @@
-//! Appends that wait for the writer.
+//! The bounded queue of appends that wait for the writer thread.
 
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::model::{AppendCallback, AppendError, AppendReport, Appender, NewRecord};
 
-/// What a waiting record takes beside its bytes, about.
+/// Approximate memory of a queued record beside its bytes.
 const RECORD_OVERHEAD_BYTES: usize = 64;
 
 pub(super) struct QueuedAppend {
@@ -14,7 +14,7 @@ pub(super) struct QueuedAppend {
     pub acknowledge: AppendCallback,
 }
 
-/// Holds at most so many records and bytes; a single append may be larger where nothing else waits.
+/// A queue with a limit on records and bytes. A single append may exceed it if nothing else waits.
 pub(super) struct AppendQueue {
     max_records: usize,
     max_bytes: usize,
@@ -35,8 +35,8 @@ impl AppendQueue {
         AppendQueue { max_records, max_bytes, state: Mutex::default(), not_empty: Condvar::new() }
     }
 
-    /// All that waits, once there is some, and none after a while without; nothing when the queue
-    /// is closed and empty.
+    /// Waits for appends and returns all that are queued. Returns an empty list after the timeout,
+    /// and `None` if the queue is closed and empty.
     pub(super) fn take_appends(&self, timeout: Duration) -> Option<Vec<QueuedAppend>> {
         let mut waiting = self.lock();
         let mut is_late = false;
@@ -57,8 +57,8 @@ impl AppendQueue {
         }
     }
 
-    /// Takes nothing more, for this reason; the first one counts. What waits is still taken by
-    /// [`AppendQueue::take_appends`].
+    /// Closes the queue to new appends with this reason; only the first reason counts. Appends that
+    /// already wait are still returned by [`AppendQueue::take_appends`].
     pub(super) fn close(&self, reason: AppendError) {
         self.lock().close_reason.get_or_insert(reason);
         self.not_empty.notify_all();

@@ -1,13 +1,12 @@
-//! When records arrived, by a clock that is not believed when it suddenly says something else.
+//! Arrival times of records, from a wall clock that is checked against the host's uptime.
 //!
-//! A wall clock that is ahead, even for one record, would let readings of the future in. So the
-//! wall clock is compared with the time that it should be: the last time that was believed, plus
-//! how long the host has been up since. A clock that is ahead of that by more than the bound holds
-//! records back, until it has said the same for a minute. One that is behind is believed at once:
-//! stamps may fall.
+//! A wall clock that is ahead, even for one record, would admit readings of the future. So it is
+//! compared with the expected time: the last accepted time plus the uptime since then. A clock that
+//! is ahead of that by more than the bound puts appends on hold, until it has been consistent for a
+//! minute. A clock that is behind is accepted at once: stamps may decrease.
 //!
-//! The last time that was believed outlives the process in a file. After a restart of the host
-//! nothing says how long that was off: the last time that is known is all there is to compare with.
+//! The last accepted time is saved to a file. After a restart of the host the length of the
+//! downtime is unknown, so the saved time is the only one to compare with.
 
 use std::fs;
 use std::io::{self, Write};
@@ -21,25 +20,25 @@ use crate::model::clock::{boot_id, uptime_ms, wall_clock_ms};
 use crate::model::{AppendError, AppendHold, EventTime, HoldCause, Millis};
 use crate::test_hooks;
 
-/// In the journal's folder.
+/// In the directory of the journal.
 pub(super) const FILE_NAME: &str = "clock";
-/// A clock that is ahead is believed once it has said the same for so long.
+/// A clock that is ahead is accepted once it has been consistent for this long.
 const CLOCK_CONFIRM_MS: i64 = 60_000;
-/// Two looks agree that differ by no more, the time between them taken off; clocks are slewed and
-/// drift.
+/// Two checks agree if they differ by at most this, after the time between them is subtracted:
+/// clocks are slewed and drift.
 const DRIFT_TOLERANCE_MS: i64 = 1_000;
-/// A clock that was put back by more is warned of.
+/// A warning is logged if the clock was set back by more than this.
 const BACKWARD_STEP_WARN_MS: i64 = 10_000;
-/// The file is written so often.
+/// How often the file is saved.
 const SAVE_INTERVAL_MS: i64 = 60_000;
 
-/// The clocks of the host, or those of a test.
+/// The clocks of the host, or of a test.
 pub(super) trait Clock: Send {
     /// ms since 1970-01-01T00:00:00Z.
     fn wall_ms(&self) -> i64;
     fn uptime_ms(&self) -> i64;
     fn boot_id(&self) -> String;
-    /// How long a clock that is ahead must say the same.
+    /// How long a clock that is ahead must be consistent before it is accepted.
     fn confirm_ms(&self) -> i64 {
         CLOCK_CONFIRM_MS
     }
@@ -65,7 +64,7 @@ impl Clock for HostClock {
     }
 }
 
-/// What the last time that was believed is written down as.
+/// The content of the file: the last accepted time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SavedClock {
     boot_id: String,
@@ -73,24 +72,24 @@ struct SavedClock {
     wall_ms: i64,
 }
 
-/// What is believed of the wall clock.
+/// The accepted state of the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClockEstimate {
     Unknown,
-    /// It was at least so late, before a time off of unknown length.
+    /// The time was at least this, before a downtime of unknown length.
     AtLeast(i64),
-    /// The wall clock less the uptime.
+    /// The wall clock minus the uptime.
     Offset(i64),
 }
 
-/// The first look at a clock that is ahead.
+/// The first check of a clock that is ahead.
 #[derive(Clone, Copy, Debug)]
 struct UnconfirmedClockStep {
     offset: i64,
     since: i64,
 }
 
-/// Whether records are held back, as others see it.
+/// The hold on appends, if there is one, as other threads read it.
 pub(super) type SharedAppendHold = Arc<Mutex<Option<AppendHold>>>;
 
 pub(super) struct ArrivalClock {
@@ -100,12 +99,12 @@ pub(super) struct ArrivalClock {
     unconfirmed: Option<UnconfirmedClockStep>,
     hold: SharedAppendHold,
     path: PathBuf,
-    /// Uptime and offset when the file was written.
+    /// The uptime and the offset at the last save.
     saved: Option<(i64, i64)>,
 }
 
 impl ArrivalClock {
-    /// `last` is when the last record of the journal arrived, where there is one.
+    /// `last` is the arrival time of the journal's last record, if it has one.
     pub(super) fn open(
         dir: &Path,
         max_ahead: Millis,
@@ -143,8 +142,8 @@ impl ArrivalClock {
         Arc::clone(&self.hold)
     }
 
-    /// The stamp of a record that arrives now. To be called about once a second even where none
-    /// does, so that a clock that is ahead is looked at again.
+    /// Returns the stamp of a record that arrives now. Call it about once a second even if nothing
+    /// arrives, so that a clock that is ahead is checked again.
     pub(super) fn stamp_now(&mut self) -> Result<EventTime, AppendError> {
         let (wall, uptime) = (self.clock.wall_ms(), self.clock.uptime_ms());
         let offset = wall.saturating_sub(uptime);
@@ -169,14 +168,15 @@ impl ArrivalClock {
         } else if ahead > self.max_ahead_ms {
             return Err(AppendError::OnHold(self.start_hold(wall, uptime, ahead)));
         } else {
-            // A small step: records are taken meanwhile, but several such steps in a row do not add
-            // up.
+            // A small step: records are accepted meanwhile. The estimate stays, so several small
+            // steps in a row do not add up.
             self.release_hold();
         }
         Ok(EventTime::from_millis(wall).unwrap_or(EventTime::MAX))
     }
 
-    /// Whether it has said the same for a minute; the first look begins it.
+    /// Whether the clock has been consistent for the required time; the first check starts that
+    /// time.
     fn is_confirmed(&mut self, offset: i64, uptime: i64) -> bool {
         match self.unconfirmed {
             Some(doubt) if (offset - doubt.offset).abs() <= DRIFT_TOLERANCE_MS => {
@@ -206,7 +206,8 @@ impl ArrivalClock {
         }
     }
 
-    /// Not synced: without the file a start compares with the last record.
+    /// Saves the time without a sync: if the file is missing, a start compares with the last
+    /// record.
     fn save_clock(&self, saved: &SavedClock) -> io::Result<()> {
         let temporary = self.path.with_extension("new");
         let mut file = fs::File::create(&temporary)?;
@@ -259,7 +260,7 @@ fn format_time(wall: i64) -> String {
     EventTime::from_millis(wall).unwrap_or(EventTime::MAX).to_string()
 }
 
-/// In the largest unit that shows what it is.
+/// Formats a span in the largest unit of which it has at least two.
 fn format_span(ms: i64) -> String {
     let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
     let unit = units.iter().find(|(_, unit)| ms >= 2 * unit);

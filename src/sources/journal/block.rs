@@ -1,12 +1,12 @@
-//! Records of one partition that were committed together, and how they are stored.
+//! Blocks: records of one partition that were committed together, and their encoding.
 //!
 //! ```text
 //! kind u8 | records, arrival ms, length of the records' bytes: varints | those bytes, plain or zstd | checksum u32
 //! ```
 //!
-//! Each record is its length as a varint and its bytes. The checksum is of the key and all before
-//! it. A block of dead letters that were sent again says so in its kind; the bytes of each of its
-//! records begin with where it comes from:
+//! Each record is its length as a varint, then its bytes. The checksum covers the key and
+//! everything before the checksum. The kind says whether a block has retried dead letters. In such
+//! a block, the bytes of each record begin with its origin:
 //!
 //! ```text
 //! attempt, first seen ms + 1 or 0, length of the origin: varints | origin | bytes of the record
@@ -18,17 +18,17 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::{ClientId, EventTime, RetryInfo};
 
-/// From here on a block is compressed by itself. Below, the storage's own compression of
-/// neighbouring blocks does as well.
+/// The minimum size of a block that is compressed by itself. The store's own compression of
+/// neighbouring blocks handles smaller ones as well.
 const MIN_COMPRESSED_BYTES: usize = 2 * 1024;
 const ZSTD_LEVEL: i32 = 1;
 const KIND_PLAIN: u8 = 0;
 const KIND_ZSTD: u8 = 1;
-/// Added to the kind.
+/// The flag in the kind of a block of retried dead letters.
 const KIND_RETRIED: u8 = 2;
 
-/// A block's place: partition, then first position, both big endian, so that keys sort as the log
-/// runs.
+/// The key of a block: partition, then first position, both big endian, so that keys sort in log
+/// order.
 pub(super) type BlockKey = [u8; 12];
 
 pub(super) fn block_key(partition: u32, first: u64) -> BlockKey {
@@ -38,7 +38,7 @@ pub(super) fn block_key(partition: u32, first: u64) -> BlockKey {
     key
 }
 
-/// The partition and the first position that a key names.
+/// Decodes the partition and the first position from a key.
 pub(super) fn parse_block_key(key: &[u8]) -> Option<(u32, u64)> {
     let (partition, first) = key.split_at_checked(4)?;
     Some((u32::from_be_bytes(partition.try_into().ok()?), u64::from_be_bytes(first.try_into().ok()?)))
@@ -49,11 +49,11 @@ pub(super) struct JournalBlock {
     pub first: u64,
     pub count: u32,
     pub arrived: EventTime,
-    /// All of its records are dead letters that were sent again; otherwise none is.
+    /// Whether its records are retried dead letters; a block never mixes the two.
     pub is_retried: bool,
     records: Vec<u8>,
-    /// Who has posted them, and how many in a row; only of blocks that were written since the
-    /// start.
+    /// Which client posted the records, as runs: client, count. Known only for blocks that were
+    /// written since the start.
     clients: Vec<(Option<ClientId>, u32)>,
 }
 
@@ -69,7 +69,7 @@ impl JournalBlock {
         }
     }
 
-    /// Adds a record, of the block's kind.
+    /// Adds a record. It must match the block's kind.
     pub(super) fn push(&mut self, record: &[u8], retried: Option<&RetryInfo>) {
         debug_assert_eq!(self.is_retried, retried.is_some());
         let mut from = Vec::new();
@@ -86,7 +86,7 @@ impl JournalBlock {
         self.count += 1;
     }
 
-    /// Notes who has posted the record that was added last.
+    /// Records which client posted the last added record.
     pub(super) fn push_client(&mut self, client: Option<ClientId>) {
         match self.clients.last_mut() {
             Some((last, count)) if *last == client => *count += 1,
@@ -94,7 +94,7 @@ impl JournalBlock {
         }
     }
 
-    /// Who has posted the record at a position, where that is known.
+    /// The client that posted the record at a position, if it is known.
     pub(super) fn client_at(&self, position: u64) -> Option<ClientId> {
         let mut left = position.checked_sub(self.first)?;
         for (client, count) in &self.clients {
@@ -106,17 +106,17 @@ impl JournalBlock {
         None
     }
 
-    /// One past the last position.
+    /// The position after the last record.
     pub(super) fn end(&self) -> u64 {
         self.first + u64::from(self.count)
     }
 
-    /// Bytes of the records.
+    /// The size of the records in bytes.
     pub(super) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Where the record lies that begins at the offset; its end is the offset of the next.
+    /// The range of the record that begins at the offset; its end is the offset of the next record.
     #[inline]
     pub(super) fn record_at(&self, offset: usize) -> Option<Range<usize>> {
         let mut rest = self.records.get(offset..)?;
@@ -125,7 +125,7 @@ impl JournalBlock {
         (length <= rest.len()).then(|| start..start + length)
     }
 
-    /// Of the record at a position, as the block has it, and of its place and arrival.
+    /// The digest of the record at a position, with its partition, position and arrival.
     pub(super) fn record_digest(&self, partition: u32, position: u64) -> Option<u64> {
         let mut range = 0..0;
         for _ in self.first..=position {
@@ -134,7 +134,7 @@ impl JournalBlock {
         Some(self.record_digest_of(partition, position, range))
     }
 
-    /// [`JournalBlock::record_digest`] of a record whose bytes are known.
+    /// [`JournalBlock::record_digest`] of a record whose byte range is known.
     pub(super) fn record_digest_of(&self, partition: u32, position: u64, range: Range<usize>) -> u64 {
         let mut hasher = Xxh3::new();
         hasher.update(&partition.to_le_bytes());
@@ -149,8 +149,8 @@ impl JournalBlock {
         &self.records[range]
     }
 
-    /// Where a dead letter that was sent again comes from, and the bytes of the record; nothing
-    /// where it is damaged.
+    /// Splits a retried dead letter into its origin and the bytes of the record; `None` if it is
+    /// damaged.
     pub(super) fn split_retried(&self, range: Range<usize>) -> Option<(RetryInfo, &[u8])> {
         let mut rest = self.record_bytes(range);
         let attempt = u32::try_from(read_varint(&mut rest)?).ok()?;
@@ -165,7 +165,7 @@ impl JournalBlock {
     }
 }
 
-/// Stores blocks.
+/// Encodes blocks for the store.
 pub(super) struct BlockEncoder(zstd::bulk::Compressor<'static>);
 
 impl BlockEncoder {
@@ -193,7 +193,7 @@ impl BlockEncoder {
     }
 }
 
-/// Reads stored blocks.
+/// Decodes stored blocks.
 pub(super) struct BlockDecoder(zstd::bulk::Decompressor<'static>);
 
 impl BlockDecoder {
@@ -201,7 +201,7 @@ impl BlockDecoder {
         zstd::bulk::Decompressor::new().map(BlockDecoder)
     }
 
-    /// The block, or nothing where it is damaged.
+    /// Decodes a block; `None` if it is damaged.
     pub(super) fn decode(&mut self, key: &[u8], stored: &[u8]) -> Option<JournalBlock> {
         let (_, first) = parse_block_key(key)?;
         let (content, sum) = stored.split_last_chunk::<4>()?;
@@ -215,7 +215,7 @@ impl BlockDecoder {
         let retried = kind & KIND_RETRIED != 0;
         let records = match kind & !KIND_RETRIED {
             KIND_PLAIN => rest.to_vec(),
-            // The checksum holds, so the length is what the writer had in memory.
+            // The checksum holds, so the length is the size that the writer had in memory.
             KIND_ZSTD => self.0.decompress(rest, length).ok()?,
             _ => return None,
         };

@@ -1,4 +1,4 @@
-//! Blocks on disk, in an embedded key-value store.
+//! The store of the journal's blocks: an embedded key-value database on disk.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -23,24 +23,25 @@ use crate::fault;
 
 const CACHE_BYTES: u64 = 4 << 20;
 const MEMTABLE_BYTES: u64 = 8 << 20;
-/// The least that the store takes.
+/// The minimum that the store accepts.
 const MAX_WRITE_AHEAD_BYTES: u64 = 64 << 20;
-/// It flushes and compacts, which is little work: keys only ever grow.
+/// One thread flushes and compacts. That is little work, because keys only grow.
 const WORKER_THREADS: usize = 1;
-/// Tables that are kept open.
+/// The maximum number of open tables.
 pub(super) const MAX_OPEN_TABLES: usize = 64;
-/// Read and compressed in one piece: replay is sequential, and small blocks compress well only
-/// together.
+/// The unit of reading and compression in a table: replay is sequential, and small blocks compress
+/// well only together.
 const TABLE_BLOCK_BYTES: u32 = 32 << 10;
-/// What a replaying reader takes from the disk at once, in bytes of records.
+/// Bytes of records that a replaying reader fetches from disk at once.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
-/// Blocks of one commit that removes.
+/// The maximum number of blocks that one commit removes.
 const REMOVE_BATCH_BLOCKS: usize = 1_000;
-/// Removed blocks keep their room until all is rewritten, which is not to be done for little.
+/// Removed blocks use disk space until the store is rewritten, which is not worth it for less than
+/// this.
 const MIN_COMPACT_BYTES: u64 = 16 << 20;
 
-/// A block as it is stored, with its key.
+/// The key of a block and its stored bytes.
 pub type StoredBlock = (Vec<u8>, Vec<u8>);
 
 pub(super) struct BlockStore {
@@ -49,17 +50,17 @@ pub(super) struct BlockStore {
     trim_state: Mutex<TrimState>,
 }
 
-/// What was removed since the start.
+/// Removals since the start.
 #[derive(Default)]
 struct TrimState {
-    /// By partition: there is nothing before.
+    /// By partition, the position before which no block is left.
     trimmed_until: BTreeMap<u32, u64>,
-    /// Whose room was not given back yet.
+    /// Bytes of removed blocks that still use disk space.
     unreclaimed_bytes: u64,
 }
 
 impl BlockStore {
-    /// Opens the store of a journal; `new` says that nothing was ever acknowledged.
+    /// Opens the store of a journal. `new` means that nothing was ever acknowledged.
     pub(super) fn open(dir: &Path, new: bool) -> Result<BlockStore, JournalError> {
         let path = dir.join("blocks");
         let at_path = |source| JournalError::Io { path: path.clone(), source };
@@ -70,7 +71,7 @@ impl BlockStore {
         } else if !new {
             return Err(JournalError::damaged_error(dir, "its file \"blocks/version\" is missing"));
         } else if path.try_exists().map_err(at_path)? {
-            // What a start that was killed in its first moment has left.
+            // The remains of a first start that was killed before it acknowledged anything.
             fs::remove_dir_all(&path).map_err(at_path)?;
         }
         if path.is_dir()
@@ -93,7 +94,7 @@ impl BlockStore {
         })
     }
 
-    /// Writes blocks, all or none, and waits until they are durable.
+    /// Writes blocks atomically, and waits until they are durable.
     pub(super) fn commit_blocks(&self, blocks: Vec<(BlockKey, Vec<u8>)>) -> Result<(), StoreError> {
         catch_store_panics(|| {
             let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
@@ -117,7 +118,7 @@ impl BlockStore {
         })
     }
 
-    /// Where the first block of a partition begins.
+    /// The position of the first block of a partition.
     pub(super) fn first_block_position(&self, partition: u32) -> Result<Option<u64>, StoreError> {
         catch_store_panics(|| {
             let mut range =
@@ -126,7 +127,7 @@ impl BlockStore {
         })
     }
 
-    /// Where the last block begins that does so at a position or before.
+    /// The position of the last block that begins at or before a position.
     pub(super) fn block_start_before(
         &self,
         partition: u32,
@@ -139,8 +140,8 @@ impl BlockStore {
         })
     }
 
-    /// Removes the blocks of each partition that begin before its position, and gives back their
-    /// room once they are much of all.
+    /// Removes the blocks of each partition that begin before its position, and reclaims their disk
+    /// space once it is a large share of the store.
     pub(super) fn remove_blocks_before(&self, log_starts: &[u64]) -> Result<(), StoreError> {
         let mut removed = self.trim_state.lock().unwrap_or_else(PoisonError::into_inner);
         catch_store_panics(|| {
@@ -164,7 +165,7 @@ impl BlockStore {
             }
             if removed.unreclaimed_bytes >= MIN_COMPACT_BYTES.max(self.blocks.disk_space() / 2) {
                 removed.unreclaimed_bytes = 0;
-                // What is removed is in memory yet, as a mark.
+                // Removals are still tombstones in the memtable.
                 self.blocks.rotate_memtable_and_wait()?;
                 self.blocks.major_compact()?;
             }
@@ -172,7 +173,7 @@ impl BlockStore {
         })
     }
 
-    /// The block that holds the position.
+    /// Reads the block that contains the position.
     pub(super) fn read_block(
         &self,
         partition: u32,
@@ -188,7 +189,7 @@ impl BlockStore {
         })
     }
 
-    /// The blocks from the one that holds the position on, about [`READ_AHEAD_BYTES`] of them.
+    /// Reads about [`READ_AHEAD_BYTES`] of blocks, from the one that contains the position on.
     pub(super) fn read_blocks(
         &self,
         partition: u32,
@@ -224,8 +225,8 @@ impl BlockStore {
         })
     }
 
-    /// Blocks as they are stored, from the one that begins at the start of the range on, about so
-    /// many bytes of them; none that begins behind it.
+    /// Reads about the given number of bytes of stored blocks, from the one that begins at the
+    /// start of the range on; none that begins at or after its end.
     pub(super) fn stored_blocks(
         &self,
         partition: u32,
@@ -248,19 +249,19 @@ impl BlockStore {
         })
     }
 
-    /// Bytes on disk, the write-ahead log left out, which is reused.
+    /// Bytes on disk, without the write-ahead log, which is reused.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.blocks.disk_space()
     }
 
-    /// Moves what is in memory to a table on disk.
+    /// Flushes the memtable to a table on disk.
     #[cfg(test)]
     pub(super) fn flush(&self) {
         self.blocks.rotate_memtable_and_wait().unwrap();
     }
 }
 
-/// Opening files never says so, starting threads does.
+/// `WouldBlock` comes from a failed start of a thread, never from opening a file.
 fn is_thread_limit(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
 }
@@ -270,8 +271,9 @@ fn open_store(path: &PathBuf) -> Result<BlockStore, fjall::Error> {
     let database = Database::builder(path)
         .cache_size(CACHE_BYTES)
         .max_journaling_size(MAX_WRITE_AHEAD_BYTES)
-        // Blocks worth it are compressed; and so a damaged one fails its checksum, not its
-        // decompression, which would be taken for a torn end.
+        // No compression of the store's write-ahead log: large blocks are already compressed, and a
+        // damaged block then fails its checksum. If its decompression failed instead, it would be
+        // taken for a torn end.
         .journal_compression(CompressionType::None)
         .worker_threads(WORKER_THREADS)
         .max_cached_files(Some(MAX_OPEN_TABLES))
@@ -286,8 +288,9 @@ fn open_store(path: &PathBuf) -> Result<BlockStore, fjall::Error> {
     Ok(BlockStore { database, blocks, trim_state: Mutex::default() })
 }
 
-/// Checks what the store does not: it deletes a keyspace that has lost its file `current`, as one
-/// whose creation was cut off, and trusts the list of tables, of which `current` has the checksum.
+/// Checks what the store does not check. If a keyspace has lost its file `current`, the store takes
+/// it for one whose creation was interrupted, and deletes it. The store also trusts the list of
+/// tables, whose checksum is in `current`.
 fn check_table_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
     for id in ["0", "1"] {
         let folder = path.join("keyspaces").join(id);
@@ -330,8 +333,8 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether a panic of this thread is one of the store's, which becomes an error: a panic hook must
-/// not end the process.
+/// Whether the current thread is in a section that turns panics of the store into errors. A panic
+/// hook must not end the process for them.
 pub fn is_catching_store_panics() -> bool {
     CATCHING.get()
 }
@@ -339,7 +342,7 @@ pub fn is_catching_store_panics() -> bool {
 pub(super) fn catch_store_panics<T, E: Into<StoreError>>(
     work: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, StoreError> {
-    // After a panic the journal fails and nothing is asked again.
+    // After a panic the journal fails, and the store is not used again.
     let before = CATCHING.replace(true);
     let result = catch_unwind(AssertUnwindSafe(work));
     CATCHING.set(before);

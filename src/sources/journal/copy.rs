@@ -1,5 +1,5 @@
-//! A journal copied block by block, as blocks are stored: out of one that may be in use, and into a
-//! new one.
+//! Copies of a journal, block by block in the stored form: out of a journal that may be in use,
+//! into a new one.
 
 use std::fs;
 use std::io;
@@ -16,29 +16,29 @@ use super::open_journal::Journal;
 use super::plan::MAX_PARTITIONS;
 use super::store_error::StoreError;
 
-/// Blocks that are read, or written, at a time.
+/// Bytes of blocks that are read or written at a time.
 const COPY_BATCH_BYTES: usize = 4 << 20;
 
 impl Journal {
-    /// How many partitions the journal in a folder has.
+    /// The number of partitions of the journal in a directory.
     pub fn partition_count_in(dir: &Path) -> Result<u32, JournalError> {
         AckedEnds::open_file(dir).map(|marks| marks.partition_count())
     }
 
-    /// By partition, the first position that is still there.
+    /// By partition, the first position that was not removed.
     pub fn log_starts(&self) -> Vec<u64> {
         self.shared.log_starts.positions()
     }
 
-    /// By partition, the position behind the last record: all before it are durable, and each
-    /// append is before them as a whole or not at all.
+    /// By partition, the position behind the last record. All records before these positions are
+    /// durable, and each append is included as a whole or not at all.
     pub fn log_ends(&self) -> Vec<u64> {
         let _whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.tails.iter().map(|tail| tail.log_end()).collect()
     }
 
-    /// The stored blocks of a partition from a position on, in their order, a few at a time; none
-    /// behind `end`.
+    /// Reads some stored blocks of a partition in order, from a position on; none at or after
+    /// `end`.
     pub fn stored_blocks(
         &self,
         partition: u32,
@@ -55,10 +55,10 @@ impl Journal {
     }
 }
 
-/// Checks that blocks are whole, and follow each other in each partition.
+/// Checks that blocks are undamaged and contiguous in each partition.
 pub struct BlockSequence {
     decoder: BlockDecoder,
-    /// By partition, where the next block has to begin.
+    /// By partition, the position at which the next block must begin.
     next_positions: Vec<u64>,
 }
 
@@ -67,7 +67,7 @@ impl BlockSequence {
         Ok(BlockSequence { decoder: BlockDecoder::new()?, next_positions: log_starts.to_vec() })
     }
 
-    /// Takes the next block; gives where it ends.
+    /// Checks the next block, and returns the position of its end.
     pub fn push_block(&mut self, key: &[u8], stored: &[u8]) -> Result<u64, String> {
         let (partition, first) = block::parse_block_key(key).ok_or("a block has a key that is none")?;
         let damaged = || format!("partition {partition} of the journal is damaged at position {first}");
@@ -77,7 +77,7 @@ impl BlockSequence {
         Ok(block.end())
     }
 
-    /// Whether all partitions end there.
+    /// Checks that each partition ends at its position in `ends`.
     pub fn check_ends(&self, ends: &[u64]) -> Result<(), String> {
         match self.next_positions == ends {
             true => Ok(()),
@@ -86,7 +86,7 @@ impl BlockSequence {
     }
 }
 
-/// A new journal that is filled with the blocks of another one.
+/// A new journal that receives the blocks of another one.
 pub struct JournalCopy {
     dir: PathBuf,
     store: BlockStore,
@@ -97,7 +97,7 @@ pub struct JournalCopy {
 }
 
 impl JournalCopy {
-    /// Begins one in a folder that is not there yet.
+    /// Creates a journal in a directory that does not exist yet.
     pub fn create(dir: &Path, log_starts: &[u64]) -> Result<JournalCopy, JournalError> {
         let at_dir = |source| JournalError::Io { path: dir.into(), source };
         let partitions = u32::try_from(log_starts.len()).unwrap_or(u32::MAX);
@@ -115,7 +115,7 @@ impl JournalCopy {
         self.sequence
             .push_block(key, stored)
             .map_err(|what| JournalError::damaged_error(&self.dir, &what))?;
-        // The sequence has read the key.
+        // The key is valid: the sequence has parsed it.
         let key =
             BlockKey::try_from(key).map_err(|_| JournalError::damaged_error(&self.dir, "a key is none"))?;
         self.pending_blocks.push((key, stored.to_vec()));
@@ -130,7 +130,7 @@ impl JournalCopy {
             .map_err(|failure| JournalError::damaged_error(&self.dir, &failure.to_string()))
     }
 
-    /// Makes all of it durable, under a new id, which this gives.
+    /// Makes the copy durable under a new id, and returns the id.
     pub fn finish(mut self, ends: &[u64], parent: Option<ParentJournal>) -> Result<String, JournalError> {
         self.commit_pending()?;
         let dir = self.dir;

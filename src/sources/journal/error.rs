@@ -1,4 +1,4 @@
-//! Why a journal cannot be opened or used.
+//! Errors of opening or using a journal.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use super::plan::MAX_PARTITIONS;
 use super::store_error::StoreError;
 use crate::fault::{remedy_for, start_failure_text};
 
-/// Why a journal cannot be opened.
+/// Why a journal cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy_for(source, path))]
@@ -59,7 +59,7 @@ impl JournalError {
         JournalError::Damaged { dir: dir.into(), what: what.into() }
     }
 
-    /// What the store has said, of the journal in `dir`.
+    /// Converts an error of the store of the journal in `dir`.
     pub(super) fn from_store_error(dir: &Path, failure: StoreError) -> JournalError {
         match failure {
             StoreError::Io(source) => JournalError::Io { path: dir.into(), source },

@@ -1,11 +1,10 @@
-//! What a journal is known by beside its folder: a random id, so that a checkpoint says which
-//! journal it was made of.
+//! The random id of a journal, by which a checkpoint identifies the journal that it was made from.
 //!
-//! The file `id` lies beside `marks`, as one line of JSON: `{"id":"<32 hexadecimal digits>"}`, and
-//! in a restored copy `{"id":"..","parent":{"id":"..","ends":[..]}}`. The marks repeat the id, so
-//! that a file that is lost is noticed. A journal that was begun by a version without ids has none
-//! until a run has compared what there is to compare
-//! ([`Journal::keep_id`](super::Journal::save_id)).
+//! The file `id` is next to `marks`. It is one line of JSON: `{"id":"<32 hexadecimal digits>"}`,
+//! and in a restored copy `{"id":"..","parent":{"id":"..","ends":[..]}}`. `marks` repeats the id,
+//! so that the loss of the file is detected. A journal from a version without ids gets one after a
+//! run has verified the state that was made from it
+//! ([`Journal::save_id`](super::Journal::save_id)).
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,10 +21,10 @@ pub const FILE_NAME: &str = "id";
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalId {
-    /// 32 hexadecimal digits.
+    /// Written as 32 hexadecimal digits.
     #[serde(serialize_with = "write_id", deserialize_with = "read_id")]
     pub id: u128,
-    /// Of a restored copy: what it was copied from.
+    /// The journal that this one was copied from, if it is a restored copy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<ParentJournal>,
 }
@@ -34,28 +33,29 @@ pub struct JournalId {
 pub struct ParentJournal {
     #[serde(serialize_with = "write_id", deserialize_with = "read_id")]
     pub id: u128,
-    /// By partition, where it ended when it was copied.
+    /// By partition, the end at the time of the copy.
     pub ends: Vec<u64>,
 }
 
 impl JournalId {
-    /// A new one, of a journal that is begun or of a copy.
+    /// Creates an id for a new journal or a copy.
     pub fn random(parent: Option<ParentJournal>) -> JournalId {
         JournalId { id: u128::from(random_u64()) << 64 | u128::from(random_u64()), parent }
     }
 
-    /// The id that a text shows, as in [`JournalId::to_hex`].
+    /// Parses the form that [`JournalId::to_hex`] returns.
     pub fn parse(text: &str) -> Option<u128> {
         let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         u128::from_str_radix(text, 16).ok().filter(|_| is_id)
     }
 
-    /// As manifests and log lines show it.
+    /// The form in manifests and log lines.
     pub fn to_hex(&self) -> String {
         id_to_hex(self.id)
     }
 
-    /// That of the journal in a folder; nothing if it has none. `known` is what the marks say.
+    /// Reads the id of the journal in a directory; `None` if it has none. `known` is the id in
+    /// `marks`.
     pub(super) fn read_file(dir: &Path, known: Option<u128>) -> Result<Option<JournalId>, JournalError> {
         let unknown = |what: &'static str| JournalError::Id { dir: dir.into(), what, known };
         let bytes = match fault::read_small_file(&dir.join(FILE_NAME)) {
@@ -73,7 +73,7 @@ impl JournalId {
         }
     }
 
-    /// Durable, and there as a whole or not at all.
+    /// Writes the file atomically and makes it durable.
     pub fn write_file(&self, dir: &Path) -> io::Result<()> {
         let temporary = dir.join("id.new");
         let mut file = File::create(&temporary)?;
@@ -94,7 +94,7 @@ fn read_id<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u128, D::Error> 
     JournalId::parse(&text).ok_or_else(|| serde::de::Error::custom("an id has 32 hexadecimal digits"))
 }
 
-/// Makes the entries of a folder durable.
+/// Makes the entries of a directory durable.
 fn sync_folder(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }

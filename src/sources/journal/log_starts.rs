@@ -1,7 +1,7 @@
-//! Where partitions begin, since checkpoints cover what lay before.
+//! The first position of each partition, which moves on as checkpoints cover older records.
 //!
-//! A journal of which nothing was removed has no such file. It is replaced as a whole before
-//! anything is removed, so the blocks that are there reach back to it or further.
+//! A journal from which nothing was removed has no such file. The file is replaced atomically
+//! before blocks are removed, so the blocks on disk reach back to these positions or further.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -44,7 +44,7 @@ impl LogStarts {
         self.lock().clone()
     }
 
-    /// Moves the beginnings of partitions on: durable when this returns.
+    /// Advances the first positions of partitions. They are durable when this returns.
     pub(super) fn advance(&self, positions: &[(u32, u64)]) -> io::Result<()> {
         let mut starts = self.lock();
         let mut raised = starts.clone();
@@ -65,7 +65,7 @@ impl LogStarts {
     }
 }
 
-/// Format, positions, checksum.
+/// Writes format, positions and checksum.
 fn write_file(dir: &Path, positions: &[u64]) -> io::Result<()> {
     let mut bytes = FORMAT.to_le_bytes().to_vec();
     positions.iter().for_each(|position| bytes.extend_from_slice(&position.to_le_bytes()));

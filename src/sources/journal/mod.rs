@@ -1,20 +1,19 @@
 //! The journal: an embedded, durable log of records, for a service without Kafka.
 //!
-//! A record goes to the partition of its city, always the same one, and has a position in it. One
-//! thread writes: all waiting appends become one atomic, synced commit, then each append is
-//! acknowledged. The records of a commit form one block, or a few, in each partition. A block is
-//! the unit of compression, of the memory that readers share with the writer, and of reading from
-//! disk.
+//! A city always maps to the same partition, and each record has a position in its partition. One
+//! thread writes: all waiting appends become one atomic, synced commit, and are then acknowledged.
+//! The records of a commit form one or a few blocks in each partition. A block is the unit of
+//! compression, of the memory that readers share with the writer, and of reading from disk.
 //!
-//! The blocks are in a key-value store (`blocks/`), which brings its write-ahead log, compaction
+//! The blocks are in a key-value store (`blocks/`), which has its own write-ahead log, compaction
 //! and checksums. Beside it are the acknowledged end of each partition (`marks`), the identity of
 //! the journal (`id`), and the first position of each partition (`begins`). Records never change.
 //! Whole blocks that checkpoints cover are removed from the beginning of a partition, if the
 //! service asks for it.
 //!
-//! Memory: the appends that wait, and as much again while they are written; the tails; 4 MB of
-//! cache, up to 5 tables in memory of 8 MB each, and the index of the newest tables; 1 MB and a
-//! block for each partition that is replayed. Threads: the writer, and one of the store.
+//! Memory: the waiting appends, and the same again while they are written; the tails; 4 MB of
+//! cache, up to 5 memtables of 8 MB each, and the index of the newest tables; 1 MB and a block for
+//! each partition that is replayed. Threads: the writer, and one of the store.
 
 mod acked_ends;
 mod append_queue;
@@ -45,6 +44,6 @@ pub use self::open_journal::Journal;
 pub use self::plan::{JournalPlan, SOURCE_NAME};
 pub use self::writer::partition_of_city;
 
-/// Files that a journal may have open at once: tables that are read, its write-ahead log, what is
-/// flushed and merged, and files of its own that are replaced.
+/// The maximum number of files that a journal has open at once: tables that are read, its
+/// write-ahead log, files that are flushed and merged, and its own files that are replaced.
 pub const MAX_OPEN_FILES: u64 = block_store::MAX_OPEN_TABLES as u64 + 36;

@@ -22,8 +22,8 @@ use crate::codec::DecodeSettings;
 use crate::model::{AppendError, AppendHold, Appender, EventTime, HoldCheck, LogPosition};
 use crate::sources::{Partition, Source, SourceError};
 
-/// An open journal. When it is dropped, what waits is still written, and appends are then refused
-/// as [`AppendError::Stopping`].
+/// An open journal. A drop writes the appends that wait, and refuses new ones as
+/// [`AppendError::Stopping`].
 pub struct Journal {
     pub(super) shared: Arc<JournalShared>,
     queue: Arc<AppendQueue>,
@@ -32,7 +32,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in a directory, and begins one where there is none.
+    /// Opens the journal in a directory, or creates it if the directory has none.
     pub fn open(dir: &Path, plan: JournalPlan) -> Result<Journal, JournalError> {
         Journal::open_with_clock(dir, plan, Box::new(HostClock))
     }
@@ -56,7 +56,7 @@ impl Journal {
             return Err(JournalError::damaged_error(dir, "its file \"marks\" is missing"));
         } else {
             let id = JournalId::random(None);
-            // What it is known by is there before it is.
+            // Write the id first, so that no journal exists without one.
             id.write_file(dir).map_err(at_dir)?;
             (AckedEnds::create_file(dir, partitions, id.id).map_err(at_dir)?, Some(id))
         };
@@ -103,23 +103,24 @@ impl Journal {
         Ok(Journal { shared, queue, clock_hold: clock, writer: Some(writer) })
     }
 
-    /// What it is known by beside its folder.
+    /// The id of the journal.
     pub fn id(&self) -> String {
         self.shared.id.to_hex()
     }
 
-    /// The end that takes new records.
+    /// The appender of new records.
     pub fn appender(&self) -> Arc<dyn Appender> {
         self.queue.clone()
     }
 
-    /// What its records leave unsaid.
+    /// The decode settings for what the records themselves do not say.
     pub fn decode_settings(&self) -> DecodeSettings {
         self.shared.decode
     }
 
-    /// Keeps the id of a journal that was begun before there were ids, once it is known that what
-    /// was made of the journal fits; of others it is in the folder since their beginning.
+    /// Saves the id of a journal that was created by a version without ids. Call it once the state
+    /// made from the journal is verified. Other journals have their id on disk since they were
+    /// created.
     pub fn save_id(&self) -> Result<(), JournalError> {
         let mut is_new = self.shared.is_id_unsaved.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_new {
@@ -139,21 +140,21 @@ impl Journal {
         self.shared.tails.get(partition as usize).map_or(0, |tail| tail.log_end())
     }
 
-    /// The position of the first record of a partition that is still there.
+    /// The position of the first record of a partition that was not removed.
     pub fn log_start(&self, partition: u32) -> u64 {
         self.shared.log_starts.log_start(partition)
     }
 
-    /// Removes the records of partitions that lie before a position, as far as whole blocks of them
-    /// do. The block of the record before the position stays, so that the record can be compared,
-    /// and with it the last block of each partition. That they are gone is durable before they go,
-    /// so a crash leaves at most some that the next call removes. It is to be called by one thread,
-    /// which may have to wait until the storage has given the room back.
+    /// Removes the records before a position of each partition, in whole blocks. The block of the
+    /// record before the position stays, so that this record can be compared; so the last block of
+    /// each partition stays, too. The new log starts are durable before blocks are removed: a crash
+    /// leaves at most some blocks that the next call removes. Only one thread may call this. It may
+    /// block until the store has reclaimed the space.
     ///
     /// # Errors
     ///
-    /// Also where a position lies behind the end, before anything is removed: it is not of this
-    /// journal.
+    /// Also if a position is behind the end: it belongs to another journal. Then nothing is
+    /// removed.
     pub fn trim_before(&self, until: &[(u32, u64)]) -> Result<(), JournalError> {
         let dir = &self.shared.dir;
         let failed = |failure| JournalError::from_store_error(dir, failure);
@@ -175,12 +176,12 @@ impl Journal {
         self.shared.store.remove_blocks_before(&self.shared.log_starts.positions()).map_err(failed)
     }
 
-    /// Nothing is trimmed while this is held.
+    /// Blocks trimming while the guard is held.
     pub fn block_trimming(&self) -> RwLockReadGuard<'_, ()> {
         self.shared.trim_lock.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something that trims; nothing while somebody holds that.
+    /// Calls a function that trims, unless trimming is blocked.
     pub fn trim_unless_blocked<T>(&self, trim: impl FnOnce() -> T) -> Option<T> {
         let _free = match self.shared.trim_lock.try_write() {
             Ok(free) => free,
@@ -190,14 +191,15 @@ impl Journal {
         Some(trim())
     }
 
-    /// Why the journal has stopped to take records, where it has: the program is to end with this
-    /// line. Readers that have read all that is durable get it, too.
+    /// Why the journal no longer accepts records, if it has failed: the program is to end with this
+    /// line. Readers get the same error after all durable records.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.shared.failure.get().cloned()
     }
 }
 
-/// What is there begins where it should, or before: a crash has kept some from being removed.
+/// Checks that each partition begins at its log start or before it: a crash may have left blocks
+/// that were to be removed.
 fn check_log_starts(dir: &Path, store: &BlockStore, log_starts: &LogStarts) -> Result<(), JournalError> {
     for (partition, begin) in (0..).zip(log_starts.positions()) {
         let first = store
@@ -211,8 +213,8 @@ fn check_log_starts(dir: &Path, store: &BlockStore, log_starts: &LogStarts) -> R
     Ok(())
 }
 
-/// Brings the marks up to the ends of the partitions, and returns when the last record of all
-/// arrived.
+/// Advances the acknowledged ends to the ends in the store, and returns the arrival time of the
+/// last record.
 fn recover_log_ends(
     dir: &Path,
     store: &BlockStore,

@@ -1,4 +1,4 @@
-//! How a journal is configured, and its limits.
+//! The configuration of a journal, and its limits.
 
 use crate::codec::DecodeSettings;
 use crate::model::Millis;
@@ -6,24 +6,25 @@ use crate::model::Millis;
 /// The name of the source.
 pub const SOURCE_NAME: &str = "journal";
 
-/// The most partitions that a journal may have.
+/// The maximum number of partitions of a journal.
 pub const MAX_PARTITIONS: u32 = 1024;
 
-/// How a journal is configured.
+/// The configuration of a journal.
 #[derive(Clone, Debug)]
 pub struct JournalPlan {
-    /// 1 to [`MAX_PARTITIONS`]; must stay what it was when the journal was begun.
+    /// 1 to [`MAX_PARTITIONS`]; must stay as it was when the journal was created.
     pub partitions: u32,
-    /// What may wait to be written, before appends are refused as
+    /// The limit of queued records and bytes. Beyond it appends are refused as
     /// [`AppendError::Busy`](crate::model::AppendError::Busy).
     pub queue_records: usize,
     pub queue_bytes: usize,
-    /// The newest records that are kept in memory for readers, in bytes over all partitions.
+    /// Bytes of the newest records that stay in memory for readers, over all partitions.
     pub tail_bytes: usize,
-    /// Warns when the journal has become so large, and each time it has doubled; 0 never does.
+    /// The size at which a warning is logged, and again each time the journal has doubled; 0 for
+    /// never.
     pub warn_bytes: u64,
-    /// A clock that is further ahead than this of what it should say holds appends back, until it
-    /// is right or has said so for a minute.
+    /// A clock that is further ahead than this puts appends on hold, until it is right or has been
+    /// consistent for a minute.
     pub max_ahead: Millis,
     pub decode: DecodeSettings,
 }

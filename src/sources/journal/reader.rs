@@ -1,5 +1,5 @@
-//! A partition as a worker reads it: out of memory where the worker keeps up, else from disk, block
-//! after block.
+//! A reader of one partition: from memory if it keeps up with the writer, else from disk, block by
+//! block.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosit
 pub(super) struct JournalReader {
     shared: Arc<JournalShared>,
     partition: u32,
-    /// Of the next record.
+    /// The position of the next record.
     position: u64,
     worker: Thread,
     record_decoder: JsonRecordDecoder,
     block_decoder: BlockDecoder,
     current: Option<BlockReadCursor>,
     read_ahead: VecDeque<Arc<JournalBlock>>,
-    /// Of the last record that was given.
+    /// The fingerprint of the last delivered record.
     last_fingerprint: Option<Fingerprint>,
 }
 
-/// Where in a block the next record begins.
+/// The offset of the next record in a block.
 struct BlockReadCursor {
     block: Arc<JournalBlock>,
     offset: usize,
@@ -65,7 +65,7 @@ impl JournalReader {
         })
     }
 
-    /// Goes on to the block that holds the position: false where there is none yet.
+    /// Opens the block that contains the position; false if there is none yet.
     fn open_next_block(&mut self) -> Result<bool, SourceError> {
         let block = match self.read_ahead.pop_front() {
             Some(block) => block,
@@ -75,7 +75,7 @@ impl JournalReader {
                     let read =
                         self.shared.store.read_blocks(self.partition, self.position, &mut self.block_decoder);
                     self.read_ahead = read.map_err(|failure| {
-                        // It may have been removed just now.
+                        // The block may have been trimmed in the meantime.
                         let removed = self.shared.check_not_trimmed(self.partition, self.position).err();
                         removed.unwrap_or_else(|| self.shared.unreadable_error(&failure))
                     })?;

@@ -1,4 +1,4 @@
-//! What the writer and the readers of a journal share.
+//! State that the writer and the readers of a journal share.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -15,11 +15,11 @@ use crate::fault::{is_transient, remedy_for};
 use crate::model::Fingerprint;
 use crate::sources::SourceError;
 
-/// What the writer and the readers share.
+/// State that the writer and the readers share.
 pub(super) struct JournalShared {
     pub(super) dir: PathBuf,
     pub(super) id: JournalId,
-    /// It was begun before there were ids: this one is not in the folder yet.
+    /// The journal was created by a version without ids, and the id is not on disk yet.
     pub(super) is_id_unsaved: Mutex<bool>,
     pub(super) decode: DecodeSettings,
     pub(super) store: BlockStore,
@@ -28,9 +28,9 @@ pub(super) struct JournalShared {
     pub(super) tails: Vec<Tail>,
     /// Why nothing more is written.
     pub(super) failure: OnceLock<Arc<str>>,
-    /// Held by whoever needs that nothing is removed.
+    /// The read side blocks trimming.
     pub(super) trim_lock: RwLock<()>,
-    /// Held while a commit is shown to the readers of all its partitions.
+    /// Held while a commit is published to the readers of all its partitions.
     pub(super) publish_lock: Mutex<()>,
 }
 
@@ -41,7 +41,7 @@ impl JournalShared {
         })
     }
 
-    /// Refuses a position whose record was removed.
+    /// Returns an error if the record at the position was removed.
     pub(super) fn check_not_trimmed(&self, partition: u32, position: u64) -> Result<(), SourceError> {
         let begin = self.log_starts.log_start(partition);
         match position < begin {
@@ -54,7 +54,8 @@ impl JournalShared {
         }
     }
 
-    /// Refuses if the record before a position is another one. If it was removed, the id has to do.
+    /// Returns an error if the record before a position differs. If it was removed, the id of the
+    /// journal must be enough.
     pub(super) fn check_record_before(&self, partition: u32, before: Fingerprint) -> Result<(), SourceError> {
         let position = before.position;
         if position < self.log_starts.log_start(partition) {
@@ -74,7 +75,7 @@ impl JournalShared {
                  another journal",
                 self.dir.display()
             ))),
-            // It was removed just now.
+            // It was removed in the meantime.
             Err(_) if position < self.log_starts.log_start(partition) => Ok(()),
             Err(failure) => Err(self.unreadable_error(&failure)),
         }

@@ -1,6 +1,6 @@
-//! Looks at the tables of contents of the store's files before the store does: it allocates as many
-//! entries as one says that it has, and compares its checksum only then, so one flipped bit would
-//! end the process.
+//! A check of the tables of contents of the store's files, before the store opens them. The store
+//! allocates as many entries as a table declares, and verifies its checksum only later, so one
+//! flipped bit would end the process.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 const TRAILER_MAGIC: &[u8] = b"SFA!";
 const TRAILER_BYTES: u64 = 4 + 1 + 1 + 16 + 8 + 8;
 const POSITION_OFFSET: usize = 4 + 1 + 1 + 16;
-/// Before the entries: magic and their number.
+/// Before the entries: magic, number of entries.
 const CONTENTS_MAGIC: &[u8] = b"TOC!";
 const CONTENTS_HEAD_BYTES: usize = 4 + 4;
-/// An entry has a position, a length and the length of its name.
+/// An entry has at least a position, a length and the length of its name.
 const MIN_ENTRY_BYTES: u64 = 8 + 8 + 2;
 
-/// The first file in a folder, or below it, whose table of contents says more entries than the file
-/// has room for. What else may be wrong with a file the store finds itself.
+/// Finds the first file in a directory, or below it, whose table of contents declares more entries
+/// than the file can hold. The store detects other damage itself.
 pub(super) fn find_impossible_contents(folder: &Path) -> io::Result<Option<PathBuf>> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::store_log;
 use crate::fault::{self, FaultClass};
 
-/// What the store says, panics included: it has some for damage that it does not expect.
+/// An error of the store, panics included: it panics on some unexpected damage.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     #[error("{0}")]
@@ -26,7 +26,8 @@ impl From<fjall::Error> for StoreError {
             fjall::Error::Io(error) => StoreError::Io(error),
             fjall::Error::Poisoned => StoreError::Stopped(store_log::last_store_error()),
             error => match fault::find_errno(&error) {
-                // What the host says of a file that is missing or cut off is damage here.
+                // An errno other than a transient one means a missing or truncated file, which is
+                // damage here.
                 Some(errno) if fault::classify_fault(&error) == FaultClass::Transient => {
                     StoreError::Io(errno.into())
                 }
@@ -37,7 +38,7 @@ impl From<fjall::Error> for StoreError {
 }
 
 impl StoreError {
-    /// What a person does about it, who finds the journal in `dir`.
+    /// What the operator can do about the error; `dir` is the directory of the journal.
     pub(super) fn remedy(&self, dir: &Path) -> String {
         let cause = match self {
             StoreError::Io(error) => return fault::remedy_for(error, dir),

@@ -1,18 +1,18 @@
-//! What the store logs of its own threads: the only place where the cause of their end is.
+//! A logger of the store's threads: their log is the only place that has the cause of a failure.
 
 use std::io;
 use std::sync::{Mutex, Once, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// What is kept of an error.
+/// The maximum length of an error text that is stored.
 const MAX_ERROR_CHARS: usize = 300;
 
 static LAST_ERROR: Mutex<Option<String>> = Mutex::new(None);
 
 struct StoreLogger;
 
-/// Listens to the store from now on, unless something else in the program listens to such logs.
+/// Installs the logger, unless the program already has another one.
 pub(super) fn install_store_logger() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -22,13 +22,13 @@ pub(super) fn install_store_logger() {
     });
 }
 
-/// What the store has logged last as an error.
+/// The last error that the store has logged.
 pub(super) fn last_store_error() -> Option<String> {
     LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// The error of the operating system within a text of the store, which writes errors as `Debug`
-/// does.
+/// Extracts the error of the operating system from a text of the store, which formats errors with
+/// `Debug`.
 pub(super) fn parse_os_error(text: &str) -> Option<io::Error> {
     let (_, rest) = text.split_once("Os { code: ")?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;

@@ -1,4 +1,4 @@
-//! The end of a partition, in memory: shared by the writer and those who read along.
+//! The newest blocks of a partition, in memory: shared by the writer and the readers.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -17,16 +17,16 @@ struct TailState {
     blocks: VecDeque<Arc<JournalBlock>>,
     bytes: usize,
     end: u64,
-    /// Readers that have found nothing.
+    /// Readers that have found nothing, to be unparked.
     waiting_readers: Vec<Thread>,
 }
 
-/// What stands at a position.
+/// The result of a lookup by position.
 pub(super) enum TailLookup {
     Block(Arc<JournalBlock>),
-    /// A block that is no longer in memory.
+    /// The block is no longer in memory.
     OnDisk,
-    /// Nothing yet: the reader is unparked when there is.
+    /// There is no record yet. The reader is unparked if one is added.
     NotYet,
 }
 
@@ -40,7 +40,7 @@ impl Tail {
         self.lock().end
     }
 
-    /// The block that holds the position.
+    /// Looks up the block that contains the position.
     pub(super) fn find_block(&self, position: u64, reader: &Thread) -> TailLookup {
         let mut state = self.lock();
         if position >= state.end {

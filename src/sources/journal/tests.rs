@@ -1,4 +1,4 @@
-//! What was acknowledged is what is read, whatever happens in between.
+//! Tests of the journal: the records read are the records acknowledged.
 
 mod clock;
 mod copy;
@@ -32,7 +32,7 @@ use crate::model::{
 };
 use crate::sources::{NextPoll, RecordHandler, RecordPosition, Source, SourceError};
 
-/// A record as it was read: position, arrival, bytes or what they came to.
+/// A record as it was read: position, arrival, and bytes or the decoded event.
 #[derive(Clone, Debug, PartialEq)]
 struct Seen {
     position: u64,
@@ -88,7 +88,7 @@ fn acknowledged(appender: &dyn Appender, records: Vec<NewRecord>) -> Vec<Appende
     append(appender, records).recv_timeout(Duration::from_secs(60)).unwrap().unwrap().ranges
 }
 
-/// All that a partition has from a position on.
+/// Reads all records of a partition from a position on.
 fn read_from(
     journal: &Journal,
     partition: u32,
@@ -135,7 +135,7 @@ fn partition_count_is_fixed_and_cities_keep_partition() {
     assert!(matches!(read_from(&journal, 4, 0, 10), Err(SourceError::Fatal(_))));
 }
 
-/// Whether it comes again, and from where it was.
+/// Collects retried records with their origin.
 #[derive(Default)]
 struct Again(Vec<(u64, Option<ReadingEvent>, Option<RetryInfo>)>);
 
@@ -211,7 +211,7 @@ fn full_queue_is_busy_and_closed_journal_stops() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path(), JournalPlan { queue_records: 10, ..plan(1) }).unwrap();
     let appender = journal.appender();
-    // The writer is held up in the first acknowledgement, so what follows waits.
+    // The first callback blocks the writer, so the next appends wait in the queue.
     let (release, held) = mpsc::channel::<()>();
     let (entered, in_done) = mpsc::channel();
     appender.append(
@@ -222,7 +222,7 @@ fn full_queue_is_busy_and_closed_journal_stops() {
         }),
     );
     in_done.recv().unwrap();
-    // Larger than the queue, but alone.
+    // It exceeds the queue's limit, but nothing else waits.
     let first = append(&*appender, (0..11).map(|n| reading("a", n)).collect());
     let busy = append(&*appender, vec![reading("a", 0)]);
     assert_eq!(busy.try_recv().unwrap(), Err(AppendError::Busy));
@@ -291,8 +291,8 @@ fn concurrent_appenders_keep_their_order() {
     assert!(by_city.values().all(|numbers| numbers.iter().copied().eq(0..200)));
 }
 
-/// The journal takes nothing more, says why, and its readers do, once they have read what is
-/// durable.
+/// Checks that the journal has failed with a reason, and that readers get it after all durable
+/// records.
 fn has_failed(journal: &Journal, durable: usize) {
     let line = journal.failure().unwrap();
     assert!(line.contains("cannot be written") && line.contains(", then start again"), "{line}");
@@ -308,7 +308,7 @@ fn failed_write_is_fatal() {
     let journal = Journal::open(dir.path(), plan(1)).unwrap();
     acknowledged(&*journal.appender(), vec![reading("a", 0)]);
     let mut marks = AckedEnds::open_file(dir.path()).unwrap();
-    // What is not open for writing cannot be written.
+    // Writes to a file that is open only for reading fail.
     marks.file = fs::File::open(dir.path().join(acked_ends::FILE_NAME)).unwrap();
     let queue = Arc::new(AppendQueue::new(10, 10_000));
     let pending = [append(&*queue, vec![reading("a", 1)]), append(&*queue, vec![reading("a", 2)])];
@@ -352,7 +352,7 @@ fn size_warning_is_logged_once_per_doubling() {
     assert_eq!(nexts, [100, 200, 200, 500, 500, 1000]);
 }
 
-/// A disk is synced at each step: few cases, however many others run.
+/// Few cases: each step syncs the disk.
 #[test]
 fn replay_equals_acknowledged_records() {
     let batch = proptest::collection::vec((0..20u8, 0..3000usize), 1..40);

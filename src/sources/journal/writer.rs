@@ -1,4 +1,4 @@
-//! The one thread that writes: all that waits becomes one commit.
+//! The writer thread of a journal: each commit has all appends that wait.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -21,11 +21,11 @@ use crate::model::{
     RecordAddress, Refusal,
 };
 
-/// Where a partition's records of one commit go on in a further block, so that no reader must hold
-/// much.
+/// The size at which the records of a commit continue in a further block, so that readers need
+/// little memory.
 const MAX_BLOCK_BYTES: usize = 256 * 1024;
 const SIZE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// The clock is looked at so often, also where nothing is appended.
+/// How often the clock is checked, even if nothing is appended.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct JournalWriter {
@@ -34,13 +34,13 @@ pub(super) struct JournalWriter {
     pub acked_ends: AckedEnds,
     pub encoder: BlockEncoder,
     pub arrival_clock: ArrivalClock,
-    /// How far a posted reading may be dated after its stamp.
+    /// How far the time of a posted reading may be after its stamp.
     pub max_ahead: model::Millis,
     pub size_warning: SizeWarning,
 }
 
 impl JournalWriter {
-    /// Writes until the queue is closed and empty, or something fails.
+    /// Writes until the queue is closed and empty, or a write fails.
     pub(super) fn run(mut self) {
         let mut next_check = Instant::now();
         while let Some(appends) = self.queue.take_appends(CLOCK_CHECK_INTERVAL) {
@@ -110,8 +110,8 @@ impl JournalWriter {
         Ok(written)
     }
 
-    /// Notes the ends. What is written is acknowledged only then, so a disk without room makes it
-    /// wait, other than at the end.
+    /// Saves the acknowledged ends. Appends are acknowledged only after that, so this waits while
+    /// the disk is full, unless the journal is closing.
     fn write_acked_ends(&mut self) -> Result<(), StoreError> {
         let mut retries =
             RetryBackoff::new("journal", "note the ends of the journal", "posted readings wait");
@@ -132,7 +132,7 @@ impl JournalWriter {
         }
     }
 
-    /// Shows the readers what is durable now, then tells those who have appended it.
+    /// Publishes durable blocks to the readers, then calls back those who have appended them.
     fn publish_blocks(
         &self,
         blocks: Vec<(u32, JournalBlock)>,
@@ -154,7 +154,8 @@ impl JournalWriter {
         }
     }
 
-    /// After a failed write nothing is known of the file: nothing may be acknowledged any more.
+    /// Fails all appends. After a failed write the state of the file is unknown, so nothing may be
+    /// acknowledged any more.
     #[cold]
     fn fail_all(&mut self, failure: &StoreError, appends: Vec<QueuedAppend>) {
         let dir = self.shared.dir.display();
@@ -181,8 +182,8 @@ impl Drop for JournalWriter {
     }
 }
 
-/// Where an append has ended in each of its partitions; `ends` are those before it, then those
-/// behind it.
+/// Returns the range of an append in each of its partitions. Advances `ends` from before the append
+/// to behind it.
 fn append_ranges(records: &[NewRecord], ends: &mut [u64]) -> Vec<AppendedRange> {
     let mut touched: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
     for record in records {
@@ -199,11 +200,11 @@ fn append_ranges(records: &[NewRecord], ends: &mut [u64]) -> Vec<AppendedRange> 
         .collect()
 }
 
-/// The records of one append that are not written.
+/// The records of one append that are not written, by their number in it.
 type RefusedRecords = Vec<(u32, Refusal)>;
 
-/// Takes posted readings out that are dated too far after the stamp that they would get: admission
-/// would refuse them. Appends of which nothing is left are answered.
+/// Removes posted readings that are dated too far after their stamp: admission would refuse them.
+/// Acknowledges the appends that are then empty.
 fn refuse_future(
     appends: Vec<QueuedAppend>,
     now: EventTime,
@@ -240,7 +241,8 @@ fn future_refusal(at: EventTime, now: EventTime, max_ahead: model::Millis) -> Re
 }
 
 fn partition_of(record: &NewRecord, partitions: u32) -> u32 {
-    // What cannot be decoded says no city: it goes back to where it was.
+    // A retried dead letter returns to its original partition: a record that cannot be decoded has
+    // no city.
     let origin = record.retry.as_ref().and_then(|retried| retried.origin.parse::<RecordAddress>().ok());
     if let Some(origin) =
         origin.filter(|origin| &*origin.source == SOURCE_NAME && origin.partition < partitions)
@@ -255,7 +257,7 @@ pub fn partition_of_city(city: &str, partitions: u32) -> u32 {
     (xxh3_64(city.as_bytes()) % u64::from(partitions)) as u32
 }
 
-/// Says once that the journal has become large, and again each time it has doubled.
+/// Logs a warning when the journal has become large, and again each time it has doubled.
 pub(super) struct SizeWarning {
     pub next_warn_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! The end of a topic that takes new records: what is posted, and what is made up.
+//! The producer that appends posted and generated records to a topic.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -24,12 +24,12 @@ use crate::model::{
 };
 use crate::sources::SourceError;
 
-/// How long a record may take to be acknowledged.
-/// Less than the one who posts waits for the answer.
+/// How long a record may take to be acknowledged. Shorter than a posting client waits for its
+/// response.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(25);
-/// How long an end waits for what is under way.
+/// How long a stop waits for appends in flight.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a record under way takes beside its bytes, about.
+/// Approximate memory of a record in flight beside its bytes.
 const RECORD_OVERHEAD_BYTES: usize = 256;
 
 /// A topic to append to.
@@ -41,40 +41,40 @@ pub struct AppendPlan {
     pub limits: AppendLimits,
 }
 
-/// What may wait for acknowledgement.
+/// The limits of records and bytes that wait for acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppendLimits {
     pub records: usize,
     pub bytes: usize,
 }
 
-/// What queues records.
+/// The state needed to queue records.
 struct AppenderState {
     record_writer: RecordWriter,
-    /// How many were acknowledged when that was last looked at, and since when it is no more.
+    /// The number of acknowledged records at the last check.
     last_acknowledged: u64,
     broker_reminder: BrokerReminder,
 }
 
-/// Appends to the topic of a source. The records of a city stand in it in the order in which they
-/// were appended.
+/// Appends to the topic of a source. The records of a city are in the topic in the order of their
+/// appends.
 pub struct KafkaAppender {
     source: Arc<str>,
     topic: String,
     limits: AppendLimits,
     in_flight: Arc<InFlightRecords>,
-    /// Held while an append is queued, so that its records stand together.
+    /// Held while an append is queued, so that its records are contiguous.
     state: Mutex<AppenderState>,
     is_stopping: AtomicBool,
     producer: ThreadedProducer<DeliveryContext>,
 }
 
 impl KafkaAppender {
-    /// To the topic of a source, in its format.
+    /// Creates an appender to the topic of a source, in the topic's format.
     ///
     /// # Errors
     ///
-    /// Where the format cannot be written, or its registry does not answer.
+    /// If the format cannot be written, or its schema registry does not respond.
     pub fn for_source(
         source: &str,
         plan: &KafkaSourcePlan,
@@ -87,7 +87,7 @@ impl KafkaAppender {
         KafkaAppender::new(source, &AppendPlan { cluster, topic, partitioner, limits }, writer)
     }
 
-    /// `source` is what the positions that are told are positions of.
+    /// `source` is the name of the source in the reported positions.
     pub fn new(source: &str, plan: &AppendPlan, writer: RecordWriter) -> Result<KafkaAppender, SourceError> {
         let source: Arc<str> = source.into();
         let producer = plan
@@ -99,7 +99,7 @@ impl KafkaAppender {
             .set("allow.auto.create.topics", "false")
             .set("linger.ms", "2")
             .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
-            // The limits are ours: they take an append as a whole or not at all.
+            // The appender has its own limits: it accepts an append as a whole or not at all.
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", i32::MAX.to_string())
             .create_with_context(DeliveryContext(KafkaErrorLog::new(source.clone())));
@@ -120,7 +120,7 @@ impl KafkaAppender {
         })
     }
 
-    /// Takes nothing more, and waits until what is under way is acknowledged.
+    /// Refuses new appends, and waits until those in flight are acknowledged.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         if let Err(error) = self.producer.flush(FLUSH_TIMEOUT) {
@@ -128,7 +128,7 @@ impl KafkaAppender {
         }
     }
 
-    /// Looks whether the cluster has acknowledged something since the last append.
+    /// Checks whether the cluster has acknowledged something since the last append.
     fn check_acknowledgements(&self, queueing: &mut AppenderState) {
         let acknowledged = self.in_flight.acknowledged.load(Ordering::Relaxed);
         if acknowledged != queueing.last_acknowledged || self.in_flight.is_idle() {
@@ -223,25 +223,26 @@ impl Drop for KafkaAppender {
     }
 }
 
-/// What is under way.
+/// Records that wait for acknowledgement, and counters of them.
 #[derive(Default)]
 struct InFlightRecords {
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// In all.
+    /// The total number of acknowledged records.
     acknowledged: AtomicU64,
-    /// Nothing was since one was not.
+    /// A record has failed, and none was acknowledged since.
     has_missed: AtomicBool,
 }
 
 impl InFlightRecords {
-    /// Whether no acknowledgement is due.
+    /// Whether no acknowledgement is outstanding.
     fn is_idle(&self) -> bool {
         self.records.load(Ordering::Acquire) == 0 && !self.has_missed.load(Ordering::Relaxed)
     }
 
-    /// One that is larger than all there is may be alone. Whoever asks holds the lock of the
-    /// writer, and only acknowledgements, which make room, come between.
+    /// Reserves space for an append. One that exceeds the limits is accepted if nothing else is in
+    /// flight. The caller holds the lock of the writer, so only acknowledgements, which free space,
+    /// run concurrently.
     fn try_acquire(&self, records: usize, bytes: usize, limits: AppendLimits) -> bool {
         let (has_records, has_bytes) =
             (self.records.load(Ordering::Acquire), self.bytes.load(Ordering::Acquire));
@@ -260,33 +261,34 @@ impl InFlightRecords {
     }
 }
 
-/// One append under way.
+/// One append in flight.
 struct AppendInFlight {
     source: Arc<str>,
     in_flight: Arc<InFlightRecords>,
     records: usize,
     bytes: usize,
-    /// Records that were not heard of yet.
+    /// Records without a result yet.
     unsettled: AtomicUsize,
     outcome: Mutex<AppendOutcome>,
 }
 
 struct AppendOutcome {
-    /// By partition, the first record, and behind the last one.
+    /// By partition, the first position, and the one behind the last record.
     appended_ranges: BTreeMap<u32, (u64, u64)>,
     failure: Option<Arc<str>>,
     acknowledge: Option<AppendCallback>,
 }
 
 impl AppendInFlight {
-    /// So many records were heard of: where one is now, or why they may not be in the log.
+    /// Records the result of a number of records: the position of one, or why they may not be in
+    /// the log.
     fn settle_records(&self, records: usize, result: Result<(i32, i64), String>) {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok((partition, offset)) => {
                 self.in_flight.acknowledged.fetch_add(1, Ordering::Relaxed);
                 self.in_flight.has_missed.store(false, Ordering::Relaxed);
-                // A record that was sent twice, and kept once, has no offset here.
+                // A record that was sent twice and deduplicated has no offset here.
                 if let (Ok(partition), Ok(offset)) = (u32::try_from(partition), u64::try_from(offset)) {
                     let (first, end) =
                         outcome.appended_ranges.entry(partition).or_insert((offset, offset + 1));
@@ -314,14 +316,15 @@ impl AppendInFlight {
                     first,
                     end,
                 };
-                // What the topic says of time is decided by its own stamps, when it is read.
+                // Readings of the future are refused when the record is read, by the topic's own
+                // timestamps.
                 Ok(AppendReport { ranges: places.into_iter().map(place).collect(), refusals: Vec::new() })
             }
         });
     }
 }
 
-/// Hears what became of records.
+/// Receives the delivery results of records.
 struct DeliveryContext(KafkaErrorLog);
 
 impl ClientContext for DeliveryContext {

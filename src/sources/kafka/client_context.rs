@@ -1,4 +1,4 @@
-//! What the Kafka client of a source reports: errors, its log, and failed commits.
+//! The callbacks of the consumer of a source: errors, its log, and failed commits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::kafka::{self, error_log::KafkaErrorLog};
 
-/// Receives the reports of the consumer.
+/// Receives the callbacks of the consumer.
 pub(super) struct SourceClientContext {
     error_log: KafkaErrorLog,
     commit_failed: AtomicBool,
@@ -22,7 +22,7 @@ impl SourceClientContext {
         SourceClientContext { error_log: KafkaErrorLog::new(source), commit_failed: AtomicBool::new(false) }
     }
 
-    /// Once: nothing depends on it.
+    /// Logs a failed commit, but only the first one: nothing depends on commits.
     pub(super) fn warn_commit_failed(&self, error: &KafkaError) {
         if !self.commit_failed.swap(true, Ordering::Relaxed) {
             let source = &**self.error_log.source();

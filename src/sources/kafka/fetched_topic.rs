@@ -1,5 +1,5 @@
-//! Which topic records come from: after a topic is deleted and created again, librdkafka continues
-//! with the new topic without an error.
+//! A check of which topic the fetched records are from: after a topic is deleted and recreated,
+//! librdkafka continues with the new topic without an error.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,17 +13,17 @@ use crate::sources::SourceError;
 pub(super) const TOPIC_REMEDY: &str =
     "restore the topic that was read, or begin anew with empty outputs (docs/disaster-recovery.md)";
 
-/// Which topic the client's fetches are of.
+/// The topic whose id is compared with that of the client's fetches.
 pub(super) struct FetchedTopic {
     topic: String,
-    /// As it was when the source was opened.
+    /// The id when the source was opened.
     id: Option<String>,
     client_log: Mutex<ClientLog>,
 }
 
 struct ClientLog {
     queue: LogQueue<SourceClientContext>,
-    /// The id of another topic, which the client has gone over to.
+    /// The id of another topic that the client has switched to.
     other_id: Option<String>,
 }
 
@@ -45,10 +45,10 @@ impl FetchedTopic {
         self.id.as_deref()
     }
 
-    /// Whether all that was fetched by now is of the topic that was opened. The client writes a
-    /// line about another id before it fetches by that, so whoever takes records first and then
-    /// asks here, gives none of another topic. That holds for brokers that are asked by id, from
-    /// 3.1 on.
+    /// Checks that all records fetched until now are from the topic that was opened. The client
+    /// logs a changed id before it fetches with it. So a caller that first takes records and then
+    /// calls this delivers none of another topic. That holds for brokers from 3.1 on, which are
+    /// fetched from by topic id.
     pub(super) fn check_topic_id(&self) -> Result<(), SourceError> {
         let mut lines = self.client_log.lock().unwrap_or_else(PoisonError::into_inner);
         let ClientLog { queue, other_id: another } = &mut *lines;
@@ -78,7 +78,7 @@ pub(super) fn topic_recreated_text(topic: &str, id: &str, own: &str) -> String {
     )
 }
 
-/// The id that a line says a topic has now.
+/// Parses the new id of a topic from a log line of the client.
 fn parse_changed_id(text: &str, topic: &str) -> Option<String> {
     let (_, ids) = text.split_once(&format!("Topic {topic} changed id from "))?;
     let (_, id) = ids.split_once(" to ")?;

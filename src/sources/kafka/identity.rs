@@ -1,6 +1,5 @@
-//! What says that a topic is the one that was read before: its id, and the record before a
-//! position. And which topic it is that records come from: librdkafka goes on with another one of
-//! the same name without an error.
+//! The identity of a topic: its id, and the record before a position. It also identifies the topic
+//! of fetched records: librdkafka continues with another topic of the same name without an error.
 
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -21,10 +20,10 @@ use crate::model::{Fingerprint, LogPosition};
 use crate::sources::SourceError;
 
 const PROBE_POLL_INTERVAL: Duration = Duration::from_millis(2);
-/// What is fetched for one record: at least the batch that has it.
+/// Bytes to fetch for one record; a broker sends at least the batch that contains it.
 const PROBE_FETCH_BYTES: &str = "16384";
 
-/// What a record is known by. Not its time or its headers, which a mirror may change.
+/// The fingerprint of a record, without its time and headers, which a mirror may change.
 pub(super) fn record_fingerprint(record: FetchedRecord<'_>) -> Fingerprint {
     let mut digest = Xxh3Default::new();
     for part in [record.key(), record.value()] {
@@ -35,7 +34,7 @@ pub(super) fn record_fingerprint(record: FetchedRecord<'_>) -> Fingerprint {
     Fingerprint { position, digest: digest.digest(), leader_epoch: record.leader_epoch() }
 }
 
-/// A topic, and what is recorded of it.
+/// A topic, and its recorded identity.
 struct ComparedTopic<'a> {
     topic: &'a str,
     id: Option<&'a str>,
@@ -43,7 +42,7 @@ struct ComparedTopic<'a> {
 }
 
 impl ComparedTopic<'_> {
-    /// Whether the record before a position is the one that was read.
+    /// Checks that the record before a position is the one that was read.
     fn check_record(&self, partition: u32, before: Fingerprint, found: ProbedRecord) -> Result<(), String> {
         let ComparedTopic { topic, id, recorded_identity: recorded } = *self;
         let position = before.position;
@@ -60,7 +59,7 @@ impl ComparedTopic<'_> {
                  it was made anew, or its records were replaced: {TOPIC_REMEDY}"
             )),
             ProbedRecord::Record(now) => match (now.leader_epoch, before.leader_epoch) {
-                // A copy has leaders of its own.
+                // A copy has other leader epochs.
                 (Some(now), Some(was)) if now != was && id.is_some() && recorded.is_original_id(id) => {
                     Err(format!(
                         "partition {partition} of topic {topic} was cut back and written anew: its record at position {position} was taken in \
@@ -81,7 +80,7 @@ enum ProbedRecord {
 }
 
 impl KafkaSourceShared {
-    /// Whether the log still reaches a position, and still has the record before it.
+    /// Checks that the log still reaches a position, and still has the same record before it.
     pub(super) fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let low = self.check_in_range(partition, at.position)?.start;
         let Some(before) = at.before else { return Ok(()) };
@@ -98,8 +97,8 @@ impl KafkaSourceShared {
         topic.check_record(partition, before, found).map_err(SourceError::RecordDiffers)
     }
 
-    /// Whether the topic is the one that was opened: to be asked where the client has lost its
-    /// place.
+    /// Checks that the topic is the one that was opened. Call it if the client has lost its
+    /// position.
     pub(super) fn check_same_topic(&self) -> Result<(), SourceError> {
         self.fetched_topic.check_topic_id()?;
         let topic = &*self.plan.topic;
@@ -113,7 +112,8 @@ impl KafkaSourceShared {
         }
     }
 
-    /// What the brokers say where the leader of a later epoch does not have what was read.
+    /// The error for a truncated log: the leader of a later epoch does not have the records that
+    /// were read.
     pub(super) fn truncation_error(&self, partition: u32, position: u64) -> SourceError {
         SourceError::Fatal(format!(
             "partition {partition} of topic {} was cut back before position {position}, up to which it was read, as after an unclean \
@@ -140,7 +140,7 @@ impl KafkaSourceShared {
         let found = self.read_first_record(&consumer, &mut queue, partition, position);
         queue.release_all();
         drop(queue);
-        // It fails only where nothing is assigned.
+        // It fails only if nothing is assigned.
         let _ = consumer.unassign();
         if found.is_err() {
             *probing = None;
@@ -188,7 +188,8 @@ impl KafkaSourceShared {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            // Nothing of a transaction that is committed is behind one that is open.
+            // A record that was read as committed is never behind an open transaction, so
+            // read_uncommitted finds the same record.
             .set("isolation.level", "read_uncommitted")
             .set("enable.partition.eof", "true")
             .set("fetch.message.max.bytes", PROBE_FETCH_BYTES)
@@ -222,12 +223,12 @@ mod tests {
             let another = Fingerprint { digest: 2, ..read };
             assert!(compare(id, &own, Some(another)).unwrap_err().contains("is another one than was read"));
         }
-        // The id decides where the record is gone.
+        // If the record is gone, the id decides.
         assert!(compare(Some("a"), &own, None).is_ok() && compare(None, &own, None).is_ok());
         assert!(compare(Some("b"), &none, None).is_ok());
         assert!(compare(Some("b"), &own, None).unwrap_err().contains("is gone"));
-        // The same record of another leader: what was read was cut off. A copy's leaders are its
-        // own.
+        // The same record with another leader epoch: the log was truncated and rewritten. The
+        // leader epochs of a copy are its own.
         let again = Some(Fingerprint { leader_epoch: Some(4), ..read });
         assert!(compare(Some("a"), &own, again).unwrap_err().contains("unclean leader election"));
         for (id, recorded) in

@@ -1,4 +1,4 @@
-//! A partition as a worker reads it.
+//! A reader of one partition of a topic.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::kafka::topic_identity::{is_truncation, may_be_another_topic};
 use crate::model::{EventTime, Fingerprint, LogPosition};
 use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, SourceError};
 
-/// How soon a record is tried again that waits for its schema.
+/// How often a record that waits for its schema is retried.
 const SCHEMA_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) struct KafkaPartition {
@@ -27,32 +27,32 @@ pub(super) struct KafkaPartition {
     cursor: RecordCursor,
     offsets: Arc<PartitionOffsets>,
     partition: u32,
-    /// What a poll has met behind records that it gave.
+    /// The error that a poll found behind the records it delivered.
     pending_error: Option<SourceError>,
-    /// The client fetches it no more, until it is assigned again.
+    /// The client no longer fetches it, until it is assigned again.
     needs_reassignment: bool,
-    /// The log's end stands at the position, as far as the last fetch says.
+    /// The position is at the log's end, according to the last fetch.
     is_at_end: bool,
-    /// Of the last record that was given.
+    /// The fingerprint of the last delivered record.
     fingerprint: Option<Fingerprint>,
     shared: Arc<KafkaSourceShared>,
 }
 
-/// Where a partition is read, and how.
+/// The position of a partition and the decoder of its records.
 struct RecordCursor {
     decoder: TopicDecoder,
-    /// Of the next record.
+    /// The position of the next record.
     position: u64,
 }
 
-/// What became of a record.
+/// The result of an offered record.
 enum OfferOutcome {
     Handled,
-    /// Before the position.
+    /// It is before the position.
     Skipped,
-    /// It stands at or behind `upto`.
+    /// It is at or behind `until`.
     BeyondLimit,
-    /// It waits for its schema.
+    /// Its schema is not available yet.
     SchemaPending,
     Failed(SourceError),
 }
@@ -68,9 +68,9 @@ impl KafkaPartition {
         let records = TopicDecoder::new(&shared)?;
         let offsets = shared.register_reader(partition, position, end)?;
         let number = shared.kafka_partition(partition)?;
-        // Before it is assigned: else the first records would go to the consumer's own queue.
-        // librdkafka keeps a queue split once an application has asked, also when the partition is
-        // assigned again.
+        // Split the queue before the partition is assigned, or the first records would go to the
+        // consumer's own queue. librdkafka keeps a queue split once an application has asked for
+        // it, even if the partition is assigned again.
         let queue =
             RecordQueue::split_from_consumer(&shared.consumer, &shared.plan.topic, number, move || {
                 worker.unpark()
@@ -108,12 +108,13 @@ impl KafkaPartition {
         let Ok(number) = self.shared.kafka_partition(self.partition) else { return };
         let mut assigned = TopicPartitionList::with_capacity(1);
         assigned.add_partition(&self.shared.plan.topic, number);
-        // It fails only where it is not assigned.
+        // It fails only if the partition is not assigned.
         let _ = self.shared.consumer.incremental_unassign(&assigned);
     }
 
-    /// Has the client fetch on where it has given the partition up, if the log still goes on there.
-    /// What fails in passing is done at the next poll: nothing else would ever come.
+    /// Reassigns the partition if the client has stopped fetching it, after a check that the log
+    /// continues at the position. After a transient failure the next poll tries again: no record
+    /// would come otherwise.
     fn reassign_if_needed(&mut self) -> Result<(), SourceError> {
         if self.needs_reassignment {
             let at = LogPosition { position: self.cursor.position, before: self.fingerprint };
@@ -147,8 +148,8 @@ impl KafkaPartition {
         }
     }
 
-    /// Offers the first of the queue, and takes it off if it was taken; nothing where the queue is
-    /// empty.
+    /// Offers the first record of the queue, and removes it if it was handled; `None` if the queue
+    /// is empty.
     fn offer_first_record(&mut self, until: u64, handler: &mut dyn RecordHandler) -> Option<OfferOutcome> {
         match self.queue.first_record()? {
             Ok(record) => {
@@ -166,7 +167,7 @@ impl KafkaPartition {
                 self.queue.release_first();
                 if let KafkaError::PartitionEOF(_) = error {
                     self.is_at_end = true;
-                    // No record lies between, only marks of transactions and what was aborted.
+                    // There is no record between, only transaction markers and aborted records.
                     self.cursor.position = self.cursor.position.max(stands_at.unwrap_or_default());
                     return Some(OfferOutcome::Skipped);
                 }
@@ -219,13 +220,13 @@ impl Partition for KafkaPartition {
             }
         }
         self.offsets.update_position(self.cursor.position, self.is_at_end);
-        // Once a poll, not once a record.
+        // Once per poll, not once per record.
         if let Some(last) = self.queue.retained_record() {
             self.fingerprint = Some(record_fingerprint(last));
             self.queue.release_retained();
         }
         match self.pending_error.take() {
-            // What was given must be told; the next poll says the rest.
+            // The delivered records must be reported first; the next poll returns the error.
             Some(fault) if records > 0 => {
                 self.pending_error = Some(fault);
                 Ok(PollResult { records, next: NextPoll::Now })
@@ -236,7 +237,7 @@ impl Partition for KafkaPartition {
     }
 
     fn end(&self) -> u64 {
-        // Records of open transactions lie behind it.
+        // Records of open transactions are behind it.
         if self.is_at_end { self.cursor.position } else { self.offsets.end().max(self.cursor.position) }
     }
 
@@ -289,7 +290,7 @@ impl Drop for KafkaPartition {
 }
 
 impl KafkaSourceShared {
-    /// The log's beginning and end, where it holds the position or ends there.
+    /// Returns the log's start and end if the position is between them or at the end.
     pub(super) fn check_in_range(&self, partition: u32, position: u64) -> Result<Range<u64>, SourceError> {
         let (low, high) = self.watermarks(partition)?;
         let topic = &self.plan.topic;
@@ -308,7 +309,7 @@ impl KafkaSourceShared {
         Ok(low..high)
     }
 
-    /// Where the partition's records begin and end.
+    /// The low and high watermarks of the partition.
     pub(super) fn watermarks(&self, partition: u32) -> Result<(u64, u64), SourceError> {
         let number = self.kafka_partition(partition)?;
         let found = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST_TIMEOUT);

@@ -1,14 +1,14 @@
-//! How far a partition is read, and how far it goes.
+//! The positions of a partition that its reader and the watch thread share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// How far a partition is read, and how far it goes.
+/// The positions of a partition that its reader and the watch thread share.
 #[derive(Debug)]
 pub(super) struct PartitionOffsets {
-    /// Where the client stands: of the next record, or behind the marks of transactions that follow
-    /// on the last one.
+    /// The position of the client: that of the next record, or behind the transaction markers after
+    /// the last record.
     pub(super) position: AtomicU64,
-    /// Of what may be read: the first record of an open transaction, or the log's end.
+    /// The end of the readable records: the first record of an open transaction, or the log's end.
     pub(super) end: AtomicU64,
     /// The log's end.
     pub(super) high_watermark: AtomicU64,
@@ -27,7 +27,8 @@ impl PartitionOffsets {
         }
     }
 
-    /// Positions from the end of what may be read on that wait for the end of a transaction.
+    /// The number of positions from the end of the readable records on that wait for the end of a
+    /// transaction.
     pub(super) fn withheld(&self) -> u64 {
         self.withheld.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! How a topic is read.
+//! The configuration of a Kafka source.
 
 use std::path::PathBuf;
 
@@ -13,51 +13,52 @@ pub struct KafkaSourcePlan {
     pub topic: String,
     pub format: RecordFormat,
     pub offset_reset: OffsetReset,
-    /// Make the topic and those of its dead letters where they are missing, the first with so many
-    /// partitions.
+    /// If set, create the topic and those of its dead letters if they are missing, the first with
+    /// this many partitions.
     pub create_topics: Option<u32>,
-    /// Where the progress of the dead letters is kept, unless a sink of the same cluster keeps it.
+    /// The topic that has the progress of the dead letters, unless a sink of the same cluster has
+    /// it.
     pub progress_topic: String,
-    /// The consumer group under which positions are shown to monitors of lag. They decide nothing.
+    /// The consumer group under which positions are committed for lag monitors. Nothing reads them
+    /// back.
     pub group: String,
-    /// Where what is appended to the topic goes.
+    /// How appended records are assigned to partitions.
     pub partitioner: Partitioner,
-    /// After this long dead letters are sent once more by themselves, other than those that are too
-    /// late.
+    /// Dead letters are retried once automatically after this time, except those that are too late.
     pub retry_after: Option<Millis>,
 }
 
-/// How records are written.
+/// The encoding of records.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordFormat {
     Json,
-    /// In Confluent's wire format, with schemas of a registry.
+    /// Confluent's wire format, with schemas of a registry.
     AvroRegistry(RegistryPlan),
-    /// Bare, each written with the schema of a file.
+    /// Bare Avro, all records with the schema in a file.
     AvroFile(PathBuf),
 }
 
-/// A schema registry as a client reaches it.
+/// The address and credentials of a schema registry.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RegistryPlan {
-    /// Asked in turn.
+    /// Tried in turn.
     pub urls: Vec<String>,
     /// User and password.
     pub user: Option<(String, String)>,
 }
 
-// The password is never shown.
+// The output never has the password.
 impl std::fmt::Debug for RegistryPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RegistryPlan").field("urls", &self.urls).finish_non_exhaustive()
     }
 }
 
-/// Where reading begins at the first start of all.
+/// The position at which reading begins at the very first start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OffsetReset {
     Earliest,
     Latest,
-    /// With the first record that the log took then or later.
+    /// The first record that was appended to the log at this time or later.
     FromTime(EventTime),
 }

@@ -1,4 +1,4 @@
-//! Readings as values of a topic.
+//! The encoder of readings as values of a topic.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use crate::model::LocalTimePolicy;
 use crate::registry::{RegistryClient, RegistryError, RegistrySettings};
 use crate::sources::SourceError;
 
-/// How long a registry may take to answer.
+/// How long a registry may take to respond.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes records that come as JSON in the format of a topic.
+/// Converts JSON records to the format of a topic.
 pub struct RecordWriter(RecordEncoding);
 
 enum RecordEncoding {
-    /// Just as they came.
+    /// JSON values are not converted.
     Json,
     Avro(Box<AvroEncoder>),
 }
 
 struct AvroEncoder {
     decoder: JsonRecordDecoder,
-    /// Of values in Confluent's wire format.
+    /// The id of the schema, for Confluent's wire format.
     schema: Option<u32>,
     value: Vec<u8>,
 }
@@ -35,7 +35,7 @@ impl RecordWriter {
         RecordWriter(RecordEncoding::Json)
     }
 
-    /// Writes with our own schema, which a registry takes as that of the topic's values.
+    /// Encodes with our own schema, after it is registered for the topic's values.
     pub fn registered(
         topic: &str,
         registry: &RegistryPlan,
@@ -62,7 +62,7 @@ impl RecordWriter {
         read: &ReadOptions,
     ) -> Result<RecordWriter, SourceError> {
         let topic = &plan.topic;
-        // What comes with an offset is the same in any zone.
+        // Times must have an offset, so they mean the same in any time zone.
         let settings = DecodeSettings { local_time: LocalTimePolicy::Refuse, ..read.settings };
         let with_offsets = ReadOptions { settings, ..read.clone() };
         if plan.format != RecordFormat::Json && !with_offsets.is_default() {
@@ -96,8 +96,8 @@ impl RecordWriter {
         RecordWriter(RecordEncoding::Avro(Box::new(AvroEncoder { decoder, schema, value: Vec::new() })))
     }
 
-    /// The value of a record that came as JSON. What is no reading stays as it is: whoever reads it
-    /// refuses it.
+    /// The value of a JSON record. An invalid reading is written unchanged, and is refused when it
+    /// is read.
     pub fn encode_value<'a>(&'a mut self, json: &'a [u8]) -> &'a [u8] {
         let RecordEncoding::Avro(avro) = &mut self.0 else { return json };
         let Ok(upsert) = avro.decoder.decode(json) else { return json };

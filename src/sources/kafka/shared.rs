@@ -1,4 +1,4 @@
-//! What the workers and the watch thread of a topic share.
+//! State that the workers and the watch thread of a topic share.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -18,11 +18,11 @@ use crate::model::EventTime;
 use crate::registry::SchemaCache;
 use crate::sources::SourceError;
 
-/// How long an end waits for the cluster.
+/// How long a shutdown waits for the cluster.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a request of a start may take.
+/// How long a request at start may take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the workers and the watch have in common.
+/// State that the workers and the watch thread share.
 pub(super) struct KafkaSourceShared {
     pub(super) name: Arc<str>,
     pub(super) plan: KafkaSourcePlan,
@@ -33,14 +33,14 @@ pub(super) struct KafkaSourceShared {
     pub(super) open_partitions: Mutex<BTreeMap<u32, Arc<PartitionOffsets>>>,
     pub(super) is_stopped: AtomicBool,
     pub(super) fetched_topic: FetchedTopic,
-    /// What earlier starts have recorded of the topic.
+    /// The identity of the topic that earlier starts have recorded.
     pub(super) recorded_identity: Mutex<TopicIdentity>,
-    /// Reads single records.
+    /// The consumer that reads single records.
     pub(super) prober: Mutex<Option<Arc<BaseConsumer<SourceClientContext>>>>,
 }
 
 impl KafkaSourceShared {
-    /// The position of the first record that the log took then or later, or its end.
+    /// The position of the first record that was appended at this time or later, or the log's end.
     pub(super) fn position_at_time(
         &self,
         partition: u32,
@@ -49,7 +49,7 @@ impl KafkaSourceShared {
     ) -> Result<u64, SourceError> {
         let failed = |error: rdkafka::error::KafkaError| self.transient_error(partition, &error.to_string());
         let mut request = TopicPartitionList::with_capacity(1);
-        // Less would ask for the log's end.
+        // A negative time would request the log's end.
         let time = Offset::Offset(time.millis().max(0));
         request
             .add_partition_offset(&self.plan.topic, self.kafka_partition(partition)?, time)
@@ -63,7 +63,7 @@ impl KafkaSourceShared {
         }
     }
 
-    /// A partition has one reader: two would share its queue.
+    /// Registers the only reader of a partition: two would share its queue.
     pub(super) fn register_reader(
         &self,
         partition: u32,
@@ -97,7 +97,7 @@ impl KafkaSourceShared {
 
 impl Drop for KafkaSourceShared {
     fn drop(&mut self) {
-        // Where the cluster is away, dropping a consumer was seen to wait without end.
+        // If the cluster is unreachable, the drop of a consumer has been observed to hang.
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         let closing = self.consumer.close_queue().is_ok();
         while closing && !self.consumer.closed() && Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! A topic as a log.
+//! A Kafka topic as a log.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,30 +22,29 @@ use crate::model::LogPosition;
 use crate::registry::SchemaCache;
 use crate::sources::{Partition, Source, SourceError};
 
-/// What all partitions together may hold that workers have not taken yet, and one of them at least
-/// and at most.
+/// The limits of prefetched data: of all partitions together, and the minimum and maximum of one.
 const MAX_QUEUED_KIB: u32 = 256 * 1024;
 const PARTITION_QUEUED_KIB_RANGE: (u32, u32) = (1024, 32 * 1024);
 const MAX_QUEUED_RECORDS: u32 = 200_000;
 const PARTITION_QUEUED_RECORDS_RANGE: (u32, u32) = (1_000, 100_000);
 
-/// Of one answer of a broker. The allocator gives pieces of more than 8 MiB back to the system at
-/// once, which then clears them anew for every fetch.
+/// The limit of one fetch response. The allocator returns pieces of more than 8 MiB to the system
+/// at once, which then zeroes them again for every fetch.
 const MAX_FETCH_BYTES: u32 = 4 * 1024 * 1024;
 
-/// A topic as a log. One consumer reads all of its partitions; who reads which is the program's
-/// decision, not a group's.
+/// A Kafka topic as a log. One consumer reads all of its partitions; the program assigns them to
+/// workers, not a consumer group.
 pub struct KafkaSource {
     shared: Arc<KafkaSourceShared>,
     watch_thread: Option<JoinHandle<()>>,
 }
 
 impl KafkaSource {
-    /// Looks at the topic, or makes it, and begins to watch it.
+    /// Checks the topic, or creates it, and starts the watch thread.
     ///
     /// # Errors
     ///
-    /// Where it is missing, compacted or not to be read, or the cluster cannot be reached within
+    /// If the topic is missing, compacted or unreadable, or the cluster cannot be reached within
     /// half a minute.
     pub fn open(
         name: &str,
@@ -78,25 +77,23 @@ impl KafkaSource {
         Ok(KafkaSource { shared, watch_thread: Some(watch) })
     }
 
-    /// Has it read with the answers of the registry that the plan names; before a partition is
-    /// opened.
+    /// Sets the cache of schemas of the plan's registry. Call it before a partition is opened.
     pub fn set_schema_cache(&self, schemas: SchemaCache) {
         self.shared.schema_cache.get_or_init(|| schemas);
     }
 
-    /// Why its schemas cannot be relied on, where the registry gives others now than it gave
-    /// before.
+    /// Why the schemas are unreliable, if the registry returns others than before.
     pub fn schema_contradiction(&self) -> Option<Arc<str>> {
         self.shared.schema_cache.get().and_then(SchemaCache::contradiction)
     }
 
-    /// Has it compared with what earlier starts have recorded of the topic; before positions are
-    /// checked.
+    /// Sets the identity that earlier starts have recorded, to compare the topic with it. Call it
+    /// before positions are checked.
     pub fn set_recorded_identity(&self, recorded: TopicIdentity) {
         *self.shared.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
     }
 
-    /// The registry that names the schemas of its records.
+    /// The registry of the schemas of its records.
     pub fn registry_plan(&self) -> Option<&RegistryPlan> {
         match &self.shared.plan.format {
             RecordFormat::AvroRegistry(registry) => Some(registry),
@@ -149,7 +146,7 @@ impl Drop for KafkaSource {
     fn drop(&mut self) {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
         if let Some(watch) = self.watch_thread.take() {
-            // It has said why, where it has panicked.
+            // A panic of the thread is already logged.
             let _ = watch.join();
         }
     }
@@ -164,7 +161,7 @@ fn new_consumer(
         |all: u32, (least, most): (u32, u32)| (all / partitions.max(1)).clamp(least, most).to_string();
     plan.cluster
         .client_config()
-        // Which topic is fetched is said in the client's log alone.
+        // Only the client's debug log says which topic is fetched.
         .set("debug", "topic")
         .set_log_level(RDKafkaLogLevel::Debug)
         .set("group.id", &plan.group)
@@ -178,7 +175,7 @@ fn new_consumer(
         .set("allow.auto.create.topics", "false")
         .set("queued.min.messages", share(MAX_QUEUED_RECORDS, PARTITION_QUEUED_RECORDS_RANGE))
         .set("queued.max.messages.kbytes", share(MAX_QUEUED_KIB, PARTITION_QUEUED_KIB_RANGE))
-        // A full queue is looked at again after this long: its default of a second would starve a
+        // A full queue is checked again after this long: the default of a second would starve a
         // fast worker.
         .set("fetch.queue.backoff.ms", "5")
         .create_with_context(SourceClientContext::new(name.clone()))

@@ -1,4 +1,4 @@
-//! The topics of a source, as they must be.
+//! The checks of a source's topics, and their creation.
 
 use super::plan::KafkaSourcePlan;
 use crate::kafka::dead_letter_topics;
@@ -8,15 +8,15 @@ use crate::kafka::topic_admin::{
 };
 use crate::sources::SourceError;
 
-/// A start reads the log from the first start's positions on, so what is made here keeps its
-/// records.
+/// The settings of a created topic: records must never be removed, because every start reads from
+/// the first start's positions.
 const RETAIN_ALL: [(&str, &str); 3] =
     [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("retention.bytes", "-1")];
 const LOG_APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
 
-/// Looks at the topic and those of its dead letters, makes what is missing where it may, and says
-/// how many partitions the topic has, and its id, where the cluster has ids. What earlier starts
-/// know of is not missing: that was looked at before.
+/// Checks the topic and those of its dead letters, and creates missing ones if allowed. Returns the
+/// number of partitions of the topic, and its id if the cluster has ids. A topic that earlier
+/// starts have read cannot be missing here: that was checked before.
 pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<String>), SourceError> {
     let dead_letter_topics = dead_letter_topics(&plan.topic);
     let names = [&*plan.topic, &*dead_letter_topics[0], &*dead_letter_topics[1]];
@@ -61,7 +61,7 @@ pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<Strin
 
 fn new_topic_plan(name: &str, is_input: bool, partitions: u32) -> TopicSpec {
     let mut config = RETAIN_ALL.to_vec();
-    // A letter is longer than its record by its headers.
+    // A dead letter is longer than its record by its headers.
     config.push(if is_input { LOG_APPEND_TIME } else { ("max.message.bytes", "16777216") });
     TopicSpec { name: name.to_string(), partitions, config }
 }
@@ -74,7 +74,7 @@ fn compacted_text(name: &str, is_input: bool) -> String {
     format!("topic {name} is compacted: {why}; set cleanup.policy=delete, or use another topic")
 }
 
-/// What it means that old records go away, and what to do.
+/// A warning of what retention does to the topic, and what to do.
 fn retention_warning(topic: &str, facts: &TopicMetadata, is_input: bool) -> Option<String> {
     let retention = facts.retention_text()?;
     let meaning = match is_input {

@@ -1,4 +1,4 @@
-//! What a record of a topic says.
+//! The decoder of a topic's records.
 
 use super::plan::RecordFormat;
 use super::shared::KafkaSourceShared;
@@ -9,21 +9,21 @@ use crate::model::{EventTime, RawRecord, Reason, Refusal, RetryInfo, Upsert};
 use crate::registry::{AvroRecordDecoder, DecodeResult};
 use crate::sources::{RecordHandler, RecordPosition, SourceError};
 
-/// Gives records as arrivals.
+/// Decodes records and passes them to the handler.
 pub(super) struct TopicDecoder {
-    /// Of values, and of the keys of tombstones.
+    /// Decodes JSON values, and the keys of tombstones.
     json: JsonRecordDecoder,
-    /// Of values, where they are Avro.
+    /// Decodes values, if they are Avro.
     avro: Option<AvroRecordDecoder>,
 }
 
-/// What became of a record.
+/// The result of decoding a record.
 pub(super) enum DecodeOutcome {
-    /// Taken or refused.
+    /// It was accepted or refused.
     Handled,
-    /// Its schema is not there yet.
+    /// Its schema is not available yet.
     SchemaPending,
-    /// Its schema cannot be had.
+    /// Its schema cannot be obtained.
     Failed(SourceError),
 }
 
@@ -98,8 +98,8 @@ fn decode_tombstone<'a>(
     upsert.map_err(|refusal| Refusal::new(refusal.reason, format!("{RULE}: {}", refusal.detail)))
 }
 
-/// What the headers of a dead letter that was sent again say. Others have no such headers, or not
-/// of this form.
+/// Parses the headers of a retried dead letter. Other records have none of them, or not in this
+/// form.
 fn parse_retry_headers(record: FetchedRecord<'_>) -> Option<RetryInfo> {
     let text = |name: &str| {
         let (_, value) = record.headers().find(|(found, _)| *found == name)?;

@@ -1,5 +1,5 @@
-//! What goes on beside the workers: a thread that serves the consumer, looks for new partitions and
-//! ends of logs, and tells monitors how far the workers are.
+//! The watch thread of a source: it polls the consumer, checks for new partitions and log ends, and
+//! commits the workers' positions for monitors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,32 +15,31 @@ use super::shared::KafkaSourceShared;
 use crate::kafka::broker_reminder::BrokerReminder;
 use crate::kafka::native::high_watermark;
 
-/// How soon a stop is seen.
+/// How soon the thread notices a stop.
 const CONSUMER_POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long the cluster may take to answer here.
+/// How long the cluster may take to respond to this thread.
 const WATCH_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often logs are looked at for their ends, and topics for partitions; the latter is also how
-/// often positions are committed.
+/// How often log ends and the topic's partitions are checked; positions are committed as often as
+/// the latter.
 const LOG_END_INTERVAL: Duration = Duration::from_secs(1);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(5);
-/// How long records may wait for the end of a transaction before that is said.
+/// How long records may wait for the end of a transaction before a warning is logged.
 const OPEN_TRANSACTION_WARN_AFTER: Duration = Duration::from_secs(10);
 
-/// What was seen of a partition whose reader has come to the end of what may be read, though the
-/// log goes on.
+/// A partition whose reader is at the end of the readable records, though the log continues.
 struct StalledPartition {
     position: u64,
     since: Instant,
     is_warned: bool,
 }
 
-/// Looks for transactions of other producers that hold records up.
+/// Detects open transactions of other producers that block records.
 #[derive(Default)]
 struct OpenTransactions(BTreeMap<u32, StalledPartition>);
 
 impl OpenTransactions {
-    /// By then a partition has stood still for one look at least: what has just come is fetched
-    /// within less.
+    /// By the time of a warning a partition has been stalled for at least one check: new records
+    /// are fetched in less time.
     fn check_partitions(&mut self, shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffsets>>) {
         self.0.retain(|partition, _| open.contains_key(partition));
         for (partition, offsets) in open {
@@ -49,7 +48,7 @@ impl OpenTransactions {
                 offsets.high_watermark.fetch_max(high, Ordering::Relaxed);
             }
             let (position, high) = (offsets.position(), offsets.high_watermark.load(Ordering::Relaxed));
-            // Where more may be read, whoever reads it is held up by something else.
+            // If more is readable, the reader is delayed by something else.
             let is_all_read = offsets.is_at_end.load(Ordering::Relaxed) && offsets.end() <= position;
             let stands = is_all_read && high > position;
             let stalled = self.0.get_mut(partition).filter(|stalled| stands && stalled.position == position);
@@ -90,7 +89,7 @@ impl OpenTransactions {
     }
 }
 
-/// Until the source is dropped.
+/// Runs until the source is dropped.
 pub(super) fn run_watch(shared: &KafkaSourceShared) {
     let mut ends = Instant::now();
     let mut topic = Instant::now();
@@ -101,7 +100,7 @@ pub(super) fn run_watch(shared: &KafkaSourceShared) {
         if let Some(Err(error)) = shared.consumer.poll(CONSUMER_POLL_TIMEOUT) {
             tracing::debug!(source = &*shared.name, %error, "the consumer's own queue");
         }
-        // The client's log is not to pile up. Whoever reads says what is wrong.
+        // Drain the client's log, so that it does not grow. The readers report a changed topic.
         let _ = shared.fetched_topic.check_topic_id();
         if ends.elapsed() >= LOG_END_INTERVAL {
             let open = shared.open_partitions();
@@ -119,7 +118,7 @@ pub(super) fn run_watch(shared: &KafkaSourceShared) {
     commit_positions(shared, &mut committed);
 }
 
-/// One request a broker, whatever the number of partitions.
+/// Sends one request per broker, whatever the number of partitions.
 fn poll_log_ends(
     shared: &KafkaSourceShared,
     open: &BTreeMap<u32, Arc<PartitionOffsets>>,
@@ -136,7 +135,7 @@ fn poll_log_ends(
         silence.probe_if_silent(shared.consumer.client(), &shared.plan.topic);
         return;
     }
-    // Brokers that do not answer are heard of from the consumer's context.
+    // Brokers that do not respond are reported by the consumer's context.
     let Ok(found) = shared.consumer.offsets_for_times(request, WATCH_REQUEST_TIMEOUT) else {
         return silence.remind_if_silent(shared.consumer.client());
     };
@@ -167,7 +166,7 @@ fn poll_partition_count(shared: &KafkaSourceShared) {
     }
 }
 
-/// Shows monitors the positions that have moved.
+/// Commits the positions that have changed.
 fn commit_positions(shared: &KafkaSourceShared, committed: &mut BTreeMap<u32, u64>) {
     let mut moved = TopicPartitionList::new();
     for (partition, offsets) in shared.open_partitions() {

@@ -1,6 +1,6 @@
-//! What is usual where.
+//! The climate of a location: means and ranges by latitude and reference locations.
 
-/// A yearly cycle: the mean over the year, and what January has more (or less) than it, °F.
+/// A yearly cycle: the mean over the year, and the difference of January, °F.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct YearlyCycle {
     mean: f64,
@@ -18,19 +18,19 @@ impl YearlyCycle {
     }
 }
 
-/// The climate of a place.
+/// The climate of a location.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Climate {
     pub(super) temperature: YearlyCycle,
     pub(super) dew_point: YearlyCycle,
-    /// From the coldest to the warmest hour of a usual day, °F.
+    /// From the coldest to the warmest hour of an average day, °F.
     pub(super) day_range: f64,
 }
 
 impl Climate {
-    /// Between the places of [`REFERENCE_CLIMATES`]: what they have more than [`by_latitude`] says, weighted by
-    /// the inverse fourth power of the distance. Elevation is not known, so a city in the mountains
-    /// has it only from such a place nearby.
+    /// Interpolates between the locations of [`REFERENCE_CLIMATES`]: their differences from
+    /// [`by_latitude`], weighted by the inverse fourth power of the distance. Elevation is unknown,
+    /// so a city in the mountains gets its effect only from such a location nearby.
     pub(super) fn at(latitude: f64, longitude: f64) -> Climate {
         let here = unit_sphere_point(latitude, longitude);
         let mut weights = 0.0;
@@ -38,7 +38,7 @@ impl Climate {
         for &(name_latitude, name_longitude, values) in REFERENCE_CLIMATES {
             let there = unit_sphere_point(name_latitude, name_longitude);
             let distance = here.iter().zip(there).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
-            // 0.0005 is (140 km)², in squares of the globe's radius: within it, distance matters
+            // 0.0005 is (140 km)², in squares of the globe's radius: below it, distance matters
             // less.
             let near = distance + 0.0005;
             let weight = 1.0 / (near * near);
@@ -54,8 +54,8 @@ impl Climate {
         let [january, july, day_range, january_dew_point, july_dew_point] = values;
         Climate {
             temperature: YearlyCycle::new(january, july),
-            // Air cannot hold more on the average than a little less than its mean temperature
-            // allows.
+            // The mean dew point is limited to a little less than the mean temperature: air holds
+            // no more.
             dew_point: YearlyCycle::new(january_dew_point.min(january - 1.0), july_dew_point.min(july - 1.0)),
             day_range: day_range.max(4.0),
         }
@@ -68,7 +68,7 @@ fn unit_sphere_point(latitude: f64, longitude: f64) -> [f64; 3] {
     [out * libm::cos(east), out * libm::sin(east), libm::sin(north)]
 }
 
-/// The five values of [`REFERENCE_CLIMATES`] as far as latitude decides them.
+/// The five values of [`REFERENCE_CLIMATES`] as a function of latitude.
 fn by_latitude(latitude: f64) -> [f64; 5] {
     let north = libm::sin(latitude.to_radians());
     let mean = 80.0 - 62.0 * north * north;
@@ -77,8 +77,8 @@ fn by_latitude(latitude: f64) -> [f64; 5] {
 }
 
 /// Mean temperature of January and July, mean daily range, mean dew point of January and July, all
-/// °F, of places spread over the globe. Round figures of general knowledge, not taken from a data
-/// set: they may be off by several degrees, and are for making up weather only.
+/// °F, of locations spread over the globe. Round figures of general knowledge, not taken from a
+/// data set: they may be off by several degrees, and are only for generated weather.
 #[rustfmt::skip]
 const REFERENCE_CLIMATES: &[(f64, f64, [f64; 5])] = &[
     // North America

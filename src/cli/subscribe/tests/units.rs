@@ -1,4 +1,4 @@
-//! Units: asked for by flags, and shown as the service names them.
+//! Units: requested by flags, and shown as the service names them.
 
 use super::*;
 

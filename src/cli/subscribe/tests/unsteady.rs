@@ -1,14 +1,14 @@
-//! What is shown against what the service holds, over random failures.
+//! The shown rows equal those of the service, under random failures.
 
 use std::collections::BTreeMap;
 
 use super::*;
 
-/// A service whose state is changed at random, and which drops connections, forgets tokens and cuts
-/// snapshots as it likes.
+/// A service whose state changes at random, and which randomly drops connections, forgets tokens
+/// and truncates snapshots.
 struct Unsteady {
     random: u64,
-    /// After each epoch.
+    /// The state after each epoch.
     states: Vec<BTreeMap<String, u32>>,
 }
 
@@ -32,7 +32,7 @@ impl Unsteady {
         self.states.push(state);
     }
 
-    /// What leads from one state to another one.
+    /// The changes from one state to another.
     fn changes(&self, from: usize, to: usize) -> Value {
         let (before, after) = (&self.states[from], &self.states[to]);
         let upserts: Vec<Value> = after
@@ -45,7 +45,7 @@ impl Unsteady {
         changes(to as u64, &upserts, &removals)
     }
 
-    /// One connection; ends at the last epoch or sooner.
+    /// Serves one connection, until the last epoch or a random failure.
     async fn serve(&mut self, session: &mut Session<TcpStream>, subscription: &Value, last: usize) {
         let token =
             subscription.get("resume").map(|token| token.as_str().unwrap()[1..].parse::<usize>().unwrap());
@@ -98,7 +98,7 @@ async fn events_match_state_of_unreliable_service() {
                 let (mut session, subscription) = stage.session().await;
                 service.serve(&mut session, &subscription, 100).await;
                 if service.states.len() > 100 {
-                    // Until all has been heard.
+                    // Until the client has received everything.
                     seen.recv().await;
                 }
             }
@@ -118,7 +118,7 @@ async fn events_match_state_of_unreliable_service() {
                     let at = || row["reading_at"].as_str().unwrap().to_owned();
                     match event["event"].as_str().unwrap() {
                         "upsert" => drop(map.insert(city, at())),
-                        // No repeat: what is removed is there.
+                        // Not a repeat: a removed row exists.
                         "removal" => assert_eq!(map.remove(&city), Some(at())),
                         "reset" => map.clear(),
                         _ => {}

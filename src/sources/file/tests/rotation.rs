@@ -1,5 +1,4 @@
-//! A log of files is read as the files one after the other, whatever they are called and wherever
-//! reading begins.
+//! Rotated files are read in order, whatever their names and wherever reading begins.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,12 +12,12 @@ use crate::model::{Fingerprint, LogPosition};
 
 const HEADER: &str = "city,reading_at,temperature,humidity\n";
 
-/// Files, and what was written to them.
+/// Files, and the records written to them.
 struct Logs {
     dir: tempfile::TempDir,
     format: Format,
     kept: bool,
-    /// All that is in the log, and of each file where it begins and how it is called.
+    /// All cities in the log, and the begin and the path of each file.
     cities: Vec<String>,
     files: Vec<(usize, PathBuf)>,
 }
@@ -54,11 +53,11 @@ impl Logs {
         }
     }
 
-    /// Moves the files on, as logrotate does; compressed from the second one on.
+    /// Renames the files as logrotate does; compresses them from the second one on.
     fn rotate(&mut self, is_dated: bool, compress: bool) {
         let last = self.files.len() - 1;
         let name = self.path();
-        // The oldest first: its name is free then.
+        // The oldest first, so that its name is free.
         for (at, (_, path)) in self.files.iter_mut().enumerate() {
             let number = last + 1 - at;
             let suffix = match is_dated {
@@ -73,7 +72,7 @@ impl Logs {
             let kind = [".gz", ".zst"].into_iter().find(|kind| from.ends_with(kind)).unwrap_or("");
             let mut to = PathBuf::from(format!("{}{suffix}{kind}", name.display()));
             fs::rename(&from, &to).unwrap();
-            // Whoever wrote it has done so a while ago.
+            // The last write was a while ago.
             let before = SystemTime::now() - Duration::from_secs(60);
             File::options().write(true).open(&to).unwrap().set_modified(before).unwrap();
             if compress && number == 2 && kind.is_empty() {
@@ -109,7 +108,7 @@ impl Logs {
         source.open_partition(0, at.position, thread::current())
     }
 
-    /// Reads what there is, and the fingerprint behind it.
+    /// Reads all records, and returns the position and fingerprint behind them.
     fn read(&self, partition: &mut dyn Partition, from: u64) -> Result<LogPosition, SourceError> {
         let mut seen = Seer::default();
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -135,7 +134,7 @@ enum Step {
         compress: bool,
     },
     Read,
-    /// Reads again from a position that was read before; what lies in files before that may go.
+    /// Reads again from an earlier position; files before it may be removed.
     Restart(prop::sample::Index, bool),
 }
 
@@ -156,10 +155,10 @@ fn run(kept: bool, format: Format, dated: bool, steps: Vec<Step>) {
     for step in steps {
         match step {
             Step::Append(count) => logs.append(count),
-            // A log begins with the file that has its name when it is first read.
+            // A log begins with the file that has its name at the first read.
             Step::Rotate { .. } if known.iter().all(|at| at.position == 0) => {}
             Step::Rotate { compress } => {
-                // And so it does again if nothing is kept of it.
+                // The same holds if no history is saved.
                 known.retain(|at| kept || at.position > 0);
                 logs.rotate(dated, compress);
             }
@@ -178,10 +177,10 @@ fn run(kept: bool, format: Format, dated: bool, steps: Vec<Step>) {
                     let ends: Vec<usize> = logs.files.iter().skip(1).map(|(begin, _)| *begin).collect();
                     let gone = logs.dir.path().join("gone");
                     for (end, (_, path)) in ends.into_iter().zip(&mut logs.files) {
-                        // The file of the last record is needed where that may not be its end.
+                        // The file of the last record is needed if that record may not be its end.
                         if (end as u64) < at.position {
                             let _ = fs::remove_file(&*path);
-                            // Others come to have its name.
+                            // Other files will get its name.
                             *path = gone.clone();
                         }
                     }
@@ -189,7 +188,7 @@ fn run(kept: bool, format: Format, dated: bool, steps: Vec<Step>) {
                 }
                 partition = logs.open(at).unwrap();
                 if at.position == 0 {
-                    // Not before it has another name.
+                    // Read before it gets another name.
                     at = logs.read(&mut *partition, 0).unwrap();
                 }
             }
@@ -220,7 +219,7 @@ fn read_some(logs: &mut Logs) -> LogPosition {
     logs.read(&mut *partition, 0).unwrap()
 }
 
-/// Why a position is refused.
+/// The error of a refused position.
 fn refused(logs: &Logs, at: LogPosition) -> SourceError {
     let result = logs.open(at).and_then(|mut partition| drain(&mut *partition, 5));
     result.map(|(seen, _)| seen).unwrap_err()
@@ -240,14 +239,14 @@ fn changed_bytes_before_position_are_refused() {
             other.extend_from_slice(text.as_bytes());
             fs::write(logs.path(), other).unwrap();
             let error = refused(&logs, at);
-            // A header that is none, or fewer lines.
+            // An invalid header, or fewer lines.
             let is_clear = matches!(
                 error,
                 SourceError::RecordDiffers(_) | SourceError::EndsBefore(_) | SourceError::Fatal(_)
             );
             assert!(is_clear, "{error}");
         }
-        // One more line at the beginning, as many records.
+        // One more line at the beginning, the same number of records.
         let first = if format == Format::Csv { HEADER.len() } else { 0 };
         for inserted in ["\n", " \n", "\r\n"] {
             fs::write(logs.path(), format!("{}{inserted}{}", &text[..first], &text[first..])).unwrap();
@@ -263,7 +262,7 @@ fn changed_bytes_before_position_are_refused() {
             matches!(&error, SourceError::EndsBefore(line) if line.contains("has 4 records, but 5 were read")),
             "{error}"
         );
-        // Another inode, another name of the same bytes, and more of them.
+        // The same bytes with another inode and another name, then more of them.
         fs::remove_file(logs.path()).unwrap();
         fs::write(logs.path(), &text).unwrap();
         logs.append(3);
@@ -300,10 +299,10 @@ fn lost_history_is_recovered_by_digests() {
     fs::remove_dir_all(logs.dir.path().join("data")).unwrap();
     let mut partition = logs.open(at).unwrap();
     logs.read(&mut *partition, at.position).unwrap();
-    // From then on it is kept again.
+    // From now on the history is saved again.
     let mut partition = logs.open(at).unwrap();
     logs.read(&mut *partition, at.position).unwrap();
-    // All of the log, by what the names say.
+    // The whole log, ordered by the names.
     let source = logs.source();
     source.check_position(0, at).unwrap();
     let mut partition = source.open_partition(0, 0, thread::current()).unwrap();
@@ -344,7 +343,7 @@ fn changed_rotated_file_is_refused() {
             }
         };
         assert!(error.contains(says) && seen.0.len() <= 4, "{error}");
-        // Nothing of it is needed behind it.
+        // A start behind it does not need the file.
         let mut partition = logs.open(at).unwrap();
         logs.read(&mut *partition, at.position).unwrap();
     }
@@ -356,7 +355,7 @@ fn rotated_file_is_read_to_its_end_before_the_next() {
     let mut partition = logs.open(LogPosition::default()).unwrap();
     logs.append(3);
     let at = logs.read(&mut *partition, 0).unwrap();
-    // Whoever writes has the old one open yet.
+    // The writer still has the old file open.
     let mut old = File::options().append(true).open(logs.path()).unwrap();
     logs.rotate(false, false);
     fs::write(logs.path(), line(5)).unwrap();
@@ -423,7 +422,7 @@ fn unrelated_file_with_endless_line_is_not_read_whole() {
     let at = read_some(&mut logs);
     logs.rotate(false, false);
     logs.append(3);
-    // It is looked at first, as the newest.
+    // It is checked first, as the newest.
     let beside = PathBuf::from(format!("{}.0", logs.path().display()));
     File::create(&beside).unwrap().set_len(8 << 30).unwrap();
     let started = Instant::now();

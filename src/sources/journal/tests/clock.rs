@@ -1,4 +1,4 @@
-//! Stamps by a clock that is put forward and back.
+//! Arrival stamps under a clock that steps forward and back.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -13,7 +13,7 @@ const DAY: i64 = 86_400_000;
 /// 2026-11-30T00:00:00Z.
 const START: i64 = 1_796_428_800_000;
 
-/// A host whose time goes by as a test says.
+/// A host whose clocks a test controls.
 #[derive(Clone, Default)]
 struct Host(Arc<HostState>);
 
@@ -35,12 +35,12 @@ impl Host {
         self.0.uptime.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// Puts the wall clock forward or back.
+    /// Steps the wall clock forward or back.
     fn step(&self, ms: i64) {
         self.0.offset.fetch_add(ms, Ordering::Relaxed);
     }
 
-    /// Starts anew after having been off.
+    /// Reboots after a downtime.
     fn boot_after(&self, off_ms: i64) {
         let uptime = self.0.uptime.swap(0, Ordering::Relaxed);
         self.step(uptime + off_ms);
@@ -105,14 +105,15 @@ fn clock_ahead_is_accepted_after_two_agreeing_checks_a_minute_apart() {
     host.step(DAY);
     assert!(is_held(&mut stamps));
     host.pass(40_000);
-    // It says something else again: the minute begins anew.
+    // A different time: the minute starts again.
     host.step(DAY);
     assert!(is_held(&mut stamps));
     host.pass(59_000);
     assert!(is_held(&mut stamps));
     host.pass(1_000);
     assert_eq!(stamps.stamp_now().unwrap().millis(), START + 2 * DAY + 100_000);
-    // Right again: stamps fall at once, and the way up is doubted again.
+    // The clock is right again: stamps decrease at once, and the next step forward must be
+    // confirmed again.
     host.step(-2 * DAY);
     assert_eq!(stamps.stamp_now().unwrap().millis(), START + 100_000);
     host.step(2 * DAY);
@@ -163,13 +164,13 @@ fn clock_of_another_boot_waits_a_minute_only_after_a_long_gap() {
 fn clock_behind_last_record_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let host = Host::new();
-    // As a journal whose stamps could not fall.
+    // The same for a journal whose last record is in the future.
     let mut stamps = stamps(dir.path(), &host, EventTime::from_millis(START + 30 * DAY));
     assert_eq!(stamps.stamp_now().unwrap().millis(), START);
 }
 
-/// The journal as a whole: what was stamped stays as it was stamped, a reading of the future is
-/// refused as soon as the clock is right, also by a replay.
+/// The whole journal: stamps stay as they were written, and a reading of the future is refused once
+/// the clock is right, also by a replay.
 #[test]
 fn clock_ahead_during_one_post_keeps_future_bound() {
     let dir = tempfile::tempdir().unwrap();
@@ -188,7 +189,7 @@ fn clock_ahead_during_one_post_keeps_future_bound() {
     host.step(-30 * DAY);
     post(&journal, START + 20 * DAY).unwrap();
     assert_eq!(journal.current_hold(), None);
-    // Wrong for more than a minute, it is believed; then it is put right.
+    // A wrong clock is accepted after a minute; then it is corrected.
     host.step(30 * DAY);
     post(&journal, START).unwrap_err();
     host.pass(MINUTE);
@@ -243,12 +244,12 @@ fn posted_reading_is_checked_against_its_future_stamp() {
     assert_eq!((mixed.ranges[0].first, mixed.ranges[0].end), (0, 2));
     let alone = report(vec![future.clone()]);
     assert_eq!((alone.ranges.len(), alone.refusals.len()), (0, 1));
-    // What says no time, or was in the log before, is decided there.
+    // Records without a time, and retried ones, are left to admission.
     let retried = Some(Box::new(RetryInfo { origin: "journal/0/0".into(), attempt: 1, first_seen: None }));
     let untimed = NewRecord { reading_at: None, ..future.clone() };
     let again = report(vec![untimed, NewRecord { retry: retried, ..future.clone() }]);
     assert_eq!((again.ranges[0].first, again.ranges[0].end, again.refusals.len()), (2, 4, 0));
-    // Once its time has come, it is taken.
+    // It is accepted once its time has come.
     host.pass(1);
     assert_eq!(report(vec![future]).ranges[0].end, 5);
 }

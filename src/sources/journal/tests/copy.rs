@@ -1,8 +1,8 @@
-//! A copy reads as the journal that it was made of, and is another one.
+//! A copy has the same records as its journal, and another id.
 
 use super::*;
 
-/// Fills a journal, of which some is trimmed then.
+/// Fills a journal, then trims a part of it.
 fn trimmed(dir: &Path) -> Journal {
     let journal = Journal::open(dir, plan(3)).unwrap();
     for number in 0..200 {
@@ -46,7 +46,7 @@ fn journal_copy_has_same_records_and_own_id() {
     assert_eq!((copy.log_starts(), copy.log_ends()), (journal.log_starts(), journal.log_ends()));
     assert!(copy.log_start(0) > 0);
     assert_eq!(left(&copy), left(&journal));
-    // Both go on, each for itself.
+    // Both continue independently.
     acknowledged(&*copy.appender(), vec![reading("a", 900)]);
     assert_eq!(copy.log_ends().iter().sum::<u64>(), journal.log_ends().iter().sum::<u64>() + 1);
 }

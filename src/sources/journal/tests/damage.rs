@@ -1,10 +1,10 @@
-//! Damaged files are refused or do not matter: what is read is never wrong and never short.
+//! Damaged files are refused or do not matter: records read are never wrong and never missing.
 
 use std::fs;
 
 use super::*;
 
-/// A file: where, its bytes without the zeros at its end, its length.
+/// A file: its path, its bytes without trailing zeros, its length.
 struct Kept(PathBuf, Vec<u8>, u64);
 
 fn keep(folder: &Path, kept: &mut Vec<Kept>) {
@@ -29,7 +29,7 @@ fn restore(dir: &Path, kept: &[Kept]) {
     }
 }
 
-/// Nothing where the damage was noticed.
+/// `None` if the damage was detected.
 fn read(dir: &Path) -> Option<Vec<Vec<Seen>>> {
     match Journal::open(dir, plan(2)) {
         Ok(journal) => match read_all(&journal) {
@@ -53,7 +53,7 @@ fn read(dir: &Path) -> Option<Vec<Vec<Seen>>> {
     }
 }
 
-/// Records in tables, and more in the write-ahead log; some in compressed blocks.
+/// Creates a journal with records in tables and in the write-ahead log; some in compressed blocks.
 fn journal(dir: &Path) -> Vec<Vec<Seen>> {
     let journal = Journal::open(dir, plan(2)).unwrap();
     for round in 0..8 {
@@ -97,7 +97,7 @@ fn flipped_byte_is_refused_or_harmless() {
     assert!(noticed > 100, "{noticed} noticed, {harmless} harmless");
 }
 
-/// The store would allocate as many entries as a table of contents says, before it compares a
+/// The store would allocate as many entries as a table of contents declares, before it verifies a
 /// checksum.
 #[test]
 fn flipped_contents_length_is_refused_before_allocation() {

@@ -1,9 +1,9 @@
-//! A journal is known by its id and by the records before a position.
+//! A journal is identified by its id and by the record before a position.
 
 use super::*;
 use crate::model::{Fingerprint, LogPosition};
 
-/// What a reader says lies before each position that it stops at.
+/// The fingerprints before each position at which a reader stops.
 fn fingerprints(journal: &Journal, partition: u32, step: usize) -> Vec<(u64, Fingerprint)> {
     let from = journal.log_start(partition);
     let mut reader = Source::open_partition(journal, partition, from, thread::current()).unwrap();
@@ -44,7 +44,7 @@ fn check_compares_record_before_position() {
     let found: Vec<_> =
         (0..2).flat_map(|p| fingerprints(&journal, p, 1).into_iter().map(move |at| (p, at))).collect();
     assert!(found.iter().all(|(_, (position, before))| before.position + 1 == *position));
-    // However it is read.
+    // They do not depend on the number of records in a poll.
     for step in [2, 3, 7, 1000] {
         for partition in 0..2 {
             let again = fingerprints(&journal, partition, step);
@@ -56,7 +56,7 @@ fn check_compares_record_before_position() {
     for (partition, (position, before)) in &found {
         assert_eq!(check(&journal, *partition, *position, *before), Ok(()));
     }
-    // Of the same length, with other readings.
+    // A journal of the same length with other readings.
     let another = Journal::open(other.path(), plan(2)).unwrap();
     fill(&another, 20, 1);
     for (partition, (position, before)) in &found {
@@ -87,7 +87,7 @@ fn trim_keeps_record_before_position() {
         );
     }
     assert!(journal.log_start(0) + 8 > journal.log_end(0), "it was trimmed");
-    // What was removed by an earlier version, which did not keep it.
+    // The record was removed by an earlier version, which did not spare the last one.
     let begin = journal.log_start(0);
     let gone = Fingerprint { position: begin - 1, digest: 0, leader_epoch: None };
     assert_eq!(check(&journal, 0, begin, gone), Ok(()), "the id decides");
@@ -97,7 +97,7 @@ fn id_of(journal: &Journal) -> String {
     journal.log_id().unwrap().unwrap()
 }
 
-/// The journal as a version without ids has left it.
+/// Leaves the journal as a version without ids would.
 fn without_id(dir: &Path) {
     fs::remove_file(dir.join(id::FILE_NAME)).unwrap();
     let mut marks = AckedEnds::open_file(dir).unwrap();
@@ -142,7 +142,7 @@ fn journal_with_missing_id_is_refused_with_remedy() {
         let line = refused();
         assert!(line.contains(says) && line.contains(&own), "{content}: {line}");
     }
-    // As the line says.
+    // The remedy in the error works.
     fs::write(&path, own).unwrap();
     assert_eq!(id_of(&Journal::open(dir.path(), plan(1)).unwrap()), id);
 }
@@ -157,7 +157,7 @@ fn restored_journal_gets_own_id() {
     assert_eq!(id_of(&journal), copy.to_hex());
     acknowledged(&*journal.appender(), vec![reading("a", 0)]);
     drop(journal);
-    // From then on it is not taken for what it was copied from.
+    // After it has an id, it is not taken for the journal that it was copied from.
     JournalId { id, parent: None }.write_file(dir.path()).unwrap();
     assert!(matches!(Journal::open(dir.path(), plan(1)), Err(JournalError::Id { .. })));
 }
@@ -182,7 +182,7 @@ fn journal_of_earlier_version_gets_id_on_request() {
     assert_eq!(id_of(&journal), id);
     fill(&journal, 1, 0);
     drop(journal);
-    // Now it is known that there is one.
+    // The loss of the file is now detected.
     fs::remove_file(dir.path().join("id")).unwrap();
     assert!(matches!(Journal::open(dir.path(), plan(2)), Err(JournalError::Id { .. })));
 }

@@ -1,4 +1,4 @@
-//! A process that is killed while it appends loses nothing that it has acknowledged.
+//! A process that is killed while it appends loses no acknowledged record.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use crate::child_tests::child_test;
 
 const DIR: &str = "SWELTER_TEST_JOURNAL";
 
-/// The process that is killed: appends for ever and prints what was acknowledged.
+/// The process that is killed: appends for ever and prints the acknowledged records.
 #[test]
 #[ignore = "child process of `kill_loses_no_acknowledged_record`"]
 fn child_process_appends_until_killed() {
@@ -51,7 +51,7 @@ fn kill_loses_no_acknowledged_record() {
         let mut count = 0;
         let stop = 1 + round * 117 % 900;
         while let Some(Ok(line)) = lines.next() {
-            // The harness prints on the same line, before the first.
+            // The test harness prints on the same line before the first one.
             let Some((_, rest)) = line.split_once("acknowledged ") else { continue };
             let numbers: Vec<i64> = rest.split(' ').filter_map(|number| number.parse().ok()).collect();
             if let [number, partition, end] = numbers[..] {

@@ -1,5 +1,5 @@
-//! What the journal costs. Run by hand: `cargo test --release --lib journal::tests::measure --
-//! --ignored --nocapture`.
+//! Measurements of the journal's cost. Run by hand: `cargo test --release --lib
+//! journal::tests::measure -- --ignored --nocapture`.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ impl RecordHandler for Counter {
     fn handle_refusal(&mut self, _: RecordPosition, _: &Refusal, _: &RawRecord<'_>) {}
 }
 
-/// Readings as they come: city after city, each with its own weather.
+/// Realistic readings: city after city, each with its own weather.
 fn weather(number: i64) -> NewRecord {
     let city = format!("{}", 5_000_000 + number % CITIES * 37);
     let mix = number.wrapping_mul(0x9E37_79B9_7F4A_7C15_u64 as i64) as u64;
@@ -39,8 +39,8 @@ fn report(what: &str, records: u64, elapsed: Duration) {
     writeln!(std::io::stderr(), "{what}: {records} in {elapsed:.2?}, {rate:.0}/s").unwrap();
 }
 
-/// Appends from so many threads, each waiting for its own, for some seconds; returns how many
-/// records.
+/// Appends for some seconds from a number of threads, each of which waits for its own appends;
+/// returns the number of records.
 fn run(journal: &Journal, threads: usize, batch: i64, span: Duration) -> (u64, Duration) {
     let next = AtomicU64::new(0);
     let start = Instant::now();

@@ -1,5 +1,5 @@
-//! What is trimmed is gone and says so; what is not is there, also where a process is killed in
-//! between.
+//! Trimmed records are gone and reported as removed; the others stay, even if the process is killed
+//! in between.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,7 +10,7 @@ use crate::child_tests::child_test;
 
 const DIR: &str = "SWELTER_TEST_TRIMMED_JOURNAL";
 
-/// All that is left of all partitions.
+/// Reads all records that are left in all partitions.
 fn read_left(journal: &Journal) -> Vec<Vec<Seen>> {
     (0..journal.partitions())
         .map(|partition| read_from(journal, partition, journal.log_start(partition), 1000).unwrap())
@@ -32,7 +32,7 @@ fn trim_removes_records_before_position() {
     journal.shared.store.flush();
     fill(&journal, 50, 50);
     let before = read_all(&journal).unwrap();
-    // A position in the middle, the end, and a partition that there is not.
+    // A position in the middle, the end, and a partition that does not exist.
     journal.trim_before(&[(0, 31), (1, journal.log_end(1)), (7, 5)]).unwrap();
     let check = |journal: &Journal| {
         for partition in 0..2u32 {
@@ -55,7 +55,7 @@ fn trim_removes_records_before_position() {
         }
     };
     check(&journal);
-    // It never goes back.
+    // A log start never decreases.
     journal.trim_before(&[(0, 3), (1, 0)]).unwrap();
     check(&journal);
     drop(journal);
@@ -142,8 +142,8 @@ fn damaged_begins_file_is_refused() {
     assert!(Journal::open(dir.path(), plan(2)).is_ok());
 }
 
-/// The process that is killed: appends and trims for ever, and prints what was acknowledged and how
-/// far it trimmed.
+/// The process that is killed: appends and trims for ever, and prints the acknowledged records and
+/// the trimmed positions.
 #[test]
 #[ignore = "child process of `kill_during_trim_keeps_records_behind_position`"]
 fn child_process_appends_and_trims_until_killed() {
