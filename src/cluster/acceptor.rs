@@ -1,4 +1,4 @@
-//! Accepts connections of other processes, from the start of a run to its end. Late ones are refused with the reason.
+//! Accepts connections of other processes during a whole run. Late ones are refused with a reason.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,13 +19,13 @@ use super::{ClusterError, ClusterPlan, StopFlag};
 use crate::model::Topology;
 use crate::panics::{self, PanicScope, panic_point};
 
-/// Between two polls for connections, at the start and later.
+/// Interval between two polls for connections.
 const ACCEPT_INTERVAL: Duration = Duration::from_millis(5);
 const LATE_ACCEPT_INTERVAL: Duration = Duration::from_millis(100);
-/// Connections that are accepted in one poll once nobody is expected any more.
+/// Connections accepted in one poll once no process is expected any more.
 const MAX_LATE_CALLS: usize = 16;
 
-/// Listens until it is dropped.
+/// Listens until dropped.
 pub(super) struct Acceptor(Arc<AcceptorState>);
 
 struct AcceptorState {
@@ -36,12 +36,12 @@ struct AcceptorState {
     ended: AtomicBool,
 }
 
-/// The stage of the run, which decides who is expected.
+/// The stage of the run, which decides which processes are expected.
 enum Stage {
-    /// At process 0, until all are connected: their links.
+    /// At process 0: waiting until all others are connected. Holds their links.
     Meeting(BTreeMap<usize, Peer>),
     Starting,
-    /// The connections of the dataflow, from processes behind this one.
+    /// Waiting for the dataflow connections of the processes with higher numbers.
     Connecting {
         generation: String,
         come: BTreeMap<usize, PeerStream>,
@@ -81,7 +81,7 @@ impl Acceptor {
         })
     }
 
-    /// The links of the connected processes; from now on nobody else is expected.
+    /// Returns the links of the connected processes and stops expecting others.
     pub fn take_peers(&self) -> Vec<(usize, Peer)> {
         match mem::replace(&mut *self.0.stage(), Stage::Starting) {
             Stage::Meeting(peers) => peers.into_iter().collect(),
@@ -89,12 +89,13 @@ impl Acceptor {
         }
     }
 
-    /// From now on, those behind this process connect for the dataflow of a generation.
+    /// Accepts from now on the dataflow connections of the processes with higher numbers, for this
+    /// generation.
     pub fn expect_workers(&self, generation: &str) {
         *self.0.stage() = Stage::Connecting { generation: generation.to_owned(), come: BTreeMap::new() };
     }
 
-    /// Waits until they all have: the cluster runs.
+    /// Waits until all of them are connected.
     pub fn take_workers(&self, stop: &StopFlag) -> Result<BTreeMap<usize, PeerStream>, ClusterError> {
         self.wait_for_stage(stop, self.0.plan.topology.process + 1, |stage| match stage {
             Stage::Connecting { come, .. } => come.keys().copied().collect(),
@@ -110,7 +111,7 @@ impl Acceptor {
         }
     }
 
-    /// Until all from `first` on are `there`.
+    /// Waits until every process from `first` on is `there`.
     fn wait_for_stage(
         &self,
         stop: &StopFlag,
@@ -161,14 +162,15 @@ impl AcceptorState {
         Ok((stream, caller))
     }
 
-    /// Shakes hands with an unproven connection, and admits or refuses it.
+    /// Performs the handshake with an unproven connection, and admits or refuses it.
     fn shake_hands(&self, socket: TcpStream, guest: &UnprovenConnection) -> Result<(), String> {
         let deadline = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
-        // A panic on what a stranger sends ends this connection alone.
+        // A panic caused by a stranger's bytes ends this connection only.
         let heard =
             panics::catch_panic(PanicScope::Handshake, || self.on_connection(socket, guest, deadline));
         let (mut stream, caller) = heard.map_err(|panicked| panicked.to_string())??;
-        // While the lock is held, so of two with the same number only one is admitted.
+        // Hold the lock while deciding, so only one of two callers with the same number is
+        // admitted.
         let mut stage = self.stage();
         let verdict = stage.verdict_on(self.plan.topology, &caller);
         if verdict == Verdict::Welcome {
@@ -227,7 +229,7 @@ impl Stage {
                 let peer = Peer::start(caller.process, stream, links)?;
                 peers.insert(caller.process, peer);
             }
-            // One that was lost on its way and comes again takes its place.
+            // A caller that reconnects after losing its connection replaces the old one.
             Stage::Connecting { come, .. } => drop(come.insert(caller.process, stream)),
             Stage::Starting | Stage::Running { .. } => {}
         }

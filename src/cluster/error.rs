@@ -1,4 +1,4 @@
-//! Why processes do not find each other.
+//! Errors of connecting the processes of a cluster.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub enum ClusterError {
     Refused(String),
     #[error("process {0} of the cluster is gone")]
     Gone(usize),
-    /// While it starts.
+    /// A stop was requested during the start.
     #[error("asked to stop")]
     Stopped,
     #[error("cluster.tls: {path}: {problem}")]

@@ -1,33 +1,40 @@
-//! Who is at the other end of a connection, before anything else is said.
+//! The handshake that authenticates both ends of a connection before any other message.
 //!
 //! ```text
 //! caller                                                    listener
-//!   Hello: who, of what, to whom, what for, a nonce         ─▶
+//!   Hello: version, topology, numbers, purpose, a nonce     ─▶
 //!                                                          ◀─ Challenge: a nonce
 //!   Proof: HMAC(secret, "caller", nonce, Hello)             ─▶
-//!                                                          ◀─ Proven: HMAC(secret, "listener", nonce, Hello); or why not
-//!   the configuration that all have                         ─▶
-//!                                                          ◀─ Welcome; or why not
+//!                                                          ◀─ Proven: HMAC(secret, "listener",
+//!                                                                nonce, Hello); or a refusal
+//!   the settings that all processes share                   ─▶
+//!                                                          ◀─ Welcome; or a refusal
 //! ```
 //!
-//! Each is a line of JSON, so that versions that differ understand that they do.
+//! Each message is a line of JSON, so processes of different versions can report the difference.
 //!
-//! **Why this is enough.** A stranger that calls gets a random number and no HMAC of anything: the caller proves itself first. Somebody
-//! has to, and callers call only the addresses in `cluster.hosts`, while anybody can call a listener. What a stranger that listens
-//! at such an address gets is an HMAC by a secret of 32 random bytes, in which there is nothing to guess (`swelter cluster secret`,
-//! asked for between hosts).
-//! Both ends are authenticated: each makes an HMAC over a nonce that the other one has just made, the listener's in the challenge, the
-//! caller's in its `Hello`, so that nothing said before can be said again. The words `caller` and `listener` keep either from
-//! being given back as the other. All that the caller says it is stands in the `Hello` and is proved with it, byte for byte: version,
-//! numbers of processes and workers, its own number and whom it means to call, and for the dataflow the generation. Neither nonce nor
-//! `Hello` can hold a line's end, which separates them, so no two sets of them make the same bytes.
-//! Nothing that is said before the listener has proved itself decides anything but whether to try again.
+//! **Why this is secure.** A stranger that calls receives a random number and no HMAC, because the
+//! caller proves itself first. One side must be first, and it is the caller: callers call only the
+//! addresses in `cluster.hosts`, while anyone can call a listener. A stranger that listens at such
+//! an address receives an HMAC by a secret of 32 random bytes, which cannot be guessed (`swelter
+//! cluster secret` makes one; it is required between hosts).
 //!
-//! With [TLS](super::tls) the handshake goes on inside it, and both HMACs also cover what is exported from that very TLS session: whoever
-//! has a certificate, but not the secret, cannot pass on what two others say. Without TLS somebody on the way can do that, and read and
-//! change what follows, so the network must be one that is trusted.
+//! Both ends are authenticated. Each makes an HMAC over a fresh nonce of the other, the listener's
+//! from the challenge and the caller's from its `Hello`, so no earlier message can be replayed. The
+//! words `caller` and `listener` prevent a proof from being reflected. Every claim of the caller is
+//! in the `Hello`, which is proved byte for byte: version, numbers of processes and workers, its
+//! own number, the number of the process that it calls, and for the dataflow the generation.
+//! Neither nonce nor `Hello` can contain a line feed, which separates them, so no two pairs of them
+//! make the same bytes. A message received before the listener has proved itself decides only
+//! whether to retry.
 //!
-//! A stranger is listened to for 5 s and 4 KiB at most, and gives way to others before that (`guests`).
+//! With [TLS](super::tls) the handshake runs inside it, and both HMACs also cover keying material
+//! exported from that TLS session. So a relay that has a certificate but not the secret cannot pass
+//! on the messages of two others. Without TLS, an attacker on the path can do that, and can read
+//! and change all later bytes, so the network must be a trusted one.
+//!
+//! A stranger is limited to 5 s and 4 KiB, and may be closed earlier to admit others
+//! (`unproven_connections`).
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -46,45 +53,45 @@ use super::stream::PeerStream;
 use super::tls::{self, TlsFailure};
 use crate::model::Topology;
 
-/// What all versions of this protocol begin with, and this one.
+/// The prefix of the protocol name in every version, and the name of this version.
 const PROTOCOL: &str = "swelter cluster ";
 const MAGIC: &str = "swelter cluster 2";
-/// All of a handshake, however little is said at a time.
+/// The timeout of a whole handshake, however slowly the peer sends.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest line of one that has not proved that it knows the secret.
+/// The longest line of a peer that has not proved that it knows the secret.
 const MAX_UNPROVEN_LINE: usize = 4 * 1024;
-/// A line holds the whole configuration.
+/// The longest line of a proven peer: it holds the whole configuration.
 const MAX_LINE: usize = 1 << 20;
-/// Bytes looked at for a line's end at once.
+/// Bytes searched at once for the end of a line.
 const READ_SIZE: usize = 4 * 1024;
-/// Of a nonce, before it is written as hexadecimal digits.
+/// Bytes of a nonce, which is written as hexadecimal digits.
 const NONCE_BYTES: usize = 16;
-/// What is shown of what was said by one that has proved nothing.
+/// Characters of an unproven peer's text that an error quotes.
 const QUOTED_CHARS: usize = 200;
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     #[serde(rename = "link")]
     Link,
-    /// The dataflow of this generation.
+    /// Dataflow connection of this generation.
     #[serde(rename = "data")]
     Data { generation: String },
 }
 
-/// What a process says of itself.
+/// The claims of a calling process about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Hello {
     magic: String,
     version: String,
     topology: Topology,
-    /// The process that it means to call.
+    /// The process that the caller means to reach.
     to: usize,
     purpose: Purpose,
     nonce: String,
 }
 
-/// What a line begins with in every version.
+/// The field that every version has.
 #[derive(Deserialize)]
 struct Protocol {
     magic: String,
@@ -100,15 +107,16 @@ enum Reply {
     Verdict(Verdict),
 }
 
-/// What becomes of a call.
+/// The listener's decision on a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     #[serde(rename = "welcome")]
     Welcome,
-    /// It is too early.
+    /// Too early: the caller may retry.
     #[serde(rename = "not_yet")]
     NotYet(String),
-    /// Another process has come in its place, or so it seems as long as the end of that one is not noticed.
+    /// The place of this process is occupied by another connection, or by an old one whose end is
+    /// not noticed yet.
     #[serde(rename = "taken")]
     Taken(String),
     #[serde(rename = "refused")]
@@ -120,23 +128,23 @@ struct Proof {
     proof: String,
 }
 
-/// A process that has proved that it knows the secret, and is configured as this one.
+/// A caller that has proved that it knows the secret and has the same settings as this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub process: usize,
     pub purpose: Purpose,
 }
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum HandshakeFailure {
-    /// It is of no use to call again.
+    /// Permanent: a retry would be refused as well.
     Refused(String),
-    /// It is, until whoever was there before counts as gone.
+    /// Another connection occupies the place. A retry may succeed once that one has timed out.
     Taken(String),
-    /// It may be.
+    /// A retry may succeed.
     Broken(String),
-    /// It may be: whoever has said so has proved nothing.
+    /// A retry may succeed: the peer that refused has proved nothing.
     Unproven(String),
 }
 
@@ -172,7 +180,7 @@ impl Hello {
         Ok(Hello { magic, version, topology: plan.topology, to, purpose, nonce: nonce()? })
     }
 
-    /// Why a process that says this is not one of ours.
+    /// Why a process with this `Hello` does not belong to this cluster.
     fn mismatch(&self, plan: &ClusterPlan) -> Option<String> {
         let Hello { version, topology: theirs, .. } = self;
         let (who, ours) = (theirs.process, plan.topology);
@@ -197,7 +205,7 @@ impl Hello {
     }
 }
 
-/// The first setting that a process has otherwise.
+/// The first setting in which a process differs.
 fn disagreement(
     who: usize,
     ours: &BTreeMap<String, String>,
@@ -212,7 +220,7 @@ fn disagreement(
     ))
 }
 
-/// Says who we are, to a process that is expected to be `process`.
+/// Starts a handshake with the process that is expected to be `process`.
 pub fn start_handshake(
     stream: &mut PeerStream,
     plan: &ClusterPlan,
@@ -259,7 +267,7 @@ fn failure(reply: Reply) -> HandshakeFailure {
     }
 }
 
-/// Whoever that is: it may not even be one of ours.
+/// The refusal of an unproven peer, which may not belong to this cluster.
 fn unproven(reply: Reply) -> HandshakeFailure {
     match reply {
         Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
@@ -272,8 +280,8 @@ fn unproven(reply: Reply) -> HandshakeFailure {
     }
 }
 
-/// Finds out who calls, and tells those that differ in what; `proven` says once it knows the secret. The caller waits for a
-/// [`send_verdict`].
+/// Answers a handshake, and tells a mismatched caller the difference. `proven` is called once the
+/// caller has proved that it knows the secret. The caller then waits for [`send_verdict`].
 pub fn answer_handshake(
     stream: &mut PeerStream,
     plan: &ClusterPlan,
@@ -312,7 +320,7 @@ fn authenticate(
     proven.store(true, Ordering::Relaxed);
     let says = proof_input(Side::Listener { process: ours }, binding, &fresh, &said);
     talk.send_line(&Reply::Proven { proof: prove(&plan.secret, &says) })?;
-    // All that it has to say is heard before it is refused: what is not read when a socket is closed resets the connection.
+    // Read everything before refusing: closing a socket with unread bytes resets the connection.
     let (theirs, _) = talk.receive_line(MAX_LINE)?;
     let differs = hello.mismatch(plan).or_else(|| disagreement(process, &plan.agreement, &theirs));
     if let Some(why) = differs {
@@ -327,20 +335,21 @@ fn authenticate(
     Ok(Caller { process, purpose: hello.purpose })
 }
 
-/// Tells a caller what becomes of its call.
+/// Sends a caller the decision on its call.
 pub fn send_verdict(stream: &mut PeerStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
     let said = HandshakeLines { stream, deadline }.send_line(&Reply::Verdict(verdict.clone()));
     said.map(drop).map_err(HandshakeFailure::into_text)
 }
 
-/// Who proves that it knows the secret.
+/// The side that proves that it knows the secret.
 #[derive(Clone, Copy)]
 enum Side {
     Caller,
     Listener { process: usize },
 }
 
-/// What one side proves: the listener's nonce and all that the caller has said, its own nonce in it, just as it came.
+/// The bytes that a side proves: the listener's nonce and the caller's `Hello`, which contains its
+/// own nonce, as received.
 fn proof_input(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8> {
     let side = match side {
         Side::Caller => "caller".to_owned(),
@@ -349,7 +358,7 @@ fn proof_input(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8>
     [format!("{MAGIC}\n{side}\n{}\n{nonce}\n", hex(binding)).as_bytes(), hello].concat()
 }
 
-/// Something that nobody has said before, or can guess.
+/// A random value that is fresh and cannot be guessed.
 fn nonce() -> Result<String, String> {
     let mut bytes = [0u8; NONCE_BYTES];
     SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
@@ -377,7 +386,7 @@ fn proves(secret: &[u8], said: &[u8], proof: &str) -> bool {
     unhex(proof).is_some_and(|proof| hmac::verify(&key, said, &proof).is_ok())
 }
 
-/// Lines to and from the other end, until the deadline of all of them.
+/// Sends and receives lines until a common deadline.
 struct HandshakeLines<'a> {
     stream: &'a mut PeerStream,
     deadline: Instant,
@@ -389,7 +398,7 @@ impl HandshakeLines<'_> {
         if left.is_zero() { Err(handshake_timed_out().into()) } else { Ok(left) }
     }
 
-    /// Gives the line that it has written.
+    /// Sends a line and returns it.
     fn send_line(&mut self, said: &impl Serialize) -> Result<Vec<u8>, HandshakeFailure> {
         let mut line = serde_json::to_vec(said).map_err(|error| error.to_string())?;
         line.push(b'\n');
@@ -399,7 +408,7 @@ impl HandshakeLines<'_> {
         Ok(line)
     }
 
-    /// Reads a line and not a byte more: what follows may be of another protocol.
+    /// Reads a line and not a byte more, since the next bytes may be of another protocol.
     fn receive_line<T: DeserializeOwned>(
         &mut self,
         longest: usize,
@@ -408,7 +417,7 @@ impl HandshakeLines<'_> {
         loop {
             self.stream.socket().set_read_timeout(Some(self.time_left()?)).map_err(failed)?;
             let there = match self.stream.peek(&mut piece) {
-                // By a signal, which a socket with a timeout does not hide.
+                // Interrupted by a signal, which can happen even if the socket has a timeout.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 there => there.map_err(failed)?,
             };
@@ -440,7 +449,7 @@ impl HandshakeLines<'_> {
     }
 }
 
-/// A line of a handshake of any bytes: whether it is one of the lines that are said.
+/// Whether any bytes are a line of a handshake; for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_line(line: &[u8]) -> bool {
     let _ = (tls_without(line), no_protocol(line));
@@ -462,7 +471,7 @@ fn no_protocol(line: &[u8]) -> String {
     tls_without(line).unwrap_or_else(|| "it does not speak the protocol of a cluster".into())
 }
 
-/// A handshake or an alert of TLS begins so, and no line of ours does.
+/// Recognizes a TLS handshake or alert by its first byte, which no line of ours has.
 fn tls_without(line: &[u8]) -> Option<String> {
     let is_tls = matches!(line, [0x15 | 0x16, 3, ..]);
     is_tls.then(|| "it speaks TLS, and this process has no cluster.tls: give all processes theirs".to_owned())

@@ -1,4 +1,4 @@
-//! Errors of connections between processes, in words.
+//! Texts for errors of connections between processes.
 
 use std::io;
 

@@ -1,6 +1,6 @@
-//! Connections between process 0 and the others, for what is no data: messages in order, and signs of life.
+//! Control connections between process 0 and each other process: ordered messages and heartbeats.
 //!
-//! A link carries frames: a length, a kind, and bytes. It does not know what messages mean.
+//! A link carries frames: a length, a kind, and bytes. It does not interpret messages.
 
 use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -15,63 +15,67 @@ use timely::communication::allocator::zero_copy::stream::Stream as _;
 
 use super::stream::PeerStream;
 
-/// Messages that may wait for a peer.
+/// Messages that may be queued for a peer.
 const MAX_QUEUED_MESSAGES: usize = 1_024;
 /// The longest message: a posted body, or the content of a progress topic.
 const MAX_FRAME: usize = 128 * 1024 * 1024;
-/// Bytes that are allocated before any of a message has arrived; then as many again as have arrived.
+/// Bytes allocated before any byte of a message has arrived. The buffer then doubles as bytes
+/// arrive.
 const FIRST_ALLOCATION: usize = 64 * 1024;
-/// Between two heartbeats, or less if the timeout is short: several fit into the shortest timeout that a peer may have.
+/// The longest interval between two heartbeats. It is shorter if the timeout is short: several
+/// heartbeats fit into the shortest timeout that a peer may have.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 const HEARTBEATS_PER_TIMEOUT: u32 = 4;
-/// How long the last message may take to be sent.
+/// How long sending the last message may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
-/// Handles what peers send, by process, on a thread of the link's own that it must not hold up.
+/// Handles messages of peers by process number. It runs on a thread of the link and must not block.
 #[derive(Clone)]
 pub struct LinkHandler {
-    /// A message; an error says why it is not understood, and loses the peer.
+    /// Handles a message. An error says why it cannot be decoded, and the peer is lost.
     pub on_message: OnMessage,
-    /// Why a peer ends, or wants all to end.
+    /// Handles the end of a peer, or its request that all processes end.
     pub on_end: OnEnd,
 }
 
 pub type OnMessage = Arc<dyn Fn(usize, &[u8]) -> Result<(), String> + Send + Sync>;
 pub type OnEnd = Arc<dyn Fn(usize, PeerEnd) + Send + Sync>;
 
-/// Why a process ends, or wants all to end. Nothing that it sends after this counts.
+/// Why a process ends, or requests that all end. Later messages of that process are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerEnd {
-    /// It was asked to stop, and so are all.
+    /// The process was asked to stop; all processes stop.
     StopRequested,
     Failed(String),
     /// Another generation has taken over.
     TakenOver(String),
-    /// Its connection has ended, and it has not said why.
+    /// The connection ended before the process gave a reason.
     Lost(String),
 }
 
-/// What a frame holds: its first byte.
+/// Kinds of frames: the first byte of a frame.
 mod kind {
-    /// There is nothing to send.
+    /// Sent if there is no message to send.
     pub const HEARTBEAT: u8 = 0;
     pub const MESSAGE: u8 = 1;
     /// A `PeerEnd`.
     pub const END: u8 = 2;
-    /// The sender has done all that it had to do, and nothing more comes.
+    /// The sender has finished; no more frames follow.
     pub const GOODBYE: u8 = 3;
 }
 
-/// What all links of a process begin with.
+/// The settings shared by all links of a process.
 #[derive(Clone)]
 pub(super) struct LinkPlan {
     pub handler: LinkHandler,
-    /// After this long without a sign of life a peer counts as gone.
+    /// A peer that sends nothing for this long is lost.
     pub timeout: Duration,
-    /// All have come: from now on one that is gone is lost. Before, another one may take its place.
+    /// All processes are connected: a lost connection is now final. Before, the process may
+    /// reconnect.
     pub all_connected: Arc<AtomicBool>,
 }
 
-/// The links of this process: process 0 has one to each other, the others one to process 0.
+/// The links of this process: process 0 has one to each other process, the others have one to
+/// process 0.
 #[derive(Clone, Default)]
 pub struct Links(Arc<Vec<(usize, Peer)>>);
 
@@ -82,9 +86,9 @@ pub(super) struct Peer {
 
 #[derive(Default)]
 struct LinkState {
-    /// It has sent its goodbye.
+    /// The peer has sent its goodbye.
     bye: AtomicBool,
-    /// Its connection has ended.
+    /// The connection has ended.
     ended: AtomicBool,
     /// Messages that are queued and not yet written.
     waiting: AtomicUsize,
@@ -100,7 +104,7 @@ pub enum SendError {
 }
 
 impl Links {
-    /// No links: of a process without others.
+    /// No links, for a run of a single process.
     pub fn none() -> Links {
         Links::default()
     }
@@ -109,14 +113,15 @@ impl Links {
         Links(Arc::new(peers))
     }
 
-    /// Sends a message, and waits for room in the queue; a peer that takes nothing is lost before long, which ends the wait.
+    /// Sends a message, and waits while the queue is full. A peer that reads nothing is lost after
+    /// the timeout, which ends the wait.
     pub fn send(&self, process: usize, message: &impl Serialize) {
         if let (Some(peer), Some(frame)) = (self.peer(process), frame_or_log(kind::MESSAGE, message)) {
             peer.send(frame);
         }
     }
 
-    /// Sends a message if there is room for it.
+    /// Sends a message unless the queue is full.
     pub fn try_send(&self, process: usize, message: &impl Serialize) -> Result<(), SendError> {
         let peer = self.peer(process).ok_or(SendError::Full)?;
         let frame = frame(kind::MESSAGE, message)?;
@@ -128,7 +133,7 @@ impl Links {
         queued.map_err(|_| SendError::Full)
     }
 
-    /// Sends a message to all that there is a link to; none gets it if it is too long.
+    /// Sends a message to all linked processes; to none if the message is too long.
     pub fn send_all(&self, message: &impl Serialize) -> Result<(), SendError> {
         if !self.0.is_empty() {
             let frame = frame(kind::MESSAGE, message)?;
@@ -137,7 +142,7 @@ impl Links {
         Ok(())
     }
 
-    /// Tells all why this process ends, or that all are to stop.
+    /// Tells all linked processes why this process ends, or that all must stop.
     pub fn send_end(&self, end: &PeerEnd) {
         self.send_frames(kind::END, end);
     }
@@ -156,7 +161,7 @@ impl Links {
         self.0.iter().find(|(_, peer)| !peer.is_alive()).map(|(process, _)| *process)
     }
 
-    /// Says goodbye, and waits until all peers have as well or are gone, or the deadline.
+    /// Sends a goodbye, and waits until every peer has sent one or is gone, or until the deadline.
     pub fn close(&self, deadline: Instant) {
         self.send_frames(kind::GOODBYE, &());
         self.flush();
@@ -166,7 +171,7 @@ impl Links {
         }
     }
 
-    /// Waits a short time until everything queued is sent.
+    /// Waits a short time until the queues are empty.
     pub fn flush(&self) {
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         for (_, peer) in self.0.iter() {
@@ -182,7 +187,7 @@ impl Links {
 }
 
 fn frame(kind: u8, content: &impl Serialize) -> Result<Vec<u8>, SendError> {
-    // Everything that is sent can be written; a frame without content would be refused.
+    // Serializing these messages cannot fail. A frame without content would be refused.
     let frame = postcard::to_extend(content, vec![kind]).unwrap_or_else(|_| vec![kind]);
     if frame.len() > MAX_FRAME { Err(SendError::TooLong) } else { Ok(frame) }
 }
@@ -223,7 +228,7 @@ impl Peer {
         Ok(Peer { outgoing, state })
     }
 
-    /// Its connection has not ended.
+    /// Whether the connection is open.
     pub fn is_alive(&self) -> bool {
         !self.state.ended.load(Ordering::SeqCst)
     }
@@ -236,7 +241,7 @@ impl Peer {
     }
 }
 
-/// Writes what is queued, and a heartbeat if there is nothing. An error shows at the reading end.
+/// Writes queued frames, or a heartbeat if there are none. The reading end reports errors.
 fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &LinkState, every: Duration) {
     let heartbeat = vec![kind::HEARTBEAT];
     loop {
@@ -257,7 +262,7 @@ fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &Link
     let _ = stream.shutdown(Shutdown::Both);
 }
 
-/// Reads until the connection ends, and says why it has.
+/// Reads until the connection ends, and returns the reason.
 fn read_frames(process: usize, stream: PeerStream, state: &LinkState, plan: &LinkPlan) -> String {
     let mut stream = BufReader::new(stream);
     let not_understood = |why: String| format!("what it says is not understood: {why}");
@@ -295,7 +300,7 @@ fn read_frames(process: usize, stream: PeerStream, state: &LinkState, plan: &Lin
     }
 }
 
-/// Memory is allocated as bytes arrive, not as the length announces them.
+/// Memory is allocated as bytes arrive, not by the announced length.
 fn read_frame(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -325,7 +330,8 @@ mod tests {
         assert_eq!(read_frame(&mut &*bytes).unwrap(), body);
         assert!(read_frame(&mut &[0; 4][..]).unwrap().is_empty());
 
-        /// Says that the greatest frame follows, and then gives a byte at a time; keeps the longest buffer that it was given.
+        /// Announces the longest frame, then sends one byte at a time; records the longest buffer
+        /// passed to it.
         struct Promise(usize, usize);
         impl Read for Promise {
             fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

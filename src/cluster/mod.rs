@@ -1,8 +1,9 @@
-//! The processes of a run: who they are, how they find each other, and the connections between them.
+//! The processes of a run: how they connect and authenticate, and the connections between them.
 //!
-//! Process 0 has a connection ([`link`]) to each other one, for what is no data: what is said over it is the matter of `run`. The dataflow
-//! has sockets of its own between every two processes, which are connected once the start is agreed on ([`Cluster::connect_workers`]). A
-//! process that loses another ends: a dataflow is whole or not at all.
+//! Process 0 has a control connection ([`link`]) to each other process; `run` defines its messages.
+//! The dataflow has its own sockets between every two processes, which are connected once the start
+//! is agreed on ([`Cluster::connect_workers`]). A process that loses another ends, because a
+//! dataflow cannot run without all of its processes.
 
 mod acceptor;
 mod error;

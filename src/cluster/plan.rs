@@ -1,4 +1,4 @@
-//! How the processes of a run find each other, and what ends the wait for them.
+//! Settings for connecting the processes of a run, and the flag that stops their waits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use super::tls::PeerTls;
 use crate::config::host_of;
 use crate::model::Topology;
 
-/// How the processes find each other.
+/// Settings for connecting the processes of a run.
 #[derive(Clone)]
 pub struct ClusterPlan {
     pub topology: Topology,
-    /// By process, as `host:port`.
+    /// Addresses by process, as `host:port`.
     pub hosts: Vec<String>,
-    /// What each must know.
+    /// The secret shared by all processes.
     pub secret: Vec<u8>,
-    /// Encrypts all that they send each other.
+    /// Encrypts all traffic between processes.
     pub tls: Option<PeerTls>,
-    /// How long they wait for each other at the start.
+    /// How long processes wait for each other at the start.
     pub connect_time: Duration,
-    /// After this long without a sign of life a process counts as gone.
+    /// A process that sends nothing for this long is lost.
     pub peer_timeout: Duration,
-    /// What they must have in common, as keys and values of the configuration.
+    /// Settings that must be equal at all processes, as keys and values of the configuration.
     pub agreement: BTreeMap<String, String>,
 }
 
-// The secret is never shown.
+// Never prints the secret.
 impl std::fmt::Debug for ClusterPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ClusterPlan { topology, hosts, .. } = self;
@@ -38,17 +38,17 @@ impl std::fmt::Debug for ClusterPlan {
     }
 }
 
-/// The host of a process, if the plan has it.
+/// The host of a process, if the plan has one.
 pub(super) fn host_of_process(plan: &ClusterPlan, process: usize) -> Option<&str> {
     plan.hosts.get(process).map(|address| host_of(address))
 }
 
-/// Whether a stop was requested. Every wait of a start watches it.
+/// Whether a stop was requested. Every wait of a start checks it.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// True the first time.
+    /// Raises the flag. Returns true the first time.
     pub fn raise(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }

@@ -1,4 +1,4 @@
-//! The connections of this process to the others of its run.
+//! The session of this process with the other processes of its run.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -16,27 +16,28 @@ use super::stream::{PeerStream, configure_socket};
 use crate::config::host_of;
 use crate::model::Topology;
 
-/// Between two tries to reach a process that does not listen yet, or that another connection occupies.
+/// Interval between two attempts to reach a process that does not listen yet, or whose place
+/// another connection occupies.
 pub(super) const CONNECT_RETRY: Duration = Duration::from_millis(50);
 const REFUSED_RETRY: Duration = Duration::from_millis(250);
-/// How long the others may take to hear why a start has failed.
+/// How long sending the reason of a failed start to the other processes may take.
 const FAILED_START_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The processes of a run, connected.
+/// The connected processes of a run.
 pub struct Cluster {
     plan: ClusterPlan,
-    /// None if there is one process.
+    /// None if the run has a single process.
     acceptor: Option<Acceptor>,
     links: Links,
     stop: StopFlag,
 }
 
 impl Cluster {
-    /// Connects to the other processes. `handler` gets what they send, and why one is lost.
+    /// Connects to the other processes. `handler` receives their messages and their ends.
     ///
     /// # Errors
     ///
-    /// If they do not come in time, or disagree, or a stop is requested.
+    /// If a process does not connect in time, a setting differs, or a stop is requested.
     pub fn connect(
         plan: &ClusterPlan,
         listener: Option<TcpListener>,
@@ -78,14 +79,15 @@ impl Cluster {
         &self.links
     }
 
-    /// Connects every two processes for the dataflow: by process, none for this one. Only those of the same generation are taken.
+    /// Connects every two processes for the dataflow. Returns streams by process, none for this
+    /// one. Processes of another generation are refused.
     pub fn connect_workers(&self, generation: &str) -> Result<Vec<Option<PeerStream>>, ClusterError> {
         let Topology { processes, process, .. } = self.plan.topology;
         let mut streams: Vec<Option<PeerStream>> = (0..processes).map(|_| None).collect();
         let Some(acceptor) = &self.acceptor else { return Ok(streams) };
         acceptor.expect_workers(generation);
         let purpose = Purpose::Data { generation: generation.to_owned() };
-        // To the processes before this one, which listen already.
+        // Connect to the processes with lower numbers, which listen already.
         for (other, stream) in streams.iter_mut().enumerate().take(process) {
             *stream = Some(connect_with_retry(&self.plan, other, &purpose, &self.stop)?);
         }
@@ -96,7 +98,7 @@ impl Cluster {
     }
 }
 
-/// Tells the processes that are connected why the start has failed.
+/// Tells the connected processes why the start has failed.
 fn send_start_failure(links: &Links, error: &ClusterError) {
     links.send_end(&match error {
         ClusterError::Stopped => PeerEnd::StopRequested,
@@ -111,7 +113,7 @@ pub fn listen(address: &str) -> Result<TcpListener, ClusterError> {
         .map_err(|error| ClusterError::Listen { address: address.to_owned(), error: Arc::new(error) })
 }
 
-/// Connects to a process that may not be there yet.
+/// Connects to a process that may not listen yet.
 pub(super) fn connect_with_retry(
     plan: &ClusterPlan,
     process: usize,
@@ -129,7 +131,7 @@ pub(super) fn connect_with_retry(
                 if taken.is_none() {
                     tracing::warn!(peer = process, "this process is not taken in yet: {why}");
                 }
-                // By then, the connection of a dead process would have timed out.
+                // The connection of a dead process would have timed out by now.
                 if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
                     return Err(ClusterError::Refused(why));
                 }

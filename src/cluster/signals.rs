@@ -1,4 +1,4 @@
-//! Signals that ask a process to end.
+//! Handlers for signals that ask a process to end.
 
 use std::io;
 use std::thread;
@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// From now on, `hear` hears of each SIGTERM, SIGINT and SIGHUP, on a thread of its own, until it says false.
+/// Calls `hear` for each SIGTERM, SIGINT and SIGHUP on a thread of its own, until it returns false.
 pub fn handle_signals(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Result<()> {
     catch_file_size_limit()?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -34,11 +34,11 @@ pub fn handle_signals(mut hear: impl FnMut() -> bool + Send + 'static) -> io::Re
     Ok(())
 }
 
-/// From now on, a write beyond the limit of a file's size (`ulimit -f`) is an error with a text: without a handler of its signal it ends
-/// the process without a word.
+/// Makes a write beyond the file size limit (`ulimit -f`) return an error. Without a handler, the
+/// signal ends the process without a message.
 pub fn catch_file_size_limit() -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
-    // The handler stays when nobody listens any more.
+    // The handler stays installed after the receiver is dropped.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Log lines about strangers: one a minute at most, however many there are.
+//! Log lines about refused unproven connections, limited to one a minute.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct StrangerLog(Mutex<RefusedStrangers>);
 
-/// Refusals that were not logged yet, and when the last line was written.
+/// Refusals not logged yet, and the time of the last line.
 #[derive(Default)]
 struct RefusedStrangers {
     count: u64,
@@ -18,14 +18,14 @@ struct RefusedStrangers {
 }
 
 impl StrangerLog {
-    /// Notes a refusal, with the address if that is known.
+    /// Records a refusal, with the address if known.
     pub fn refuse(&self, from: Option<SocketAddr>, why: String) {
         let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         refused.add(from, why);
         refused.write_line(Instant::now());
     }
 
-    /// Logs the noted refusals, if a line is due.
+    /// Logs the recorded refusals if a line is due.
     pub fn log_if_due(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write_line(Instant::now());
     }
@@ -37,7 +37,7 @@ impl RefusedStrangers {
         self.last = Some((from, why));
     }
 
-    /// The line that is due.
+    /// The line to log now, if one is due.
     fn line(&mut self, now: Instant) -> Option<String> {
         if self.said_at.is_some_and(|said_at| now.saturating_duration_since(said_at) < LOG_INTERVAL) {
             return None;

@@ -1,4 +1,4 @@
-//! A connection between two processes, encrypted or not: what links and the dataflow read from and write to.
+//! A connection between two processes, encrypted or not, used by links and the dataflow.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,7 +14,7 @@ pub enum PeerStream {
 }
 
 impl PeerStream {
-    /// The socket below, for its timeouts.
+    /// The underlying socket, for its timeouts.
     pub fn socket(&self) -> &TcpStream {
         match self {
             PeerStream::Plain(socket) => socket,
@@ -22,7 +22,7 @@ impl PeerStream {
         }
     }
 
-    /// Waits for bytes and copies them, so that the next read gives them as well.
+    /// Waits for bytes and copies them; the next read returns them again.
     pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             PeerStream::Plain(socket) => socket.peek(buffer),
@@ -30,7 +30,7 @@ impl PeerStream {
         }
     }
 
-    /// What only the two ends of this very connection have in common: nothing without TLS.
+    /// A value that only the two ends of this connection share; empty without TLS.
     pub(super) fn channel_binding(&self) -> Result<Vec<u8>, String> {
         match self {
             PeerStream::Plain(_) => Ok(Vec::new()),
@@ -38,7 +38,7 @@ impl PeerStream {
         }
     }
 
-    /// Whether who is at the other end may be at this host.
+    /// Checks that the certificate of the peer is valid for this host.
     pub(super) fn check_host(&self, host: &str) -> Result<(), String> {
         match self {
             PeerStream::Plain(_) => Ok(()),
@@ -92,7 +92,7 @@ impl Stream for PeerStream {
     }
 }
 
-/// What every connection between processes begins with.
+/// Sets the options of every socket between processes.
 pub(super) fn configure_socket(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     socket.set_nonblocking(false)

@@ -1,8 +1,10 @@
-//! A cluster of processes on this host: started, restarted together, and stopped together.
+//! Starts, restarts and stops a cluster of processes on this host.
 //!
-//! A child says on its standard output where it listens for the others (`cluster ADDRESS`), is told all addresses on its standard
-//! input (`hosts A B ..`), and says later where it serves (`listening on URL`). `stop` on its input, at any time, asks it to stop. The
-//! input's end means that the supervisor is gone or has no use for it: the child ends at once, so that none is left behind.
+//! A child writes to its standard output where it listens for the others (`cluster ADDRESS`), and
+//! later where it serves (`listening on URL`). The supervisor writes all addresses to the child's
+//! standard input (`hosts A B ..`). `stop` on the input asks the child to stop, at any time. End of
+//! input means that the supervisor is gone or does not need the child: the child exits at once, so
+//! no process is left behind.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
@@ -22,35 +24,35 @@ use crate::fault::start_failure_text;
 /// The exit code of a process whose results another generation has taken over.
 pub const TAKEN_OVER_EXIT_CODE: u8 = ExitReason::TakenOver.code();
 
-/// Between two looks at the children.
+/// Interval between two checks of the children.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Once one has ended, the others end by themselves: those that are connected at once, others when they are let go. After this long they
-/// are made to.
+/// After one child exits, connected children exit by themselves at once. After this delay the
+/// supervisor closes the input of the others, which makes them exit.
 const OTHERS_EXIT_DELAY: Duration = Duration::from_secs(1);
 const GROUP_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What comes so soon after a signal is the same one, sent to the process and to its group.
+/// A second signal within this window is the same one, sent to the process and to its group.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(300);
-/// How long an orderly stop may take.
+/// How long a graceful stop may take.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// A cluster that has run for so long begins with the first backoff again.
+/// A cluster that has run for this long starts with the first backoff again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
-/// Starts in a row of which none came to listen.
+/// Consecutive starts in which no child came to listen, before the supervisor gives up.
 const MAX_FAILED_STARTS: u32 = 5;
 
-/// Which children there are.
+/// The children to start.
 pub struct SupervisorPlan {
     pub processes: usize,
     pub program: PathBuf,
-    /// The program's own arguments; each child gets some more behind them.
+    /// The program's own arguments; each child gets more behind them.
     pub arguments: Vec<OsString>,
-    /// Of process 0; the others take the next ports, or free ones where this is 0.
+    /// The address of process 0. The others use the next ports, or free ones if the port is 0.
     pub listen: SocketAddr,
     pub secret: String,
 }
 
-/// How a cluster has ended, other than by request.
+/// Why a cluster has ended without a request.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
     #[error("processes of the cluster: {}", start_failure_text(.0))]
@@ -76,30 +78,30 @@ enum SupervisorEvent {
 
 struct ChildProcess {
     child: Child,
-    /// Until it is let go.
+    /// None once the input was closed.
     input: Option<ChildStdin>,
     cluster: Option<String>,
     ended: Option<ExitStatus>,
 }
 
 impl ChildProcess {
-    /// One that is not there any more does not hear it.
+    /// Writes a line to the child. A child that has exited does not receive it.
     fn print_line(&mut self, line: &str) {
         if let Some(input) = &mut self.input {
             let _ = input.write_all(line.as_bytes());
         }
     }
 
-    /// How it has ended, if that is not what it was asked for.
+    /// The exit status, unless it is the requested one.
     fn failed_exit(&self, is_stopping: bool) -> Option<ExitStatus> {
         let status = self.ended.filter(|status| !status.success())?;
-        // A signal to all of the group comes before a child listens for it.
+        // A signal to the process group may arrive before the child has installed its handlers.
         let early = is_stopping && self.cluster.is_none() && status.signal().is_some_and(is_stop_signal);
         (!early).then_some(status)
     }
 }
 
-/// SIGHUP, SIGINT or SIGTERM.
+/// Whether the signal is SIGHUP, SIGINT or SIGTERM.
 fn is_stop_signal(signal: i32) -> bool {
     [1, 2, 15].contains(&signal)
 }
@@ -108,22 +110,24 @@ struct Supervisor {
     plan: SupervisorPlan,
     events: Sender<SupervisorEvent>,
     children: Vec<ChildProcess>,
-    /// Counts the starts.
+    /// Number of starts.
     start: u32,
-    /// Where each child serves, once it has said so; kept over restarts.
+    /// Where each child serves, once it has reported that; kept over restarts.
     listens: Vec<Option<String>>,
     said: usize,
     stopping: Option<Instant>,
-    /// How long an orderly stop may take.
+    /// How long a graceful stop may take.
     patience: Duration,
 }
 
-/// This program, as it is now: all children are of one version, whatever takes its place on the disk.
+/// The path of this running program. All children run this version, even if the file on disk is
+/// replaced.
 pub fn this_program() -> io::Result<PathBuf> {
     if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() }
 }
 
-/// Runs the cluster until it is asked to stop. `announce` hears the lines for the standard output.
+/// Runs the cluster until a stop is requested. `announce` receives the lines for the standard
+/// output.
 pub fn run_supervisor(plan: SupervisorPlan, announce: impl FnMut(&str)) -> Result<(), SupervisorError> {
     let (events, happened) = mpsc::channel();
     let asked = events.clone();
@@ -183,7 +187,8 @@ impl Supervisor {
                 .env("SWELTER_CLUSTER__SECRET", &self.plan.secret)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
-                // What a terminal sends to the group is for the supervisor, which passes it on.
+                // The supervisor receives the signals that a terminal sends to the group, and
+                // passes them on.
                 .process_group(0)
                 .spawn()?;
             let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -201,7 +206,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// The address that a process serves at: the same one after a restart.
+    /// The address that a process serves at; the same one after a restart.
     fn listen(&self, process: usize) -> String {
         let known = self.listens[process].as_deref().and_then(|url| url.split_once("://"));
         let listen = self.plan.listen;
@@ -210,7 +215,8 @@ impl Supervisor {
             .map_or_else(|| SocketAddr::new(listen.ip(), port).to_string(), |(_, address)| address.to_owned())
     }
 
-    /// Until one has ended that should not have; nothing where all have ended as they were asked to.
+    /// Watches the children. Returns the first that should not have exited, or none if all have
+    /// exited as requested.
     fn watch(
         &mut self,
         happened: &Receiver<SupervisorEvent>,
@@ -238,7 +244,7 @@ impl Supervisor {
             let is_stopping = self.stopping.is_some();
             let bad = self.children.iter().enumerate();
             let bad = bad.filter_map(|(process, child)| Some((process, child.failed_exit(is_stopping)?)));
-            // One that was killed is the reason that others end.
+            // A killed child is the cause of the other exits.
             if let Some((process, status)) = bad.min_by_key(|(_, status)| status.code().is_some()) {
                 if is_stopping {
                     self.end_all();
@@ -250,7 +256,7 @@ impl Supervisor {
             if ended == self.children.len() {
                 return Ok(None);
             }
-            // Whoever is asked to stop stops all.
+            // A child that is asked to stop stops all children.
             if ended > 0 && !is_stopping {
                 self.stop();
             }
@@ -283,7 +289,7 @@ impl Supervisor {
         self.children.iter_mut().for_each(|child| child.print_line("stop\n"));
     }
 
-    /// Waits before the next start; true where it is asked to stop meanwhile.
+    /// Waits before the next start. Returns true if a stop is requested meanwhile.
     fn pause(&self, happened: &Receiver<SupervisorEvent>, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
@@ -295,8 +301,8 @@ impl Supervisor {
         }
     }
 
-    /// The children have no reason to live on: they notice by themselves, or are let go, or killed. Whether one says that it was taken
-    /// over from.
+    /// Ends all children: they exit by themselves, after their input is closed, or are killed.
+    /// Returns whether one of them reported a takeover.
     fn end_all(&mut self) -> bool {
         let began = Instant::now();
         while began.elapsed() < GROUP_EXIT_TIMEOUT
@@ -330,14 +336,14 @@ impl Drop for Supervisor {
     }
 }
 
-/// What a child begins with.
+/// What the supervisor gives a child at its start.
 pub struct SupervisorLink {
     pub listener: TcpListener,
     pub hosts: Vec<String>,
 }
 
-/// The child's side of the start: meets the supervisor, which is followed from then on; `stop` hears that it is time to. Nothing where
-/// that is so already.
+/// The child's side of the start: exchanges addresses with the supervisor and then follows its
+/// input. `stop` is called when the child must stop. Returns none if a stop was requested already.
 pub fn follow_supervisor(
     stop: Arc<dyn Fn() + Send + Sync>,
     asked: &StopFlag,

@@ -14,7 +14,7 @@ use crate::model::Topology;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a process gets from others.
+/// Messages and ends that a process receives.
 struct Received {
     messages: Receiver<(usize, u64)>,
     ends: Receiver<(usize, PeerEnd)>,
@@ -90,13 +90,13 @@ impl Run {
         all.into_iter().map(Meeting::cluster).collect()
     }
 
-    /// As `process` calls process 0.
+    /// Connects to process 0 as `process`.
     fn call(&self, process: usize, purpose: &Purpose) -> Result<PeerStream, HandshakeFailure> {
         connect_once(&self.plan.hosts[0], &self.plan(process), purpose, 0)
     }
 }
 
-/// All at once, as in processes of their own.
+/// Runs `act` for all processes at once, each on its own thread.
 fn each<T: Send>(all: &[(Cluster, Received)], act: impl Fn(&Cluster) -> T + Sync) -> Vec<T> {
     thread::scope(|scope| {
         let threads: Vec<_> = all.iter().map(|(cluster, _)| scope.spawn(|| act(cluster))).collect();
@@ -112,7 +112,7 @@ fn data(generation: &str) -> Purpose {
 fn connect_waits_for_late_peer() {
     let mut run = Run::of(3);
     let (first, second) = (run.meet(0), run.meet(1));
-    // Those that wait hear signs of life meanwhile, and are not given up.
+    // Waiting processes receive heartbeats meanwhile, so they are not lost.
     thread::sleep(run.plan.peer_timeout * 4);
     assert!(!first.met.is_finished());
     let third = run.meet(2);
@@ -161,7 +161,7 @@ fn peer_lost_during_connect_may_reconnect() {
     for (_, received) in &all {
         assert!(received.ends.try_recv().is_err());
     }
-    // From now on all end with one.
+    // From now on the loss of one process ends all.
     let [first, second, _third] = all;
     drop(second);
     assert_eq!(first.1.ends.recv_timeout(PATIENCE).unwrap().0, 1);
@@ -214,7 +214,8 @@ fn silent_connections_do_not_delay_peers() {
     drop(silent);
 }
 
-/// A flood from the address that the processes themselves have: nothing tells them apart before they have proved who they are.
+/// A flood from the address of the processes themselves: nothing distinguishes them before the
+/// proof.
 #[test]
 fn connection_flood_does_not_prevent_connect() {
     let mut run = Run::of(3);
@@ -256,7 +257,7 @@ fn connection_flood_does_not_prevent_connect() {
     flood.into_iter().for_each(|caller| caller.join().unwrap());
     assert_eq!(said, [2, 2, 2]);
     assert!(met < PATIENCE / 2, "they met after {met:?} and {calls:?} calls");
-    // Those of the other tests of this process as well.
+    // Includes the threads of other tests in this process.
     assert!(threads < 600, "{threads} threads");
     for (_, received) in &all {
         assert!(received.ends.try_recv().is_err());
@@ -284,7 +285,7 @@ fn stop_ends_every_wait_of_connect() {
     assert!(matches!(first.error(), ClusterError::Stopped));
     assert_eq!(second.1.ends.recv_timeout(PATIENCE).unwrap(), (0, PeerEnd::StopRequested));
 
-    // One that nobody listens to.
+    // An address that nothing listens at.
     let mut run = Run::of(2);
     run.listeners[0] = None;
     let second = run.meet(1);
@@ -302,7 +303,7 @@ fn peer_without_heartbeat_is_lost() {
     assert_eq!(ended, (1, PeerEnd::Lost("it gives no sign of life".into())));
 }
 
-/// A frame that is not understood loses its sender.
+/// A frame that cannot be decoded loses its sender.
 #[test]
 fn message_that_is_not_understood_loses_the_peer() {
     let mut run = Run::of(2);

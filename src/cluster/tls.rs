@@ -1,11 +1,13 @@
-//! TLS between processes, both of which show a certificate that the cluster's own CA has signed.
+//! TLS between processes; both ends show a certificate signed by the cluster's own CA.
 //!
-//! The name in a certificate is checked against the host that `cluster.hosts` gives its process, by both ends: by the caller in the
-//! TLS handshake, by the listener once the caller has proved which process it is. So a certificate opens the place of the processes
-//! of its host and no others', and whatever makes certificates for hosts makes these. One wildcard certificate, or one with all names,
-//! does as well where the processes are replicas.
+//! Both ends check the name in a certificate against the host that `cluster.hosts` gives its
+//! process: the caller in the TLS handshake, the listener once the caller has proved which process
+//! it is. So a certificate is valid for the processes of its host only, and common tools that issue
+//! certificates for hosts can issue these. One wildcard certificate, or one with all names, also
+//! works if the processes are replicas.
 //!
-//! Nothing is resumed and no tickets are sent: there are few connections, and each is authenticated in full.
+//! There is no session resumption and there are no tickets: connections are few, and each one is
+//! authenticated in full.
 
 mod errors;
 mod stream;
@@ -40,13 +42,14 @@ use super::error::ClusterError;
 use super::io_error::{handshake_timed_out, text};
 use crate::config::ClusterTlsPlan;
 
-/// A certificate that is valid for no longer than this is warned of.
+/// A certificate that expires within this time causes a warning.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
-/// How long, and for how many bytes, whoever is refused is listened to, so that it hears why rather than a reset.
+/// How long, and for how many bytes, a refused peer is read from, so that it receives the reason
+/// instead of a reset.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 64 * 1024;
 
-/// What this process shows others, and what it asks of them.
+/// The certificate of this process, and what it requires of the peers' certificates.
 #[derive(Clone)]
 pub struct PeerTls {
     client: Arc<ClientConfig>,
@@ -63,11 +66,11 @@ struct PeerCertificate {
 }
 
 impl PeerTls {
-    /// Reads the files, and checks that others will take this certificate.
+    /// Reads the files, and checks that other processes will accept this certificate.
     ///
     /// # Errors
     ///
-    /// If a file is not as it must be, the certificate is not signed by the CA, or is not valid now.
+    /// If a file is not valid, the certificate is not signed by the CA, or is not valid now.
     pub fn load(plan: &ClusterTlsPlan) -> Result<PeerTls, ClusterError> {
         let identity = PeerCertificate::read(plan)?;
         identity.check(UnixTime::now()).map_err(|error| unusable_file(&plan.certificate, &error))?;
@@ -82,14 +85,14 @@ impl PeerTls {
         identity.configure().map_err(|error| unusable_file(&plan.certificate, &error))
     }
 
-    /// As the process that listens at `host`.
+    /// Accepts a TLS connection as the process that listens.
     pub(super) fn accept(&self, socket: TcpStream, deadline: Instant) -> Result<TlsStream, TlsFailure> {
         let connection = ServerConnection::new(Arc::clone(&self.server));
         let connection = connection.map_err(|error| TlsFailure::Broken(error.to_string()))?;
         finish_handshake(socket, Connection::Server(connection), deadline)
     }
 
-    /// To the process that must be at `host`.
+    /// Connects to the process that must be at `host`.
     pub(super) fn connect(
         &self,
         socket: TcpStream,
@@ -130,13 +133,14 @@ impl PeerCertificate {
         })
     }
 
-    /// Whether other processes take this certificate at some time, by whatever name.
+    /// Checks that other processes accept this certificate at the given time, ignoring its names.
     fn check(&self, now: UnixTime) -> Result<(), Error> {
         let Some((own, intermediates)) = self.chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };
         self.client_verifier.verify_client_cert(own, intermediates, now)?;
-        // Its names are the hosts by which others know it, so any will do here.
+        // The certificate's names are the hosts at which others reach this process, so any name
+        // will do here.
         let any = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
         match self.server_verifier.verify_server_cert(own, intermediates, &any, &[], now) {
             Err(Error::InvalidCertificate(
@@ -176,7 +180,7 @@ fn unreadable(path: &Path, problem: impl ToString) -> ClusterError {
     ClusterError::Tls { path: path.to_owned(), problem: problem.to_string() }
 }
 
-/// The TLS handshake, all of it before the deadline however little is said at a time.
+/// Completes the TLS handshake before the deadline, however slowly the peer sends.
 fn finish_handshake(
     socket: TcpStream,
     mut connection: Connection,
@@ -200,7 +204,7 @@ fn finish_handshake(
             Ok(0) => return Err(closed()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            // One that does not know what to make of TLS has closed before it has read all.
+            // A peer without TLS closes before it has read everything.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(closed()),
             Err(error) => return Err(broken(error)),
         }
@@ -216,7 +220,7 @@ fn closed() -> TlsFailure {
     TlsFailure::Broken(why.into())
 }
 
-/// Tells the other end why, and waits a little until it has heard.
+/// Sends the alert, and waits a little until the peer has read it.
 fn send_alert(socket: &TcpStream, connection: &mut Connection) {
     let until = Instant::now() + LINGER_TIMEOUT;
     let _ = socket.set_write_timeout(Some(LINGER_TIMEOUT));

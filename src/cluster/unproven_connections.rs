@@ -1,9 +1,10 @@
-//! Connections that have not proved who they are: how many there may be, and which is closed if there are more.
+//! Limits the unproven connections, and chooses which one to close if there are too many.
 //!
-//! A connection that has not proved that it knows the secret can be closed. The next one to close is taken from the network that has the
-//! most of them, at random: strangers at a few addresses displace each other and not processes at others, and of strangers
-//! and processes at one address a process, which needs a few milliseconds and tries again until `cluster.connect_time`, gets through
-//! before long, in whatever order and however fast strangers come.
+//! A connection that has not proved that it knows the secret may be closed. The one to close is
+//! chosen at random from the network that has the most of them. Strangers at a few addresses
+//! therefore displace each other and not processes at other addresses. If strangers and a process
+//! share an address, the process, which needs a few milliseconds and retries until
+//! `cluster.connect_time`, soon gets through, in whatever order and however fast strangers connect.
 
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,18 +14,18 @@ use crate::model::random_u64;
 
 /// Connections that may shake hands at the same time.
 pub(super) const MAX_UNPROVEN: usize = 64;
-/// The same, with closed ones whose threads have not noticed yet.
+/// The same, including closed ones whose threads have not exited yet.
 const MAX_THREADS: usize = 2 * MAX_UNPROVEN;
 /// Bits of an IPv6 address that name a network: a host that has one of its addresses has all.
 const NETWORK_BITS: u32 = 64;
 
-/// A connection that has not proved who it is.
+/// A connection that has not proved which process it is.
 pub(super) struct UnprovenConnection {
-    /// Until it has; then another owner has it, or it is closed.
+    /// The socket; none after the proof, when another owner has it, or after it was closed.
     socket: Mutex<Option<TcpStream>>,
     network: u128,
     pub proven: AtomicBool,
-    /// It was closed to make room.
+    /// It was closed for a newer connection.
     leaves: AtomicBool,
 }
 
@@ -39,7 +40,7 @@ impl UnprovenConnection {
         }
     }
 
-    /// It is admitted or refused: nobody shuts its socket down any more.
+    /// The connection was admitted or refused; its socket is not shut down any more.
     pub fn finish(&self) {
         drop(self.socket().take());
     }
@@ -69,12 +70,12 @@ fn network(address: IpAddr) -> u128 {
     }
 }
 
-/// All of them.
+/// All unproven connections.
 #[derive(Default)]
 pub(super) struct UnprovenConnections(Vec<Arc<UnprovenConnection>>);
 
 impl UnprovenConnections {
-    /// Whether there is room for another one; if not, one that has proved nothing is closed.
+    /// Returns whether another connection may be accepted; if not, closes an unproven one.
     pub fn evict_if_full(&mut self) -> bool {
         self.0.retain(|guest| guest.socket().is_some());
         let staying = self.0.iter().filter(|guest| !guest.leaves.load(Ordering::Relaxed)).count();
@@ -89,7 +90,7 @@ impl UnprovenConnections {
         self.0.push(guest);
     }
 
-    /// A random one of the network that has the most.
+    /// A random connection of the network that has the most.
     fn choose_eviction(&self, random: u64) -> Option<&UnprovenConnection> {
         let strangers: Vec<&UnprovenConnection> =
             self.0.iter().map(AsRef::as_ref).filter(|guest| guest.is_evictable()).collect();
@@ -122,7 +123,7 @@ mod tests {
             ends.push(end);
             guest
         };
-        // Addresses of one network of IPv6 are one, and so are the two ways to write one of IPv4.
+        // Addresses of one IPv6 network count as one, and so do both notations of an IPv4 address.
         let proven = add(&mut guests, "2001:db8::1");
         proven.proven.store(true, Ordering::Relaxed);
         let alone = [add(&mut guests, "10.0.0.1"), add(&mut guests, "2001:db8:1::1")];

@@ -1,4 +1,4 @@
-//! A finite run: files in, all results out. An epoch is the number of records read.
+//! A finite run: reads files and writes all results. An epoch is the number of records read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -23,29 +23,29 @@ use crate::sinks::output::{OutputFile, StandardOutput, is_written_in_place};
 use crate::sinks::plot::{self, UncorrectedRows};
 use crate::sinks::result_table::{CityResults, ResultTable};
 
-/// Epochs under way, where there are other workers to work on them, before reading waits.
+/// Epochs in flight before reading waits, if there are other workers to process them.
 const EPOCHS_IN_FLIGHT: usize = 2;
 
-/// The writer of changes, and who shows the progress.
+/// The writer of changes, and the thread that prints the progress.
 const OTHER_THREADS: usize = 2;
 
-/// A worker never parks without a limit, so that it does not sleep for ever should a wake-up get lost.
+/// The longest time that a worker parks, so that a lost wake-up does not stop it for ever.
 const MAX_PARK: Duration = Duration::from_millis(10);
 
-/// What a run did.
+/// The counts and warnings of a finished run.
 #[derive(Clone, Debug, Default)]
 pub struct BatchSummary {
     pub records: u64,
     pub outcomes: OutcomeCounts,
     pub refused: BTreeMap<Reason, u64>,
-    /// The first refusals, in words, where they were not written.
+    /// The first refusals as text, if refusals were not written to a file.
     pub examples: Vec<String>,
     pub ignored_fields: u64,
-    /// What the formula was not made for.
+    /// A warning on readings outside the range of the formula.
     pub warning: Option<String>,
     pub cities: usize,
     pub rows: u64,
-    /// What may be wrong with the input, in words.
+    /// Possible problems of the input, as text.
     pub warnings: Vec<String>,
 }
 
@@ -56,8 +56,8 @@ impl BatchSummary {
     }
 }
 
-/// Runs the plan to its end. `progress` hears now and then how many records were read. Where this fails, no output has
-/// appeared under its final name.
+/// Runs the plan to its end. `progress` is called now and then with the number of records read. If
+/// this fails, no output has appeared under its final name.
 pub fn run(
     plan: &BatchPlan,
     progress: impl Fn(u64) + Send + Sync + 'static,
@@ -81,7 +81,8 @@ pub fn run(
         }),
     });
     let ends = run_workers(plan, shared, progress)?;
-    // Its sinks are gone with the workers; an error of its own is the cause of what they say.
+    // The sinks of the changes writer are dropped with the workers. Its own error is the cause of
+    // theirs.
     let changes_written = changes_thread.map_or(Ok(()), join_changes_writer);
     changes_written.map_err(|error| BatchError::output(&target_name(&plan.changes), error))?;
     let ended = BatchOutput::gather(ends)?;
@@ -98,20 +99,20 @@ fn join_changes_writer(thread: ChangesThread) -> io::Result<()> {
     thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
 }
 
-/// What the workers have in common.
+/// State that the workers share.
 struct BatchShared {
-    /// For the worker that reads.
+    /// Taken by the worker that reads.
     intake: Mutex<Option<BatchReader>>,
-    /// One per worker, where changes are written.
+    /// One per worker, if changes are written.
     changes: Mutex<Vec<ChangesSink>>,
-    /// Somebody cannot go on.
+    /// A worker cannot continue, so all stop.
     stop: AtomicBool,
     plot_city: Option<Arc<OnceLock<String>>>,
-    /// The name of the dead letters' file.
+    /// The name of the dead-letter file.
     dead_letters: String,
 }
 
-/// What a worker ends with.
+/// The output of a worker.
 struct WorkerOutput {
     results: Vec<CityResults>,
     outcomes: OutcomeCounts,
@@ -125,7 +126,7 @@ fn run_workers(
     shared: Arc<BatchShared>,
     progress: impl Fn(u64) + Send + Sync + 'static,
 ) -> Result<Vec<WorkerOutput>, BatchError> {
-    // Nothing is servable here: rows are written when the log ends.
+    // Nothing is served here: rows are written when the log ends.
     let history = Millis::default();
     let retention = Retention { window: plan.window, lateness: plan.lateness, history };
     let graph_plan = GraphPlan {
@@ -147,14 +148,15 @@ fn run_workers(
         let intake = (worker.index() == 0)
             .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
         let work = || run_worker(worker, graph, collector, intake.flatten(), &shared, &progress);
-        // The other workers would wait for one that has panicked, for ever; the message is out by now.
+        // The other workers would wait for a panicked one for ever. The panic message is already
+        // printed.
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| end_process(ExitReason::WorkerPanicked))
     })
     .map_err(BatchError::Workers)?;
     guards.join().into_iter().map(|end| end.map_err(BatchError::Workers)).collect()
 }
 
-/// One worker from the first epoch to the last.
+/// Runs one worker from the first epoch to the last.
 fn run_worker(
     worker: &mut Worker,
     mut graph: Graph,
@@ -180,7 +182,7 @@ fn run_worker(
     }
 }
 
-/// Reads the log into the dataflow, not further ahead than [`EPOCHS_IN_FLIGHT`].
+/// Reads the log into the dataflow, at most [`EPOCHS_IN_FLIGHT`] epochs ahead.
 fn send_epochs(
     worker: &mut Worker,
     graph: &mut Graph,
@@ -207,7 +209,7 @@ fn send_epochs(
     Ok(())
 }
 
-/// What a worker does with what its dataflow has closed.
+/// Collects the closed epochs of a worker's dataflow.
 struct Collector {
     table: ResultTable,
     changes: Option<ChangesSink>,
@@ -236,7 +238,7 @@ impl Collector {
     }
 }
 
-/// What all workers ended with, by city.
+/// The outputs of all workers, by city.
 struct BatchOutput {
     results: Vec<CityResults>,
     outcomes: OutcomeCounts,
@@ -256,7 +258,7 @@ impl BatchOutput {
                 read = own?;
             }
         }
-        // UTF-8 sorts by bytes as it does by code points.
+        // UTF-8 has the same order by bytes as by code points.
         results.sort_unstable_by(|a: &CityResults, b| a.name.cmp(&b.name));
         Ok(BatchOutput { results, outcomes, first_rows, read })
     }
@@ -323,11 +325,12 @@ impl BatchOutput {
 struct Outputs(Vec<(String, OutputFile)>);
 
 impl Outputs {
-    /// Nothing yet but the certainty that every file can be made where it is wanted.
+    /// Creates the files, which are still empty, so that an unusable path is found before the run.
     fn create(plan: &BatchPlan) -> Result<Outputs, BatchError> {
         let targets = [&plan.output, &plan.changes, &plan.daily, &plan.dead_letters];
         let paths = targets.into_iter().flatten().filter_map(|target| target.path.as_deref());
-        // What is written in place is opened once: a pipe's reader would take a second opening for the end.
+        // Open a target that is written in place once only: the reader of a pipe would take a
+        // second opening for the end.
         for path in paths
             .chain(plan.plot.as_ref().map(|plot| plot.path.as_path()))
             .filter(|path| !is_written_in_place(path))
@@ -392,7 +395,7 @@ impl Outputs {
         out.write_all(svg.as_bytes()).map_err(|error| BatchError::output(&target.name(), error))
     }
 
-    /// Gives every file its name.
+    /// Renames every file to its final name.
     fn commit(self) -> Result<(), BatchError> {
         for (name, file) in self.0 {
             file.commit().map_err(|error| BatchError::output(&name, error))?;

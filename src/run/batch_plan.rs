@@ -1,4 +1,4 @@
-//! What a finite run reads and writes, and what stops it.
+//! The plan of a finite run, and its errors.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use crate::model::time::DayZone;
 use crate::model::{Millis, OutputUnits};
 use crate::sources::file::InputFile;
 
-/// What to run.
+/// The inputs, outputs and settings of a finite run.
 #[derive(Clone, Debug)]
 pub struct BatchPlan {
     pub inputs: Vec<InputFile>,
     pub read: ReadOptions,
-    /// Whose days the daily summaries are of.
+    /// The time zone of the days in daily summaries.
     pub day_zone: DayZone,
     pub formula: Formula,
     pub window: Millis,
@@ -23,7 +23,7 @@ pub struct BatchPlan {
     pub workers: usize,
     /// Records in an epoch, at least 1. An epoch also ends with its file.
     pub epoch_size: usize,
-    /// Of all outputs.
+    /// The units of all outputs.
     pub output_units: OutputUnits,
     /// Result rows.
     pub output: Option<OutputTarget>,
@@ -33,7 +33,7 @@ pub struct BatchPlan {
     pub plot: Option<PlotPlan>,
 }
 
-/// Where an output goes.
+/// The destination of an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputTarget {
     /// `None` is standard output.
@@ -43,7 +43,7 @@ pub struct OutputTarget {
 }
 
 impl OutputTarget {
-    /// As the user named it.
+    /// The name that the user gave it.
     pub fn name(&self) -> String {
         self.path.as_ref().map_or("standard output".into(), |path| path.display().to_string())
     }
@@ -52,11 +52,11 @@ impl OutputTarget {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlotPlan {
     pub path: PathBuf,
-    /// Without one, the first city of the log.
+    /// The city to plot; by default the first city of the log.
     pub city: Option<String>,
 }
 
-/// What stops a run.
+/// Why a run stops.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
     #[error("{name} {error}")]

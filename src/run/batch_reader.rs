@@ -1,4 +1,5 @@
-//! Reads a finite log, epoch by epoch: decodes, admits, and keeps account of what it refuses.
+//! Reads a finite log, epoch by epoch: decodes and admits records, and counts and writes refused
+//! ones.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -13,13 +14,13 @@ use crate::model::{
 };
 use crate::sources::file::InputFile;
 
-/// How many refusals are shown where they are not written.
+/// How many refusals are shown if they are not written to a file.
 const EXAMPLES: usize = 10;
 
-/// What one epoch sends into the dataflow.
+/// The input of the dataflow in one epoch.
 #[derive(Debug, Default)]
 pub struct InputEpoch {
-    /// How many records the log had when the epoch ended.
+    /// The number of records read when the epoch ended.
     pub upto: u64,
     pub cities: Vec<CityIntroduction>,
     pub arrivals: Vec<Arrival>,
@@ -33,32 +34,32 @@ pub struct BatchReader {
     formula: Formula,
     epoch_size: usize,
     admission: Admission,
-    /// The file that refused records go to, and its name.
+    /// The file of refused records, and its name.
     dead_letters: Option<(String, DeadLettersWriter)>,
-    /// The city of the log's first reading, for who wants to know it early.
+    /// The city of the log's first reading, set as soon as it is known.
     first_city: Arc<OnceLock<String>>,
-    /// Records of the file at hand, and those that were refused.
+    /// Records of the current file, and how many of them were refused.
     of_file: (u64, u64),
     pub read: ReadSummary,
 }
 
-/// What was read.
+/// The counts and warnings of the input.
 #[derive(Debug, Default)]
 pub struct ReadSummary {
     pub records: u64,
     pub refused: BTreeMap<Reason, u64>,
-    /// The first refusals, in words, where they are not written.
+    /// The first refusals as text, if they are not written to a file.
     pub examples: Vec<String>,
     pub ignored_fields: u64,
-    /// What the formula was not made for.
+    /// A warning on readings outside the range of the formula.
     pub warning: Option<String>,
     pub notes: ReadStatistics,
-    /// The files that had records, of which none was taken.
+    /// Files that have records, all of which were refused.
     pub refused_files: Vec<(String, u64)>,
 }
 
 impl ReadSummary {
-    /// What may be wrong with the input, in words.
+    /// Possible problems of the input, as text.
     pub fn warnings(&self, plan: &BatchPlan) -> Vec<String> {
         let mut warnings: Vec<String> = self
             .refused_files
@@ -93,7 +94,8 @@ impl BatchReader {
         }
     }
 
-    /// Reads the next epoch: so many records, or what is left of a file. False at the end of the log.
+    /// Reads the next epoch: `epoch_size` records, or the rest of a file. Returns false at the end
+    /// of the log.
     pub fn next_epoch(&mut self, epoch: &mut InputEpoch) -> Result<bool, BatchError> {
         epoch.cities.clear();
         epoch.arrivals.clear();
@@ -149,7 +151,7 @@ impl BatchReader {
         }
     }
 
-    /// Ends the reading; all dead letters are then written.
+    /// Ends reading. All dead letters are written when this returns.
     pub fn finish(self) -> std::io::Result<ReadSummary> {
         self.dead_letters.map_or(Ok(()), |(_, writer)| writer.finish())?;
         Ok(self.read)

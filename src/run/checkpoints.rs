@@ -1,9 +1,11 @@
 //! Checkpoints of a run: restored at its start, and made while it runs.
 //!
-//! Process 0 ([`coordinator`]) starts one with a barrier, which is data: it has an epoch, the same at all workers. Each worker writes the
-//! state after that epoch. Once all workers of a process have, and its shards have made durable everything that the epoch includes, the
-//! process reports its part ([`part_reporter`]); with the parts of all, process 0 publishes the checkpoint. Then it reads it back, and
-//! removes what only older checkpoints needed once the new one is whole (`verifier`).
+//! Process 0 ([`coordinator`]) starts a checkpoint with a barrier, which is data with an epoch that
+//! is the same at all workers. Each worker writes the state after that epoch. A process reports its
+//! part ([`part_reporter`]) once all its workers have written theirs and its shards have made
+//! durable everything that the epoch includes. With the parts of all processes, process 0 publishes
+//! the checkpoint. Then it reads the checkpoint back, and removes what only older ones need if the
+//! new one is intact (`verifier`).
 
 pub mod candidates;
 pub mod coordinator;

@@ -1,7 +1,8 @@
-//! The durable sinks of a run: which there are, by which shards they are written, and where a replay stops for them.
+//! The durable sinks of a run: their specifications, their shards, and the resume points of a
+//! replay.
 //!
-//! [`InspectedSinks`] are known and not claimed; claimed, they are [`DurableSinks`], and written, [`RunningSinks`].
-//! `crate::sinks` says what a sink is and in which order it is called.
+//! [`InspectedSinks`] are known but not claimed; [`DurableSinks`] are claimed; [`RunningSinks`] are
+//! written to. `crate::sinks` defines a sink and the order of its calls.
 
 mod facts;
 mod identity;

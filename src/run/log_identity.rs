@@ -1,13 +1,20 @@
-//! Whether a log is the one that a checkpoint or a sink has recorded: by its id, and by the records before its positions.
+//! Compares a log with the one that a checkpoint or a sink has recorded: by its id, and by the
+//! records before its positions.
 //!
-//! | the log's id | what can be compared of its records | verdict |
+//! | id of the log | comparison of its records | verdict |
 //! |---|---|---|
-//! | the recorded one, or one of the two is not known | fits | [`LogVerdict::Same`] |
-//! | another one | fits | [`LogVerdict::Copy`] |
-//! | any | a record before a position is another one | [`LogVerdict::Another`] |
-//! | the recorded one, or one of the two is not known | ends before a position | [`LogVerdict::Behind`] |
-//! | the recorded one, or one of the two is not known | begins after a position, or is not there | [`LogVerdict::Unreachable`] |
-//! | another one | ends before a position, begins after one, or has nothing that can be compared | [`LogVerdict::Another`] |
+//! | recorded, or one id is unknown | fits | [`Same`] |
+//! | another | fits | [`Copy`] |
+//! | any | a record before a position differs | [`Another`] |
+//! | recorded, or one id is unknown | ends before a position | [`Behind`] |
+//! | recorded, or one id is unknown | begins after a position, or missing | [`Unreachable`] |
+//! | another | ends before or begins after a position, or nothing is comparable | [`Another`] |
+//!
+//! [`Same`]: LogVerdict::Same
+//! [`Copy`]: LogVerdict::Copy
+//! [`Another`]: LogVerdict::Another
+//! [`Behind`]: LogVerdict::Behind
+//! [`Unreachable`]: LogVerdict::Unreachable
 
 use std::collections::BTreeMap;
 
@@ -15,23 +22,23 @@ use crate::checkpoint::Manifest;
 use crate::model::{LogIdentity, LogPosition};
 use crate::sources::SourceError;
 
-/// What a log is to the one that was recorded. The texts say why, not yet what to do.
+/// The relation of a log to the recorded one. The texts give the reason but no remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogVerdict {
-    /// It goes on where the record ends.
+    /// It continues at the recorded position.
     Same,
-    /// It has another id and the same records: a restored journal, a mirrored topic. It may be gone on with if somebody says so.
+    /// It has another id and the same records: a restored journal or a mirrored topic. An operator
+    /// may allow a run to continue with it.
     Copy(String),
-    /// It is another log.
     Another(String),
-    /// It ends before what was recorded: it was restored from an older state, or cut off.
+    /// It ends before the recorded position: it was restored from an older state, or truncated.
     Behind(String),
-    /// It no longer reaches back to what was recorded, or is not there.
+    /// It no longer has the recorded position, or is missing.
     Unreachable(String),
 }
 
 impl LogVerdict {
-    /// The verdict on several logs is the worst on one of them.
+    /// The rank of a verdict; the verdict on several logs is the one with the highest rank.
     fn rank(&self) -> u8 {
         match self {
             LogVerdict::Same => 0,
@@ -47,11 +54,11 @@ impl LogVerdict {
     }
 }
 
-/// What was recorded of one log.
+/// The recorded state of one log.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordedLog<'a> {
     pub source: &'a str,
-    /// By partition.
+    /// Positions by partition.
     pub positions: &'a BTreeMap<u32, u64>,
     pub log: Option<&'a LogIdentity>,
 }
@@ -65,7 +72,8 @@ pub fn recorded_logs(manifest: &Manifest) -> impl Iterator<Item = RecordedLog<'_
     })
 }
 
-/// Compares a log with what was recorded of it. `id` is the log's own; `check` is [`Source::check`](crate::sources::Source::check_position).
+/// Compares a log with its recorded state. `id` is the log's own id; `check` is
+/// [`Source::check_position`](crate::sources::Source::check_position).
 ///
 /// # Errors
 ///
@@ -104,14 +112,14 @@ pub fn compare_log(
             LogVerdict::Copy(of_source(format!("{ids}, though what can be compared of its records fits")))
         }
         LogVerdict::Another(why) => LogVerdict::Another(format!("{why}; {ids}")),
-        // What it would take to reach back is not of interest then.
+        // The log is another one, so how to recover these positions is of no use.
         LogVerdict::Copy(_) | LogVerdict::Behind(_) | LogVerdict::Unreachable(_) => {
             LogVerdict::Another(of_source(format!("{ids}; it does not have the records that were read")))
         }
     })
 }
 
-/// Compares all logs that a checkpoint includes with those that there are: the worst verdict on one of them.
+/// Compares all logs that a checkpoint includes with the present ones. Returns the worst verdict.
 pub fn compare_logs(
     manifest: &Manifest,
     ids: &BTreeMap<String, String>,
@@ -171,7 +179,7 @@ mod tests {
             compare_log(recorded, Some("b"), &|_, _| Ok(())).unwrap()
         };
         assert!(matches!(compare(&[(0, 5)]), LogVerdict::Another(_)));
-        // Nothing of it was read.
+        // None of its records were read.
         assert!(matches!(compare(&[(0, 0)]), LogVerdict::Copy(_)));
     }
 

@@ -1,4 +1,4 @@
-//! The logs of a run, opened by their plans.
+//! Opens the logs of a run according to their plans.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,31 +32,32 @@ use crate::worker::{self, LogPartition, SharedState};
 
 /// How long a schema registry may take to answer.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long after its first use a registry's answer is compared with what it says now.
+/// How long after its first use a registry's response is compared with a new one.
 const SCHEMA_VERIFY_DELAY: Duration = Duration::from_secs(30);
 
-/// In the data directory: which files the logs of files were read from.
+/// The folder in the data directory that records which files the file sources were read from.
 const FILES_FOLDER: &str = "files";
 
-/// The logs that a process can read, and where it appends.
+/// The logs that a process can read, and its appender.
 pub struct Logs {
     // Dropped in this order: the lock of the data directory is released last.
     journal: Option<Arc<Journal>>,
     sources: Vec<Arc<dyn Source>>,
     topics: Vec<Arc<KafkaSource>>,
-    /// Where posted and generated readings go.
+    /// Appends posted and generated readings.
     appender: Option<Arc<dyn Appender>>,
     data_dir: Option<Arc<DataDir>>,
 }
 
-/// Whether this process of a run keeps anything on disk.
+/// Whether this process needs a data directory.
 pub fn needs_data_dir(plan: &ServicePlan) -> bool {
     plan.cluster.process.is_none_or(|process| process == 0) && uses_data_dir(plan)
 }
 
-/// Whether a run keeps anything on disk: a journal, or the place of a generator that appends to a topic.
+/// Whether a run needs a data directory: for a journal, or for the position of a generator that
+/// appends to a topic.
 pub fn uses_data_dir(plan: &ServicePlan) -> bool {
-    // The authority of a run whose sinks count no generations.
+    // The data directory is the authority of a run whose sinks count no generations.
     if plan.folder_sinks().next().is_some() && !plan.has_progress_topic() {
         return true;
     }
@@ -66,7 +67,8 @@ pub fn uses_data_dir(plan: &ServicePlan) -> bool {
 }
 
 impl Logs {
-    /// Opens the logs that this process can read. What it cannot append itself, it forwards to process 0.
+    /// Opens the logs that this process can read. Readings that it cannot append itself are
+    /// forwarded to process 0.
     pub fn open(
         plan: &ServicePlan,
         data_dir: Option<Arc<DataDir>>,
@@ -97,7 +99,7 @@ impl Logs {
             logs.journal = Some(journal);
         }
         for source in &plan.sources {
-            // A generator beside a log appends to it.
+            // A generator beside a log appends to that log.
             if into.is_some() && matches!(source.kind, SourceKind::Generator(_)) {
                 continue;
             }
@@ -117,7 +119,8 @@ impl Logs {
         self.data_dir.as_ref()
     }
 
-    /// Where posted and generated readings go. A journal takes nothing while there is no room for its dead letters.
+    /// The appender of posted and generated readings. A journal accepts nothing while there is no
+    /// space for its dead letters.
     pub fn held_appender(&self, shared: &Arc<SharedState>) -> Option<Arc<dyn Appender>> {
         let appender = self.appender.clone()?;
         Some(match self.journal {
@@ -130,13 +133,14 @@ impl Logs {
         Arc::new(HoldReasons { journal: self.journal.clone(), shared: Arc::clone(shared) })
     }
 
-    /// The journal, and the data directory that it belongs to.
+    /// The journal and its data directory.
     pub fn journal(&self) -> Option<(Arc<Journal>, PathBuf)> {
         Some((self.journal.clone()?, self.data_dir.as_ref()?.path().to_path_buf()))
     }
 
-    /// At process 0: gives the topics that are written in Avro the answers of their registries, those that are recorded and those that
-    /// `find` finds, by source and a way to ask the registry. Process 0 asks for all, so all decide the same.
+    /// At process 0: gives the Avro topics their recorded schemas, and fetchers for others: `find`
+    /// makes one from the name of a source and a fetcher of its registry. Process 0 fetches for all
+    /// processes, so all decide the same.
     pub fn use_local_schemas(
         &self,
         registry: &SourceRegistry,
@@ -162,7 +166,7 @@ impl Logs {
         Ok(())
     }
 
-    /// At the other processes: asks process 0 for what is not recorded.
+    /// At the other processes: fetches schemas that are not recorded from process 0.
     pub fn use_remote_schemas(
         &self,
         registry: &SourceRegistry,
@@ -176,7 +180,7 @@ impl Logs {
         Ok(())
     }
 
-    /// Has the topics compared with what earlier starts have recorded of them.
+    /// Compares the topics with the identities that earlier starts have recorded.
     pub fn compare_topics(
         &self,
         recorded: impl Fn(&str) -> Result<TopicIdentity, RunError>,
@@ -187,7 +191,7 @@ impl Logs {
         Ok(())
     }
 
-    /// Why posted readings cannot be taken any more, or a topic cannot be read.
+    /// Why posted readings cannot be accepted any more, or a topic cannot be read.
     pub fn failure(&self) -> Option<String> {
         let contradiction = |topic: &Arc<KafkaSource>| {
             Some(format!("source {}: {}", topic.name(), topic.schema_contradiction()?))
@@ -203,7 +207,7 @@ impl Logs {
         let letters = DeadLetterFiles::open(dir.path(), &rules, plan.dead_letters)?;
         let name: Arc<str> = journal.name().into();
         for partition in 0..journal.partitions() {
-            // Dead letters of another journal would keep those of this one from being written.
+            // Dead letters of another journal would prevent writing those of this one.
             let name = PartitionName { source: name.clone(), partition };
             if let Some(path) = letters.file_beyond(&name, journal.log_end(partition)) {
                 let path = path.display();
@@ -215,7 +219,8 @@ impl Logs {
         Ok(Some(letters))
     }
 
-    /// The partitions by index, and from where each is read; with `known_only`, only those that earlier starts have read.
+    /// The partitions by index, and their start positions; with `known_only`, only those that
+    /// earlier starts have read.
     pub fn partitions(
         &self,
         registry: &SourceRegistry,
@@ -235,7 +240,7 @@ impl Logs {
         Ok(partitions)
     }
 
-    /// Checks that a log continues at a position that was read up to before.
+    /// Checks that a log continues at a position that an earlier run has reached.
     pub fn check_position(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
@@ -252,12 +257,13 @@ impl Logs {
         self.sources.iter().filter_map(|source| id(source).transpose()).collect()
     }
 
-    /// Records the id of a journal that has had none until now. To be called once everything made of the log is known to fit it.
+    /// Records the id of a journal that has none yet. Call it once all outputs of the log are known
+    /// to fit it.
     pub fn record_ids(&self) -> Result<(), RunError> {
         self.journal.as_ref().map_or(Ok(()), |journal| Ok(journal.save_id()?))
     }
 
-    /// The partitions of these that this process can read, from where each is read.
+    /// Of these partitions, those that this process can read, with their start positions.
     pub fn local_partitions(
         &self,
         registry: &SourceRegistry,
@@ -303,7 +309,7 @@ impl Logs {
         Ok(())
     }
 
-    /// A partition as it is read from a position on, if this process can read it.
+    /// A partition to be read from a position on, if this process can read it.
     pub fn local_partition(
         &self,
         registry: &SourceRegistry,
@@ -339,7 +345,7 @@ impl Logs {
     }
 }
 
-/// A source that is a log of its own.
+/// Opens a source that is a log of its own.
 fn open_source(
     source: &SourcePlan,
     files_folder: Option<&Path>,
@@ -368,8 +374,8 @@ fn open_source(
     }
 }
 
-/// Appends to the topic of a source. One of Avro that cannot be written, as its schemas are others' or its registry is away, is read
-/// all the same.
+/// Opens the appender to the topic of a source. A topic in Avro that cannot be written, since its
+/// schemas are foreign or its registry is down, is still read.
 fn open_topic_appender(
     plan: &ServicePlan,
     ingest: &IngestPlan,
@@ -395,8 +401,8 @@ pub fn admission_rules(plan: &ServicePlan) -> AdmissionRules {
     AdmissionRules { max_ahead, max_cities, ..AdmissionRules::new(plan.retention.lateness) }
 }
 
-/// The settings that decide which records of the journal and of files are refused, a line each. Another file of the same name is noticed
-/// by its content.
+/// The settings that decide which records of the journal and of files are refused, one a line.
+/// Another file of the same name is detected by its content.
 fn refusal_rules(plan: &ServicePlan) -> String {
     let mut identity = log_identity(plan);
     let version = identity.remove(RULES_VERSION_KEY).unwrap_or_default();

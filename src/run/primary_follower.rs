@@ -1,4 +1,5 @@
-//! What a hydrating generation observes of the running one: how far its shards are durable, and whether it is alive.
+//! Follows the running generation while this one hydrates: its durable positions, and whether it is
+//! alive.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,35 +24,37 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(1);
 /// How long the last inspection before a claim may take.
 const LAST_INSPECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A running generation, as its progress topics show it.
+/// The running generation (the primary), as its progress topics show it.
 pub struct PrimaryFollower {
     kind: StartMode,
     standby_after: Duration,
     successors: Vec<SuccessorClaim>,
     seen: Mutex<PrimaryState>,
     ended: AtomicBool,
-    /// The sinks are this run's.
+    /// This run has claimed the sinks.
     is_ours: AtomicBool,
 }
 
 struct PrimaryState {
-    /// By sink and shard.
+    /// Durable positions, by sink and shard.
     shards: Vec<BTreeMap<u16, Positions>>,
     counts: Vec<u16>,
-    /// By key of the progress topic: the partitions that it reads, and from where.
+    /// The partitions that the primary reads and their start positions, by key of the progress
+    /// topic.
     starts: BTreeMap<String, BTreeMap<u32, u64>>,
     answers: HashMap<String, Vec<u8>>,
-    /// By sink: the offset of the last record, and for how long none has followed while the cluster answered.
+    /// By sink: the offset of the last record, and how long no record has followed while the
+    /// cluster answered.
     heard: Vec<Option<i64>>,
     silence: Vec<Duration>,
-    /// Why it cannot be followed any more.
+    /// Why the primary cannot be followed any more.
     trouble: Option<String>,
-    /// Where it was some time ago: the follower has caught up once it is there.
+    /// A past position of the primary: the follower has caught up once it reaches it.
     target: Option<(Instant, HashMap<PartitionIndex, u64>)>,
 }
 
 impl PrimaryFollower {
-    /// None if nobody has ever claimed the sinks.
+    /// None if the sinks were never claimed.
     pub fn new(
         kind: StartMode,
         standby_after: Duration,
@@ -117,7 +120,7 @@ impl PrimaryFollower {
         thread::Builder::new().name(name).spawn(work).map(drop).map_err(RunError::Threads)
     }
 
-    /// Committed progress says how far shards have come.
+    /// Records a shard's committed progress: only a committed position is durable.
     fn on_committed(&self, outlet: usize, sign: Option<ProgressRecord>) -> bool {
         if let Some(ProgressRecord::Shard(shard, progress)) = sign {
             self.state().shards[outlet].insert(shard, progress.positions);
@@ -125,7 +128,7 @@ impl PrimaryFollower {
         !self.ended.load(Ordering::Relaxed)
     }
 
-    /// Everything else counts as soon as it is written.
+    /// Records a sign of life. Any record counts once it is written, committed or not.
     fn on_liveness(&self, outlet: usize, life: Liveness) -> bool {
         let mut seen = self.state();
         match life {
@@ -159,7 +162,7 @@ impl PrimaryFollower {
         }
     }
 
-    /// The topic has all earlier claims as well.
+    /// Checks a claim. The topic also has all earlier claims.
     fn on_claim(&self, seen: &mut PrimaryState, outlet: usize, claim: &Claim) {
         let expected = self.successors.get(outlet);
         if expected.is_some_and(|expected| expected.is_overtaken_by(claim)) {
@@ -170,7 +173,8 @@ impl PrimaryFollower {
         }
     }
 
-    /// The least durable position of each partition over all shards; none of partitions that a shard has no position of.
+    /// The lowest durable position of each partition over all shards. Leaves out partitions for
+    /// which a shard has no position.
     pub fn durable_positions(&self, slots: &PartitionTable) -> Vec<(PartitionIndex, u64)> {
         let seen = self.state();
         let whole =
@@ -207,14 +211,14 @@ impl PrimaryFollower {
                 if !is_recent {
                     seen.target = None;
                 }
-                // A silent generation makes no progress to wait for.
+                // A silent primary makes no progress to wait for.
                 Ok(is_there && (is_recent || seen.is_silent_for(self.standby_after)))
             }
         }
     }
 
-    /// Whether the claim may be made: the primary has not written again, and this run can continue what it has written. If that cannot be
-    /// found out now, it is followed further.
+    /// Whether the claim may be made: the primary has written nothing since, and this run can
+    /// continue its results. If that cannot be checked now, this run continues to follow.
     ///
     /// # Errors
     ///
@@ -260,7 +264,7 @@ impl PrimaryFollower {
         Ok(true)
     }
 
-    /// The sinks are this run's now, and hold this.
+    /// Ends following: this run has claimed the sinks, which have this progress.
     pub fn finish(&self, kept: &[&ProgressSnapshot]) {
         let all = kept.iter().flat_map(|kept| kept.with_prefix(""));
         let all = all.map(|(key, value)| (key.to_owned(), value.to_vec()));
@@ -269,7 +273,7 @@ impl PrimaryFollower {
         self.is_ours.store(true, Ordering::Relaxed);
     }
 
-    /// Finds a registry's answers. While the primary runs, only answers that it has recorded.
+    /// Finds a registry's responses. While the primary runs, only responses that it has recorded.
     pub fn find_schema(self: &Arc<PrimaryFollower>, source: &str, ask: ResponseFetcher) -> ResponseFetcher {
         let (following, prefix) = (Arc::clone(self), progress::schema_prefix(source));
         Box::new(move |id| {
@@ -311,7 +315,8 @@ impl PrimaryState {
         self.target = None;
     }
 
-    /// This run has numbered its partitions at its start, so it cannot continue with others.
+    /// Checks the primary's partitions. This run has assigned its partition indexes at its start,
+    /// so it cannot continue with others.
     fn on_partitions<'a>(&mut self, key: &str, mut partitions: impl Iterator<Item = &'a u32>) {
         let known = self.starts.get(key);
         let is_new = |partition: &&u32| known.is_none_or(|known| !known.contains_key(partition));
@@ -324,7 +329,7 @@ impl PrimaryState {
     }
 }
 
-/// Where the partitions of sources were first read from, by their keys.
+/// The first read positions of the sources' partitions, by their keys.
 fn start_positions(kept: &ProgressSnapshot) -> BTreeMap<String, BTreeMap<u32, u64>> {
     let start = |(source, value): (&str, &[u8])| {
         Some((progress::start_key(source), serde_json::from_slice(value).ok()?))
@@ -332,7 +337,7 @@ fn start_positions(kept: &ProgressSnapshot) -> BTreeMap<String, BTreeMap<u32, u6
     kept.with_prefix(START_PREFIX).filter_map(start).collect()
 }
 
-/// Whether a later try may succeed.
+/// Whether a later attempt may succeed.
 fn is_transient(error: &RunError) -> bool {
     matches!(
         error,

@@ -1,7 +1,8 @@
-//! What the host allows a run: open files and threads, compared with what it needs before anything is started.
+//! Checks the host's limits of open files and threads against the needs of a run, before the start.
 //!
-//! A connection takes an open file, and so does all else: whoever opens enough connections would take those that the journal, the
-//! epochs and dead letters need. So the run keeps its own part, the reserve, and serves fewer connections where the limit is low.
+//! Every connection needs an open file, so enough clients could exhaust the files that the journal,
+//! the epochs and dead letters need. The run therefore reserves its own part, and serves fewer
+//! connections if the limit is low.
 
 use std::io;
 
@@ -17,53 +18,59 @@ use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sources::journal;
 use crate::sources::kafka::KafkaSourcePlan;
 
-/// A run that can serve fewer connections does not start, unless no more are configured.
+/// A run that can serve fewer connections does not start, unless the configuration limits them to
+/// fewer.
 const FEWEST_CONNECTIONS: u64 = 64;
 
 /// Standard streams, the listener, polls and wake-ups of the runtimes, signals.
 const PROCESS_FILES: u64 = 20;
-/// What is open for a moment: certificates, names that are looked up, files of /proc; and the connection that is accepted before it
-/// is counted.
+/// Files open for a short time: certificates, name resolution, files of /proc, and a connection
+/// that is accepted but not counted yet.
 const TRANSIENT_FILES: u64 = 16;
-/// The lock, the bound of the epochs with its folder, and of two files of dead letters each with a handle to sync and a successor.
+/// The lock, the epoch bound with its folder, and two dead-letter files, each with a handle for
+/// fsync and a successor.
 const DATA_DIR_FILES: u64 = 3 + 2 * 3;
-/// Files that the threads of a store of checkpoints have open, and its runtime.
+/// Files that the threads of a checkpoint folder have open, and its runtime.
 const CHECKPOINT_FOLDER_FILES: u64 = 2 * 8 + 4;
-/// Connections of a store that speaks S3: requests at once, and parts of uploads by worker.
+/// Connections of an S3 store: concurrent requests, and parts of uploads by worker.
 const S3_CONNECTIONS: u64 = 16 + 8;
 const S3_CONNECTIONS_OF_WORKER: u64 = 4;
-/// The file, the handle that it is followed by, and the look at what is at its path.
+/// The file, the handle that follows it, and the check of its path.
 const FOLLOWED_FILES: u64 = 3;
-/// The file of a generator's place, and its folder.
+/// The position file of a generator, and its folder.
 const GENERATOR_FILES: u64 = 2;
-/// Clients that dead letters of a topic are sent again by.
+/// Kafka clients that retry the dead letters of a topic.
 const RETRY_CLIENTS: u64 = 2;
-/// The open segment of a folder's shard, its commit log, and two that come and go.
+/// The open segment of a folder's shard, its commit log, and two temporary files.
 const FOLDER_SHARD_FILES: u64 = 4;
-/// Clients of a Kafka sink beside one for each shard: its progress, the watch for other claims, the heartbeat.
+/// Clients of a Kafka sink in addition to one for each shard: progress, the watch for other claims,
+/// the heartbeat.
 const SINK_CLIENTS: u64 = 3;
-/// Clients of a start, which come and go.
+/// Temporary clients of a start.
 const START_CLIENTS: u64 = 4;
-/// Brokers that a cluster is taken to have at least, whatever is configured to find it by.
+/// The least number of brokers assumed for a cluster, however few addresses are configured.
 const BROKERS: u64 = 6;
-/// Of a client of Kafka, for each broker: a connection and the two ends of a wake-up.
+/// Files of a Kafka client for each broker: a connection and the two ends of a wake-up pipe.
 const BROKER_FILES: u64 = 3;
-/// What a client has beside brokers: its own wake-ups and coordinators.
+/// Files of a Kafka client in addition to its brokers, counted as brokers: its own wake-ups and
+/// coordinators.
 const OTHER_BROKERS: u64 = 2;
 const REGISTRY_CONNECTIONS: u64 = 2;
-/// Of another process of the cluster: links in both directions, the dataflow's connection, each with handles.
+/// Files for another process of the cluster: links in both directions and the dataflow's
+/// connection, each with handles.
 const PEER_FILES: u64 = 6;
-/// Callers that have not said who they are, each with two handles, and the listener.
+/// Unproven connections, each with two handles, and the listener.
 const HANDSHAKE_FILES: u64 = 2 * 64 + 1;
 
-/// Threads that every run has: serving, signals, the publisher, the journal and its store, epochs, workers' parent, checkpoints.
+/// Threads that every run has: serving, signals, the publisher, the journal and its store, epochs,
+/// workers' parent, checkpoints.
 const PROCESS_THREADS: usize = 16;
-/// A worker, and who writes its part of a checkpoint.
+/// A worker, and the thread that writes its part of a checkpoint.
 const WORKER_THREADS: usize = 2;
-/// A client of Kafka: its own two, and two of brokers, at the least.
+/// The least number of threads of a Kafka client: two of its own, and two for brokers.
 const CLIENT_THREADS: usize = 4;
 
-/// Why a run is not started.
+/// Why the limits of the host prevent a run.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     #[error(
@@ -75,29 +82,30 @@ pub enum LimitError {
     Threads { needed: usize, error: io::Error },
 }
 
-/// How the open files of a process are shared out.
+/// How the open files of a process are divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFiles {
-    /// None without a limit.
+    /// None if there is no limit.
     pub limit: Option<u64>,
-    /// What the run itself may have open.
+    /// Files reserved for the run itself.
     pub reserve: u64,
-    /// What is served at once.
+    /// Connections served at the same time.
     pub connections: usize,
 }
 
-/// Raises the limit of open files as far as this process may, and leaves the plan with as many connections as fit within it.
+/// Raises the limit of open files as far as permitted, and lowers the plan's number of connections
+/// to fit within it.
 ///
 /// # Errors
 ///
-/// Where those are too few to serve anybody.
+/// If fewer connections remain than a service needs.
 pub fn limit_connections(plan: &mut ServicePlan) -> Result<OpenFiles, LimitError> {
     let shared = divide_open_files(raise_open_files(), reserved_files(plan), plan.serve.limits.connections)?;
     plan.serve.limits.connections = shared.connections;
     Ok(shared)
 }
 
-/// Whether the threads of a run can be had. A library that starts one panics otherwise.
+/// Checks that the threads of a run can be started. Otherwise a library that starts one panics.
 pub fn check_threads_of(plan: &ServicePlan) -> Result<(), LimitError> {
     let is_kafka = |source: &&SourcePlan| matches!(source.kind, SourceKind::Kafka(_));
     let clients = plan.sources.iter().filter(is_kafka).count()
@@ -107,13 +115,13 @@ pub fn check_threads_of(plan: &ServicePlan) -> Result<(), LimitError> {
     check_threads_available(needed).map_err(|error| LimitError::Threads { needed, error })
 }
 
-/// Sets the soft limit of open files to the hard one; gives the limit in force.
+/// Sets the soft limit of open files to the hard one. Returns the limit in force.
 pub fn raise_open_files() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: maximum, maximum };
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => maximum,
-        // Some hosts allow less than they say.
+        // Some hosts allow less than they report.
         Err(_) => current,
     }
 }
@@ -136,7 +144,7 @@ fn divide_open_files(limit: Option<u64>, reserve: u64, wanted: usize) -> Result<
     Ok(OpenFiles { limit, reserve, connections: usize::try_from(connections).unwrap_or(wanted) })
 }
 
-/// Open files that a run may need beside those of its clients.
+/// Open files that a run may need, not including those of its clients.
 fn reserved_files(plan: &ServicePlan) -> u64 {
     let workers = plan.workers as u64;
     let mut files = PROCESS_FILES + TRANSIENT_FILES + workers;
@@ -178,7 +186,8 @@ fn kafka_source_files(plan: &ServicePlan, name: &str, kafka: &KafkaSourcePlan) -
     if kafka.retry_after.is_some() {
         clients += RETRY_CLIENTS;
     }
-    // Its dead letters go out with the results of the same cluster, else by a shard of their own.
+    // Dead letters are written with the results of the same cluster, otherwise by a shard of their
+    // own.
     if plan.kafka_sinks().all(|sink| sink.output.cluster != kafka.cluster) {
         clients += SINK_CLIENTS + 1 + START_CLIENTS;
     }
@@ -186,7 +195,7 @@ fn kafka_source_files(plan: &ServicePlan, name: &str, kafka: &KafkaSourcePlan) -
 }
 
 fn client_files(cluster: &KafkaCluster) -> u64 {
-    // Those that it is found by have threads of their own.
+    // Bootstrap brokers have threads of their own.
     let found_by = cluster.brokers.split(',').count() as u64;
     (found_by + BROKERS.max(found_by) + OTHER_BROKERS) * BROKER_FILES
 }
@@ -229,7 +238,7 @@ mod tests {
             );
             assert!(text.contains("`ulimit -n 172`") && text.contains("LimitNOFILE=172"), "{text}");
         }
-        // Whoever wants fewer gets them.
+        // A lower configured number is respected.
         assert_eq!(divide_open_files(Some(118), 100, 10).unwrap().connections, 10);
         assert!(divide_open_files(Some(116), 100, 10).is_err());
     }

@@ -1,41 +1,71 @@
-//! What the processes of a run tell each other.
+//! The messages between the processes of a run.
 //!
 //! # Control
 //!
-//! Process 0 is the sequencer. It alone appends [`ControlCommand`]s to one ordered log; every process, process 0 included, applies them in
-//! that order, and reports [`ControlEvent`]s to process 0. There are no other ways to agree on anything: a start, a takeover and a stop are
-//! commands. So no two processes can be at different steps, and whatever is behind a `Stop` in the log is done by nobody.
+//! Process 0 is the sequencer. It alone appends [`ControlCommand`]s to one ordered log. Every
+//! process, process 0 included, applies them in that order and reports [`ControlEvent`]s to process
+//! 0. Processes agree in no other way: a start, a takeover and a stop are commands. So no two
+//! processes can be at different steps, and no process executes a command behind a `Stop`.
 //!
-//! A command that must be done everywhere before the next one has an answer: process 0 waits until each process has sent it.
+//! A command that every process must execute before the next one has an answer: process 0 waits
+//! until each process has sent it.
 //!
 //! | phase | command | answer of each process |
 //! |---|---|---|
-//! | [`Phase::Inspecting`] | [`OpenSinks`](ControlCommand::OpenSinks) | |
-//! | inspecting, hydrating | [`FenceSink`](ControlCommand::FenceSink), a sink at a time, the authority first | [`SinkFenced`](ControlEvent::SinkFenced) |
-//! | inspecting, hydrating | [`ClaimSinks`](ControlCommand::ClaimSinks), once all are fenced | |
-//! | inspecting | [`LoadCheckpoint`](ControlCommand::LoadCheckpoint), the newest candidate first | [`CheckpointLoaded`](ControlEvent::CheckpointLoaded) |
-//! | inspecting, ends it | [`Start`](ControlCommand::Start): workers are connected, and do not run yet | [`Started`](ControlEvent::Started) |
-//! | [`Phase::Hydrating`] | [`RunWorkers`](ControlCommand::RunWorkers): they run, and read nothing yet | |
-//! | hydrating | [`ReadUntil`](ControlCommand::ReadUntil), while another generation is followed | |
-//! | hydrating | [`InstallResumePoints`](ControlCommand::InstallResumePoints) | [`ResumePointsInstalled`](ControlEvent::ResumePointsInstalled) |
-//! | hydrating, ends it | [`Release`](ControlCommand::Release): the results are this run's | |
-//! | [`Phase::Owning`] | [`ReserveEpochs`](ControlCommand::ReserveEpochs) | |
-//! | owning | [`AddPartition`](ControlCommand::AddPartition), for each `PartitionFound` | [`PartitionKnown`](ControlEvent::PartitionKnown) |
-//! | owning | [`ReadPartition`](ControlCommand::ReadPartition), once all know it | |
-//! | owning | [`StartCheckpoint`](ControlCommand::StartCheckpoint) | `BarrierAligned`, of process 0 |
-//! | owning | [`SealCheckpoint`](ControlCommand::SealCheckpoint), [`CancelCheckpoint`](ControlCommand::CancelCheckpoint) | [`CheckpointPart`](ControlEvent::CheckpointPart) |
-//! | hydrating, owning, stopping | [`Pause`](ControlCommand::Pause), [`SetRefused`](ControlCommand::SetRefused), for `Congested`, `Refused` | |
-//! | any, ends all | [`Stop`](ControlCommand::Stop), for the first `StopRequested` | |
-//! | [`Phase::Stopping`] | [`ReserveEpochs`](ControlCommand::ReserveEpochs): results are still written | |
+//! | [`Phase::Inspecting`] | [`OpenSinks`] | |
+//! | inspecting, hydrating | [`FenceSink`], one by one, the authority first | [`SinkFenced`] |
+//! | inspecting, hydrating | [`ClaimSinks`], once all are fenced | |
+//! | inspecting | [`LoadCheckpoint`], the newest candidate first | [`CheckpointLoaded`] |
+//! | inspecting, ends it | [`Start`]: workers are connected, and do not run yet | [`Started`] |
+//! | [`Phase::Hydrating`] | [`RunWorkers`]: they run, and read nothing yet | |
+//! | hydrating | [`ReadUntil`], while another generation is followed | |
+//! | hydrating | [`InstallResumePoints`] | [`ResumePointsInstalled`] |
+//! | hydrating, ends it | [`Release`]: this run owns the results | |
+//! | [`Phase::Owning`] | [`ReserveEpochs`] | |
+//! | owning | [`AddPartition`], for each `PartitionFound` | [`PartitionKnown`] |
+//! | owning | [`ReadPartition`], once all processes know it | |
+//! | owning | [`StartCheckpoint`] | `BarrierAligned`, of process 0 |
+//! | owning | [`SealCheckpoint`], [`CancelCheckpoint`] | [`CheckpointPart`] |
+//! | hydrating, owning, stopping | [`Pause`], [`SetRefused`], for `Congested`, `Refused` | |
+//! | any, ends all | [`Stop`], for the first `StopRequested` | |
+//! | [`Phase::Stopping`] | [`ReserveEpochs`]: results are still written | |
 //!
-//! A plain start and a takeover are the same from `InstallResumePoints` on. A process that fails says so with its last message on the link
-//! ([`PeerEnd`](crate::cluster::PeerEnd)), which also works before all processes are connected.
+//! A plain start and a takeover are the same from `InstallResumePoints` on. A process that fails
+//! reports it with its last message on the link ([`PeerEnd`](crate::cluster::PeerEnd)), which also
+//! works before all processes are connected.
 //!
 //! # Requests
 //!
-//! Beside control, a process asks process 0 to append posted readings to its log, and for the answers of schema registries.
+//! In addition, a process asks process 0 to append posted readings to its log, and for responses of
+//! schema registries.
 //!
-//! The format is postcard, and of one version of the program: the handshake refuses others, by [`CONTROL_VERSION`].
+//! The format is postcard and belongs to one version of the program: the handshake refuses a
+//! process with another [`CONTROL_VERSION`].
+//!
+//! [`OpenSinks`]: ControlCommand::OpenSinks
+//! [`FenceSink`]: ControlCommand::FenceSink
+//! [`ClaimSinks`]: ControlCommand::ClaimSinks
+//! [`LoadCheckpoint`]: ControlCommand::LoadCheckpoint
+//! [`Start`]: ControlCommand::Start
+//! [`RunWorkers`]: ControlCommand::RunWorkers
+//! [`ReadUntil`]: ControlCommand::ReadUntil
+//! [`InstallResumePoints`]: ControlCommand::InstallResumePoints
+//! [`Release`]: ControlCommand::Release
+//! [`ReserveEpochs`]: ControlCommand::ReserveEpochs
+//! [`AddPartition`]: ControlCommand::AddPartition
+//! [`ReadPartition`]: ControlCommand::ReadPartition
+//! [`StartCheckpoint`]: ControlCommand::StartCheckpoint
+//! [`SealCheckpoint`]: ControlCommand::SealCheckpoint
+//! [`CancelCheckpoint`]: ControlCommand::CancelCheckpoint
+//! [`Pause`]: ControlCommand::Pause
+//! [`SetRefused`]: ControlCommand::SetRefused
+//! [`Stop`]: ControlCommand::Stop
+//! [`SinkFenced`]: ControlEvent::SinkFenced
+//! [`CheckpointLoaded`]: ControlEvent::CheckpointLoaded
+//! [`Started`]: ControlEvent::Started
+//! [`ResumePointsInstalled`]: ControlEvent::ResumePointsInstalled
+//! [`PartitionKnown`]: ControlEvent::PartitionKnown
+//! [`CheckpointPart`]: ControlEvent::CheckpointPart
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,7 +77,7 @@ use crate::model::{AppendError, CheckpointBarrier, LogPosition, NewRecord, Parti
 use crate::sinks::progress::{Positions, ProgressSnapshot, SinkClaim};
 use crate::worker::{AlignedBarrier, Release, ResumePoints};
 
-/// Counts the changes of the format. The processes of a run must agree on it.
+/// The version of the message format. The processes of a run must have the same one.
 pub const CONTROL_VERSION: u32 = 3;
 
 /// A message on the link between process 0 and another one.
@@ -57,63 +87,66 @@ pub enum PeerMessage {
     Command(ControlCommand),
     /// To process 0.
     Event(ControlEvent),
-    /// To process 0: append this; the number is the caller's own.
+    /// To process 0: append these records. The caller chooses the number of the call.
     Append { call: u64, records: Vec<NewRecord> },
     /// From process 0.
     Appended { call: u64, result: Result<AppendedParts, AppendError> },
-    /// To process 0: what does the registry of this source say of an id?
+    /// To process 0: get the registry's response for an id of this source.
     AskSchema { call: u64, source: String, id: u32 },
-    /// From process 0: the answer as JSON.
+    /// From process 0: the response as JSON.
     SchemaAnswer { call: u64, answer: Result<String, String> },
 }
 
-/// An entry of the command log. The module says which may come when.
+/// An entry of the command log. The module documentation lists the phases that allow each.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ControlCommand {
-    /// What process 0 has found out about the sinks and their topics.
+    /// The facts about the sinks and their topics that process 0 has collected.
     OpenSinks(SinkFacts),
     /// Fence every earlier writer of the shards that the process writes.
     FenceSink(FenceOrder),
-    /// All sinks are fenced, and hold this, by sink: they are this run's.
+    /// All sinks are fenced and belong to this run. Holds their progress, by sink.
     ClaimSinks(Vec<ProgressSnapshot>),
     LoadCheckpoint(CheckpointRequest),
     /// Connect the workers of all processes, and serve.
     Start(StartPlan),
-    /// All are connected. Let the workers run; they read nothing beyond the start of each partition. Behind a stop none is started, and from
-    /// here on a stop ends them together: a worker that loses the others cannot end in order.
+    /// All workers are connected; start them. They read nothing beyond the start of each partition.
+    /// No worker starts behind a stop. From here on a stop ends all workers together, because a
+    /// worker that loses the others cannot end in order.
     RunWorkers,
-    /// Partitions may be read up to here: the generation that is followed has made it durable.
+    /// Partitions may be read until these positions, which the primary has made durable.
     ReadUntil(Vec<(PartitionIndex, u64)>),
-    /// Start the writers of the sinks' shards, and have every worker know where a replay stops for them.
+    /// Start the writers of the sinks' shards, and give every worker the resume points of a replay.
     InstallResumePoints(ResumePoints),
-    /// All workers of all processes know the resume points: read on, and write.
+    /// All workers of all processes have the resume points: continue reading, and write.
     Release(Release),
     /// Epochs below this one are durably reserved.
     ReserveEpochs {
         until: u64,
     },
-    /// A partition was added after the start; it gets this index everywhere.
+    /// A partition was added after the start; it has this index in all processes.
     AddPartition {
         index: PartitionIndex,
         name: PartitionName,
         start: u64,
     },
-    /// All processes know the partition. None reads it before: what any process writes says of each partition how far it was read.
+    /// All processes know the partition. No process reads it earlier, because progress records name
+    /// every partition that was read.
     ReadPartition {
         index: PartitionIndex,
     },
     /// Process 0 sends the barrier with its next epoch; the dataflow carries it to all workers.
     StartCheckpoint(CheckpointBarrier),
-    /// The epoch of a checkpoint is complete, and includes the logs up to these positions: report the part once the shards have come as far.
+    /// The epoch of a checkpoint is complete, and includes the logs up to these positions. Report
+    /// the part once the shards have reached them.
     SealCheckpoint {
         checkpoint: u64,
         positions: Positions,
     },
-    /// Nothing more is wanted of this checkpoint, nor of any before.
+    /// Cancels this checkpoint and all earlier ones.
     CancelCheckpoint {
         checkpoint: u64,
     },
-    /// Sources wait while any other process is congested: a bit for each.
+    /// Sources wait while any other process is congested: one bit for each process.
     Pause {
         congested: u64,
     },
@@ -122,7 +155,7 @@ pub enum ControlCommand {
     Stop,
 }
 
-/// What a process reports. The module says what it answers.
+/// What a process reports. The module documentation lists the commands that they answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ControlEvent {
     SinkFenced {
@@ -131,15 +164,15 @@ pub enum ControlEvent {
     CheckpointLoaded(Result<(), LoadFailure>),
     Started,
     ResumePointsInstalled,
-    /// The greatest epoch in use, or wanted by a clock that is ahead.
+    /// The greatest epoch in use, or requested by a clock that is ahead.
     Progress {
         newest_epoch: u64,
     },
     /// Whether the process takes results too slowly.
     Congested(bool),
-    /// Refused at the process since its start, if that has changed.
+    /// Counts of records refused at the process since its start, sent if they have changed.
     Refused(RefusedCounts),
-    /// At process 0: a source has a partition that is not known yet.
+    /// At process 0: a source has a new partition.
     PartitionFound {
         name: PartitionName,
         start: u64,
@@ -149,16 +182,16 @@ pub enum ControlEvent {
     },
     /// At process 0: the epoch of a checkpoint is complete.
     BarrierAligned(AlignedBarrier),
-    /// The part of a process, as checkpoints have it (JSON), or why there is none.
+    /// The part of a process as JSON, as in a manifest, or why there is none.
     CheckpointPart {
         checkpoint: u64,
         part: Result<Vec<u8>, String>,
     },
-    /// By a signal, the supervisor, or another process.
+    /// A signal, the supervisor or another process has requested a stop.
     StopRequested,
 }
 
-/// By number of the reason in `Reason::ALL`, if it is not zero.
+/// Nonzero counts, by the index of the reason in `Reason::ALL`.
 pub type RefusedCounts = Vec<(u8, u64)>;
 
 /// See [`ControlCommand::FenceSink`].
@@ -166,18 +199,19 @@ pub type RefusedCounts = Vec<(u8, u64)>;
 pub struct FenceOrder {
     pub sink: usize,
     pub claim: SinkClaim,
-    /// The claim follows the one of a generation that was followed: if it is fenced itself, this run has only lost a race.
+    /// The claim follows the primary's. If the claim itself is fenced, this run has only lost a
+    /// race.
     pub is_takeover: bool,
 }
 
-/// Where a run has its checkpoints, and what is recorded in them.
+/// The location of a run's checkpoints, and the identity recorded in them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointSettings {
-    /// As the configuration writes it.
+    /// The location, as the configuration writes it.
     pub place: String,
-    /// As checkpoints of this run are named.
+    /// The generation in the names of this run's checkpoints.
     pub generation: String,
-    /// By source: the ids of the logs that have one.
+    /// Ids of the logs that have one, by source.
     pub log_ids: BTreeMap<String, String>,
 }
 
@@ -185,26 +219,27 @@ pub struct CheckpointSettings {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CheckpointRequest {
     pub settings: CheckpointSettings,
-    /// By index.
+    /// Partitions by index.
     pub partitions: Vec<PartitionName>,
     pub name: String,
 }
 
-/// What all processes begin with.
+/// The initial state that all processes share.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StartPlan {
     pub generation: Arc<str>,
-    /// By index: the partitions, and from where each is read.
+    /// Partitions by index, and the position at which reading each one starts.
     pub partitions: Vec<(PartitionName, LogPosition)>,
     pub first_epoch: u64,
-    /// Epochs that may be used before the release. A generation that follows another one publishes nothing, so it may use any.
+    /// Epochs that may be used before the release. A hydrating generation publishes nothing, so it
+    /// may use any epoch.
     pub reserved_until: u64,
-    /// By sink: what it held.
+    /// Progress of each sink when it was claimed or inspected.
     pub progress: Vec<ProgressSnapshot>,
     pub checkpoints: Option<CheckpointSettings>,
-    /// The checkpoint whose state the workers begin with; all processes have loaded it.
+    /// The checkpoint that the workers restore; all processes have loaded it.
     pub restore: Option<String>,
-    /// Another generation runs, and this one hydrates beside it.
+    /// This generation hydrates beside a running one.
     pub follows: bool,
 }
 
@@ -219,35 +254,36 @@ pub struct LoadFailure {
 pub enum LoadFailureKind {
     Damaged,
     Missing,
-    /// It is whole, and not for this run.
+    /// The checkpoint is complete, but not usable for this run.
     Unfit,
-    /// It is the store that fails.
+    /// The store fails.
     Store,
 }
 
 /// The result of an append.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppendedParts {
-    /// Partition, position of the first record, and behind the last one.
+    /// Partition, position of the first record, and position behind the last one.
     pub positions: Vec<(PartitionName, u64, u64)>,
-    /// Number of the record in the append, number of the reason in `Reason::ALL`, and why.
+    /// Index of the record in the append, index of the reason in `Reason::ALL`, and the
+    /// explanation.
     pub refused: Vec<(u32, u8, String)>,
 }
 
-/// How far a run has come, as the command log says.
+/// The phase of a run, according to the command log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing runs yet.
+    /// No worker runs yet.
     Inspecting,
-    /// Workers run, and the results are not this run's yet.
+    /// Workers run, and this run does not own the results yet.
     Hydrating,
-    /// The results are this run's.
+    /// This run owns the results.
     Owning,
     Stopping,
 }
 
 impl ControlCommand {
-    /// Whether the command may come in a phase.
+    /// Whether the command is allowed in a phase.
     pub fn is_allowed_in(&self, phase: Phase) -> bool {
         use ControlCommand as C;
         use Phase::{Hydrating, Inspecting, Owning, Stopping};
@@ -263,7 +299,7 @@ impl ControlCommand {
         }
     }
 
-    /// The phase behind the command.
+    /// The phase after the command.
     pub fn phase_after(&self, phase: Phase) -> Phase {
         match self {
             ControlCommand::Start(_) => Phase::Hydrating,

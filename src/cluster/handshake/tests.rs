@@ -25,7 +25,7 @@ fn soon() -> Instant {
     Instant::now() + HANDSHAKE_TIMEOUT
 }
 
-/// Has a caller of `plan`, which is process 1, meet process 0.
+/// Runs a handshake between a caller with this plan, which is process 1, and process 0.
 fn meet(caller: ClusterPlan, verdict: Verdict) -> (Result<(), HandshakeFailure>, Result<Caller, String>) {
     let (mut calling, mut listening) = pair();
     let listener = thread::spawn(move || {
@@ -74,7 +74,7 @@ fn mismatched_peer_learns_the_difference() {
     }
 }
 
-/// A caller that says what a test wants it to say, against an honest process 0 that is given back.
+/// A caller whose messages a test chooses, and a process 0 that follows the protocol.
 struct Impostor {
     stream: PeerStream,
     listener: thread::JoinHandle<Result<Caller, String>>,
@@ -91,7 +91,7 @@ impl Impostor {
         HandshakeLines { stream: &mut self.stream, deadline: soon() }
     }
 
-    /// All that the listener still says.
+    /// All remaining bytes of the listener.
     fn rest(mut self) -> (String, Result<Caller, String>) {
         let mut rest = Vec::new();
         let _ = self.stream.socket().shutdown(std::net::Shutdown::Write);
@@ -133,13 +133,13 @@ fn other_protocol_version_is_refused_with_remedy() {
     let (said, answered) = impostor.rest();
     assert!(said.contains("use one version"), "{said}");
     assert!(answered.is_err());
-    // Others get no answer.
+    // Other purposes get no answer.
     let mut impostor = Impostor::new();
     impostor.talk().send_line(&serde_json::json!({"magic": "something else"})).unwrap();
     assert_eq!(impostor.rest().0, "");
 }
 
-/// What could be tried out against guesses of the secret, without asking anybody again.
+/// Answers to an unproven caller would let it test guesses of the secret offline.
 #[test]
 fn unauthenticated_caller_gets_no_hmac() {
     let mut impostor = Impostor::new();
@@ -183,7 +183,7 @@ fn replayed_proof_is_refused() {
     }
 }
 
-/// One that listens in the place of a process learns nothing that it could show, and is not believed.
+/// A listener that poses as a process learns nothing that it could replay, and is not trusted.
 #[test]
 fn listener_must_prove_secret() {
     for reflects in [true, false] {
@@ -205,7 +205,7 @@ fn listener_must_prove_secret() {
         drop(calling);
         assert!(listener.join().unwrap().is_some(), "it hears nothing of the configuration");
     }
-    // A nonce that could hold something else than a nonce is not proved.
+    // A nonce in another format, which could contain other bytes, is not proved.
     let (mut calling, mut listening) = pair();
     let crafted = Reply::Challenge { nonce: format!("{}\n{{}}", "0".repeat(27)) };
     HandshakeLines { stream: &mut listening, deadline: soon() }.send_line(&crafted).unwrap();
@@ -228,7 +228,7 @@ fn call_to_wrong_process_index_is_reported() {
     let (mut calling, mut listening) = pair();
     let listener =
         thread::spawn(move || answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), soon()));
-    // It is process 0 that is there, so its proof is not that of process 2.
+    // The listener is process 0, so its proof is not that of process 2.
     let called = start_handshake(&mut calling, &plan(1), &Purpose::Link, 2, soon());
     assert!(matches!(called, Err(HandshakeFailure::Unproven(_))), "{called:?}");
     drop((calling, listener));
@@ -319,7 +319,8 @@ fn bytes_after_verdict_are_not_consumed() {
     assert_eq!(&rest, b"rest");
 }
 
-/// The lines of commit 868f70f, with its proofs. Processes that differ must still understand that they do.
+/// The lines of commit 868f70f, with its proofs. Processes of different versions must still be able
+/// to report the difference.
 #[test]
 fn handshake_lines_are_those_of_868f70f() {
     fn line(said: &impl Serialize) -> String {

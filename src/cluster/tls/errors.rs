@@ -1,4 +1,4 @@
-//! Errors of TLS in words that say what to do.
+//! Errors of TLS as texts that say what to do.
 
 use rustls_pki_types::ServerName;
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
@@ -6,7 +6,7 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 /// Why there is no encrypted connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum TlsFailure {
-    /// The other end, which has proved who it is, does not take our certificate.
+    /// The authenticated peer does not accept our certificate.
     Refused(String),
     Broken(String),
 }
@@ -24,7 +24,7 @@ pub(super) fn server_name(host: &str) -> Result<ServerName<'static>, String> {
         .map_err(|_| format!("{host:?} in cluster.hosts is neither a name nor an address"))
 }
 
-/// What an error of TLS means for a call.
+/// Maps an error of TLS to the failure of a call.
 pub fn failure(error: &Error) -> TlsFailure {
     match error {
         Error::AlertReceived(alert) if refuses_certificate(*alert) => TlsFailure::Refused(describe(error)),
@@ -48,7 +48,7 @@ fn refuses_certificate(alert: AlertDescription) -> bool {
     )
 }
 
-/// An error of TLS in words that say what to do; of the other end, "it".
+/// The text of an error of TLS, with a remedy; the peer is called "it".
 pub(super) fn describe(error: &Error) -> String {
     match error {
         // Another CA of the same name shows as a wrong signature.

@@ -1,10 +1,11 @@
 //! An encrypted stream that one thread reads while another one writes.
 //!
-//! The TLS state of both directions is one value, under a lock that is held to encrypt or decrypt what is in memory, and never while a
-//! socket is waited for. A reader waits for ciphertext under a lock of its own, so that a writer goes on meanwhile. A writer holds
-//! another one from encrypting until the socket has taken the records, so that they leave in the order of their numbers; whatever
-//! TLS itself has to say (an answer to new keys) leaves with the next write. No lock is taken in the other order, so none waits
-//! for another for ever.
+//! The TLS state of both directions is one value. Its lock is held to encrypt or decrypt bytes in
+//! memory, and never during socket I/O. A reader waits for ciphertext while holding a lock for
+//! reading only, so a writer can proceed. A writer holds a lock for writing from encryption until
+//! the socket has accepted the records, so they leave in the order of their numbers. Messages of
+//! TLS itself (a reply to a key update) leave with the next write. Locks are always taken in the
+//! same order, so there is no deadlock.
 
 use std::fmt;
 use std::io::{self, BufRead as _, Read, Write};
@@ -17,12 +18,12 @@ use tokio_rustls::rustls::{Connection, Error};
 
 use super::errors::{describe, server_name};
 
-/// Ciphertext taken from the socket at once.
+/// Ciphertext read from the socket at once.
 const INCOMING_BYTES: usize = 64 * 1024;
 const BINDING_LABEL: &[u8] = b"EXPORTER-swelter-cluster";
 const BINDING_BYTES: usize = 32;
 
-/// Clones are the same stream.
+/// Clones share the same stream.
 #[derive(Clone)]
 pub struct TlsStream(Arc<TlsState>);
 
@@ -33,7 +34,7 @@ struct TlsState {
     outgoing: Mutex<Vec<u8>>,
 }
 
-/// What the socket has given and TLS has not yet taken.
+/// Ciphertext read from the socket that TLS has not processed yet.
 struct Ciphertext {
     bytes: Box<[u8]>,
     start: usize,
@@ -45,7 +46,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl TlsStream {
-    /// After the handshake.
+    /// Wraps a connection after its handshake.
     pub(super) fn new(socket: TcpStream, mut connection: Connection) -> TlsStream {
         connection.set_buffer_limit(None);
         let incoming = Ciphertext { bytes: vec![0; INCOMING_BYTES].into(), start: 0, end: 0 };
@@ -67,7 +68,7 @@ impl TlsStream {
         exported.map_err(|error| error.to_string())
     }
 
-    /// Whether the certificate of the other end is valid for a host.
+    /// Checks that the peer's certificate is valid for a host.
     pub fn check_host(&self, host: &str) -> Result<(), String> {
         let connection = lock(&self.0.connection);
         let shown = connection.peer_certificates().and_then(<[_]>::first);
@@ -87,7 +88,8 @@ impl TlsStream {
         })
     }
 
-    /// Waits until there is plaintext for `take`; nothing to take means that the other end has ended in order.
+    /// Waits until there is plaintext for `take`. No plaintext means that the peer has closed
+    /// cleanly.
     fn receive(
         &self,
         mut take: impl FnMut(tokio_rustls::rustls::Reader<'_>) -> io::Result<usize>,
@@ -107,16 +109,16 @@ impl TlsStream {
                     incoming.decrypt(&mut connection)?;
                 }
             }
-            // Without the lock of the connection: the writer needs it.
+            // Release the lock of the connection while reading: the writer needs it.
             let length = incoming.fill(&self.0.socket)?;
             if length == 0 {
-                // So it learns that nothing more comes, and says whether that was in order.
+                // Tells TLS that no more bytes come, which reports whether the close was clean.
                 lock(&self.0.connection).read_tls(&mut io::empty())?;
             }
         }
     }
 
-    /// Encrypts what `say` says, and writes it.
+    /// Encrypts the bytes that `say` writes, and sends them.
     fn send(&self, say: impl FnOnce(&mut Connection) -> io::Result<usize>) -> io::Result<usize> {
         let mut outgoing = lock(&self.0.outgoing);
         outgoing.clear();
@@ -130,13 +132,13 @@ impl TlsStream {
         };
         let written = (&self.0.socket).write_all(&outgoing);
         if written.is_err() {
-            // Some of a record may have left: nothing that follows would be understood.
+            // Part of a record may have left, so the peer could not decode anything that follows.
             let _ = self.0.socket.shutdown(Shutdown::Both);
         }
         written.map(|()| said)
     }
 
-    /// Ends the stream. Writing ends in order; whoever has both ended does not wait for it.
+    /// Ends the stream. Writing is closed cleanly; closing both directions does not wait for that.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         if how == Shutdown::Write {
             self.send(|connection| {
@@ -147,7 +149,7 @@ impl TlsStream {
         self.0.socket.shutdown(how)
     }
 
-    /// Takes new keys for what is sent, and has the other end do so.
+    /// Starts new keys for sending, and asks the peer to do so.
     #[cfg(test)]
     pub fn refresh_keys(&self) -> io::Result<()> {
         self.send(|connection| connection.refresh_traffic_keys().map(|()| 0).map_err(io::Error::other))
@@ -196,7 +198,7 @@ impl Read for TlsStream {
 
 impl Write for TlsStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Not more at once than its records take a little time under the locks.
+        // Limit the bytes at once, so that the locks are held for a short time only.
         let bytes = &bytes[..bytes.len().min(INCOMING_BYTES)];
         self.send(|connection| connection.writer().write(bytes))
     }

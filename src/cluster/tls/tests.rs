@@ -32,7 +32,7 @@ fn tls_for(authority: &CertificateAuthority, host: &str) -> PeerTls {
     PeerTls::load(&plan_for(authority, host, |_| ())).unwrap()
 }
 
-/// One that does not look at its own certificate first.
+/// A peer that does not check its own certificate first.
 fn careless(plan: &ClusterTlsPlan) -> PeerTls {
     PeerCertificate::read(plan).unwrap().configure().unwrap()
 }
@@ -49,7 +49,7 @@ fn sockets() -> (TcpStream, TcpStream) {
 
 type Met = (Result<TlsStream, TlsFailure>, Result<TlsStream, TlsFailure>);
 
-/// Has one call another, which must be at `host`.
+/// Connects a caller to a listener that must be at `host`.
 fn meet(caller: PeerTls, listener: PeerTls, host: &'static str) -> Met {
     let (calling, listening) = sockets();
     let calling = thread::spawn(move || caller.connect(calling, host, soon()));
@@ -69,7 +69,7 @@ fn met(authority: &CertificateAuthority) -> (TlsStream, TlsStream) {
     streams
 }
 
-/// Bytes that are not the same anywhere near.
+/// Pseudorandom bytes without repetition nearby.
 fn bytes(seed: u64, count: usize) -> Vec<u8> {
     let mut state = seed;
     let next = || {
@@ -97,7 +97,7 @@ fn stream_is_full_duplex_and_accepts_key_updates() {
         }));
         all.push(thread::spawn(move || {
             let mut heard = Vec::new();
-            // It ends in order, or this is an error.
+            // A stream that was not closed cleanly is an error here.
             io::Read::read_to_end(&mut reader, &mut heard).unwrap();
             assert!(heard == bytes(others, SIZE), "{} bytes", heard.len());
         }));
@@ -114,12 +114,12 @@ fn truncated_stream_is_an_error() {
     let mut reader = caller.clone();
     io::Read::read_exact(&mut reader, &mut buffer[..1]).unwrap();
     let waits = thread::spawn(move || io::Read::read(&mut reader, &mut [0; 10]).unwrap_err().kind());
-    // As the kernel does when a process is killed.
+    // The kernel does the same if a process is killed.
     listener.socket().shutdown(Shutdown::Both).unwrap();
     assert_eq!(waits.join().unwrap(), io::ErrorKind::UnexpectedEof);
     assert!(io::Read::read(&mut listener, &mut buffer).is_err());
 
-    // Somebody on the way who changes a bit, or says something of his own.
+    // An attacker on the path changes a bit, or inserts bytes.
     let (mut caller, listener) = met(&authority);
     io::Write::write_all(
         &mut listener.socket(),
@@ -154,7 +154,7 @@ fn both_ends_refuse_other_authorities_and_hosts() {
     let own = tls_for(&ours, "127.0.0.1");
     let why = |failure: Result<TlsStream, TlsFailure>| failure.map(drop).unwrap_err().into_text();
 
-    // Also one that has another name than ours.
+    // Also a CA of another name than ours.
     for theirs in [&theirs, &CertificateAuthority::new("other")] {
         let (caller, _) = meet(own.clone(), tls_for(theirs, "127.0.0.1"), "127.0.0.1");
         assert!(why(caller).contains("not signed by the CA of cluster.tls.ca"));
@@ -164,10 +164,10 @@ fn both_ends_refuse_other_authorities_and_hosts() {
     for host in ["a.example.org", "127.0.0.1"] {
         let (caller, listener) = meet(own.clone(), tls_for(&ours, "*.example.org"), host);
         assert_eq!(caller.is_ok(), host.starts_with('a'), "{host}");
-        // Which process calls is not known yet here.
+        // The number of the calling process is not known yet here.
         drop(listener);
     }
-    // With the right CA but a certificate of another one, which its own start would refuse.
+    // The right CA, but a certificate of another one, which the process's own start would refuse.
     let mixed = ClusterTlsPlan { ca: ours.ca_file(), ..plan_for(&theirs, "127.0.0.1", |_| ()) };
     assert!(PeerTls::load(&mixed).map(drop).unwrap_err().to_string().contains("not signed by the CA"));
     let (caller, listener) = meet(careless(&mixed), own.clone(), "127.0.0.1");
@@ -185,7 +185,7 @@ fn both_ends_refuse_other_authorities_and_hosts() {
     }
 }
 
-/// One that has a certificate of the cluster, and not the secret, between two that have both.
+/// A relay that has a certificate of the cluster but not the secret, between two that have both.
 #[test]
 fn relay_without_secret_is_refused() {
     let authority = CertificateAuthority::new("swelter");
@@ -287,7 +287,7 @@ fn trickling_handshake_times_out() {
     let limit = Duration::from_millis(300);
     for calls in [true, false] {
         let (one, mut other) = sockets();
-        // The head of a record that never comes, a byte at a time.
+        // The head of a record that never comes, one byte at a time.
         let dribble = thread::spawn(move || {
             let mut bytes = [0x16, 3, 1, 0x3F, 0xFF].into_iter().chain(std::iter::repeat(1));
             while bytes.next().is_some_and(|byte| io::Write::write_all(&mut other, &[byte]).is_ok()) {
@@ -319,7 +319,7 @@ fn listener_refuses_plain_text_with_reason() {
             panic!("it is taken")
         };
         assert!(why.contains("does not speak TLS"), "{why}");
-        // An alert, by which a process without TLS sees what is missing.
+        // An alert, which shows a process without TLS what is missing.
         assert_eq!(waits.join().unwrap().unwrap()[..2], [0x15, 3]);
     }
 }

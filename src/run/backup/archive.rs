@@ -1,4 +1,4 @@
-//! What a backup is made of, and how it is read.
+//! The content of a backup: its manifest and objects, and how they are written and read.
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
@@ -16,20 +16,20 @@ use crate::sources::journal::BlockSequence;
 
 pub(super) const FORMAT: u32 = 1;
 pub(super) const MANIFEST: &str = "backup.json";
-/// More than any manifest of a backup has.
+/// The limit of a backup's manifest, larger than any.
 const MANIFEST_BYTES: u64 = 64 << 20;
-/// Blocks of the journal that are one object, in bytes before they are compressed; the last block may go beyond.
+/// Journal blocks in one object, in bytes before compression; the last block may exceed it.
 pub(super) const CHUNK_BYTES: usize = 16 << 20;
-/// More than any chunk has.
+/// The limit of a chunk, larger than any.
 const MAX_CHUNK_BYTES: u64 = 64 << 20;
 const ZSTD_LEVEL: i32 = 1;
-/// Of a block's key, and of its length.
+/// Bytes of a block's key, and of its length.
 const KEY_BYTES: usize = 12;
 
 /// An object of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ArchiveEntry {
-    /// From where the backup is.
+    /// Relative to the backup.
     pub path: String,
     pub bytes: u64,
     /// In hexadecimal.
@@ -42,18 +42,18 @@ impl ArchiveEntry {
     }
 }
 
-/// Blocks of the journal.
+/// An object of journal blocks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct JournalChunk {
     pub object: ArchiveEntry,
-    /// Once it is no longer compressed.
+    /// Bytes after decompression.
     pub plain_bytes: u64,
 }
 
-/// A piece of a file of the data directory; those of a file follow each other.
+/// A piece of a file of the data directory; the pieces of a file follow each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FilePiece {
-    /// From the data directory.
+    /// Relative to the data directory.
     pub file: String,
     pub object: ArchiveEntry,
 }
@@ -81,7 +81,7 @@ pub(super) struct BackupManifest {
     pub program: String,
     pub created_at: String,
     pub journal: JournalPart,
-    /// Names of the checkpoints, the oldest first.
+    /// Names of the checkpoints, oldest first.
     pub checkpoints: Vec<String>,
     pub checkpoint_objects: Vec<ArchiveEntry>,
     pub files: Vec<FilePiece>,
@@ -93,14 +93,14 @@ impl BackupManifest {
         chunks.chain(&self.checkpoint_objects).chain(self.files.iter().map(|piece| &piece.object))
     }
 
-    /// A line of JSON and its checksum.
+    /// Encodes the manifest as a line of JSON and its checksum.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, BackupError> {
         let json = serde_json::to_string(self).map_err(|error| BackupError::Refused(error.to_string()))?;
         Ok(format!("{json}\n{:016x}\n", xxh3_64(json.as_bytes())).into_bytes())
     }
 }
 
-/// A backup that is being written. What was put is noted.
+/// A backup that is being written. Records the objects that were put.
 pub(super) struct ArchiveWriter {
     store: BlobStore,
     put: Vec<String>,
@@ -109,11 +109,12 @@ pub(super) struct ArchiveWriter {
 impl ArchiveWriter {
     pub(super) fn create(place: &CheckpointLocation) -> Result<ArchiveWriter, BackupError> {
         if let CheckpointLocation::Folder(folder) = place {
-            // It has all readings: nobody else is to read them.
+            // A backup has all readings: only its owner may read them.
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(BackupError::io(folder))?;
         }
         let store = BlobStore::open(place)?;
-        // A store that does not answer is found now, in a minute, before anything is read and packed for it.
+        // Detects a store that does not answer within a minute, before anything is read and
+        // compressed for it.
         store.get_object(MANIFEST, MANIFEST_BYTES)?;
         Ok(ArchiveWriter { store, put: Vec::new() })
     }
@@ -131,12 +132,12 @@ impl ArchiveWriter {
         Ok(JournalChunk { object: self.put(path, packed.into())?, plain_bytes: plain.len() as u64 })
     }
 
-    /// The backup is there when this returns.
+    /// Writes the manifest. The backup is complete when this returns.
     pub(super) fn publish(&mut self, manifest: &BackupManifest) -> Result<(), BackupError> {
         Ok(self.store.put_object(MANIFEST.into(), manifest.to_bytes()?.into())?)
     }
 
-    /// Removes what was put of a backup that will not be.
+    /// Removes the objects of a backup that failed.
     pub(super) fn discard(&self) {
         let manifest = [MANIFEST.to_owned()];
         if let Err(error) =
@@ -150,7 +151,7 @@ impl ArchiveWriter {
     }
 }
 
-/// Where it is not empty it is left.
+/// Keeps folders that are not empty.
 fn remove_empty_folders(folder: &std::path::Path) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries
@@ -160,14 +161,14 @@ fn remove_empty_folders(folder: &std::path::Path) {
     let _ = std::fs::remove_dir(folder);
 }
 
-/// Adds a block to a chunk.
+/// Appends a block to a chunk.
 pub(super) fn push_block(chunk: &mut Vec<u8>, key: &[u8], stored: &[u8]) {
     chunk.extend_from_slice(key);
     chunk.extend_from_slice(&(stored.len() as u32).to_le_bytes());
     chunk.extend_from_slice(stored);
 }
 
-/// A backup that is there.
+/// A complete backup.
 pub(super) struct ArchiveReader {
     place: CheckpointLocation,
     store: BlobStore,
@@ -175,7 +176,7 @@ pub(super) struct ArchiveReader {
 }
 
 impl ArchiveReader {
-    /// The backup at a place, or else the newest of those below it.
+    /// Opens the backup at a location, or else the newest one below it.
     pub(super) fn open(place: &CheckpointLocation) -> Result<ArchiveReader, BackupError> {
         if let CheckpointLocation::Folder(folder) = place
             && !folder.is_dir()
@@ -215,7 +216,8 @@ impl ArchiveReader {
         }
     }
 
-    /// Gives all blocks of the journal, in the order in which they were copied: whole, and one behind the other.
+    /// Passes all blocks of the journal to `each`, whole, and in the order in which they were
+    /// copied.
     pub(super) fn each_block(&self, each: &mut BlockHandler<'_, BackupError>) -> Result<(), BackupError> {
         let JournalPart { begins, ends, chunks, .. } = &self.manifest.journal;
         let mut sequence = BlockSequence::new(begins).map_err(BackupError::io("the journal"))?;
@@ -292,13 +294,13 @@ fn read_manifest(store: &BlobStore) -> Result<Option<BackupManifest>, BackupErro
     }
 }
 
-/// What a backup that is whole has.
+/// The content of a backup that was verified.
 #[derive(Clone, Debug, Serialize)]
 pub struct BackupSummary {
-    /// Where it is.
+    /// Path or URL of the backup.
     pub backup: String,
     pub created_at: String,
-    /// Of the journal.
+    /// Records of the journal.
     pub records: u64,
     pub checkpoints: usize,
     /// Other files of the data directory.
@@ -306,7 +308,7 @@ pub struct BackupSummary {
     pub bytes: u64,
 }
 
-/// Reads all of a backup, or of the newest one below a place.
+/// Verifies a backup, or the newest one below a location, by reading all of it.
 pub fn verify_backup(place: &CheckpointLocation) -> Result<BackupSummary, BackupError> {
     verify_archive(&ArchiveReader::open(place)?)
 }

@@ -1,4 +1,5 @@
-//! Where a journal is copied from: the service that has it open, or its folder.
+//! The source of a journal's backup: the service that has the journal open, or the journal's
+//! folder.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -13,10 +14,10 @@ use crate::run::data_dir::{self, DataDirError};
 use crate::sources::journal::{Journal, JournalPlan};
 
 const LINE_BYTES: u64 = 1 << 20;
-/// More than any block has.
+/// The limit of a block, larger than any.
 const MAX_BLOCK_BYTES: u32 = 64 << 20;
 
-/// Nothing of the journal and its checkpoints is trimmed while this is there.
+/// While this exists, neither the journal nor its checkpoints are trimmed.
 pub(super) struct BackupSource {
     pub offer: JournalOffer,
     from: JournalAccess,
@@ -24,7 +25,7 @@ pub(super) struct BackupSource {
 
 enum JournalAccess {
     Service(BufReader<UnixStream>),
-    /// The lock is given back last.
+    /// The lock is released last.
     Folder {
         journal: Journal,
         _lock: File,
@@ -32,7 +33,7 @@ enum JournalAccess {
 }
 
 impl BackupSource {
-    /// `checkpoints` says where those are if no service does.
+    /// Opens the source. `checkpoints` is their location, used if no service runs.
     pub(super) fn open(data_dir: &Path, checkpoints: Option<String>) -> Result<BackupSource, BackupError> {
         let at_dir = |source| BackupError::Io { path: data_dir.into(), source };
         if let Some(stream) = journal_protocol::connect(data_dir).map_err(at_dir)? {
@@ -67,7 +68,8 @@ impl BackupSource {
         matches!(self.from, JournalAccess::Service(_))
     }
 
-    /// Gives the blocks of all partitions, and where they end: behind all that was acknowledged when this is called.
+    /// Passes the blocks of all partitions to `each`, and returns where the partitions end: behind
+    /// every record acknowledged before this call.
     pub(super) fn copy_journal(
         &mut self,
         each: &mut BlockHandler<'_, BackupError>,

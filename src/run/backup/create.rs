@@ -1,7 +1,8 @@
-//! A backup is taken.
+//! Creates a backup.
 //!
-//! The order makes it consistent: checkpoints are chosen first, then dead letters are copied, which have all that those checkpoints include, then
-//! the journal up to its ends, which has all that either speaks of. While that goes on nothing is trimmed.
+//! The order makes it consistent. Checkpoints are chosen first. Then dead letters are copied, which
+//! include all those of the checkpoints. Then the journal is copied up to its ends, which include
+//! all records that either refers to. Nothing is trimmed meanwhile.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +25,7 @@ use crate::checkpoint::{
 use crate::model::{EventTime, random_u64};
 use crate::sources::journal;
 
-/// A backup that was taken.
+/// A backup that was created.
 #[derive(Clone, Debug, Serialize)]
 pub struct BackupReport {
     #[serde(flatten)]
@@ -36,8 +37,8 @@ pub struct BackupReport {
     pub left_out: Vec<String>,
 }
 
-/// Copies a data directory, and its checkpoints, below a place, and reads back what was written. `checkpoints` says where those are if no
-/// service does that has the directory open.
+/// Copies a data directory and its checkpoints below a location, and verifies the copy by reading
+/// it. `checkpoints` is their location, used if no service has the directory open.
 pub fn create_backup(
     data_dir: &Path,
     checkpoints: Option<String>,
@@ -58,7 +59,8 @@ pub fn create_backup(
     Ok(BackupReport { checked, online, seconds: began.elapsed().as_secs_f64(), left_out })
 }
 
-/// A backup in the directory that it is of would be lost with it, and stand between the files of its journal or checkpoints.
+/// Refuses a backup inside the directory that it copies: it would be lost together with it, and
+/// would be among the files of its journal or checkpoints.
 fn check_destination(data_dir: &Path, to: &CheckpointLocation) -> Result<(), BackupError> {
     let (CheckpointLocation::Folder(folder), Ok(data_dir)) = (to, data_dir.canonicalize()) else {
         return Ok(());
@@ -74,7 +76,7 @@ fn check_destination(data_dir: &Path, to: &CheckpointLocation) -> Result<(), Bac
     Ok(())
 }
 
-/// By time, and by chance: no two backups have the same.
+/// A name made of the time and a random number, so that no two backups have the same.
 fn fresh_name() -> String {
     let time = current_time().to_string();
     let digits: String = time.chars().filter(|c| c.is_ascii_digit() || *c == 'T').collect();
@@ -125,7 +127,7 @@ fn copy_all(
     Ok((manifest, left_out))
 }
 
-/// Reading a file or writing an object has failed.
+/// An error of reading a file or of writing an object.
 enum PieceError {
     Read(std::io::Error),
     Put(BackupError),
@@ -169,7 +171,7 @@ fn copy_journal(origin: &mut BackupSource, archive: &mut ArchiveWriter) -> Resul
     Ok(JournalPart { id, begins, ends, chunks })
 }
 
-/// Checkpoints of the journal, the oldest first.
+/// The journal's checkpoints, oldest first.
 struct ChosenCheckpoints {
     from: Option<Checkpoints>,
     manifests: Vec<Arc<checkpoint::Manifest>>,
@@ -178,10 +180,10 @@ struct ChosenCheckpoints {
 
 #[derive(Default)]
 struct CopiedCheckpoints {
-    /// The oldest first.
+    /// Oldest first.
     names: Vec<String>,
     objects: Vec<ArchiveEntry>,
-    /// Why others cannot be used.
+    /// Why other checkpoints cannot be used.
     left_out: Vec<String>,
 }
 
@@ -208,7 +210,7 @@ impl ChosenCheckpoints {
         Ok(kept)
     }
 
-    /// Gives their names and objects, and what cannot be used.
+    /// Copies the checkpoints. Returns their names and objects, and the unusable ones.
     fn copy(mut self, archive: &mut ArchiveWriter) -> Result<CopiedCheckpoints, BackupError> {
         let Some(checkpoints) = &self.from else {
             return Ok(CopiedCheckpoints { left_out: self.left_out, ..CopiedCheckpoints::default() });
@@ -250,7 +252,7 @@ impl ChosenCheckpoints {
     }
 }
 
-/// Whether a checkpoint is of the journal that is copied, and goes on in it.
+/// Whether a checkpoint belongs to the journal that is copied, which continues at its positions.
 fn is_of_backed_up_journal(manifest: &checkpoint::Manifest, origin: &BackupSource) -> bool {
     let recorded = manifest.logs.get(journal::SOURCE_NAME).and_then(|log| log.id.as_ref());
     let id = origin.offer.journal_id.as_ref();

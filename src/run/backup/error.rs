@@ -1,4 +1,4 @@
-//! Why there is no backup, or none was restored.
+//! Errors of creating and restoring backups.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,10 +7,10 @@ use crate::checkpoint::CheckpointError;
 use crate::run::data_dir::DataDirError;
 use crate::sources::journal::JournalError;
 
-/// Takes the key of a block, and the block as it is stored.
+/// Handles the key of a block, and the block as it is stored.
 pub(super) type BlockHandler<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> + 'a;
 
-/// Why there is no backup, or none was restored.
+/// Why a backup was not created or not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     #[error("{}: {source}: make room, or make it readable and writable", path.display())]

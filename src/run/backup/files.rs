@@ -1,26 +1,28 @@
-//! The small files of a data directory that a backup has: generations, dead letters, the places of generators, which files a log was
-//! read from.
+//! The small files of a data directory that a backup includes: generations, dead letters, positions
+//! of generators, and the record of the files that a log was read from.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path};
 
-/// What is one object, in bytes.
+/// Bytes of a file in one object.
 const PIECE_BYTES: u64 = 32 << 20;
 /// How often files may be renamed while they are opened.
 const OPEN_ATTEMPTS: usize = 20;
 const FOLDERS: [&str; 2] = ["feeds", "files"];
 
-/// Files that are open, by their names in the data directory. What is renamed from now on is still read.
+/// Open files, by their names in the data directory. A file that is renamed afterwards can still be
+/// read.
 pub(super) struct OpenFiles(BTreeMap<String, File>);
 
-/// Whether a backup has a file.
+/// Whether a backup includes a file.
 fn is_wanted(name: &str) -> bool {
     name.starts_with("generation-") && !name.ends_with(".new") || name.starts_with("dead-letters")
 }
 
-/// Whether a name that a backup says is one that a backup has: nothing is written elsewhere.
+/// Whether a name in a backup is one that a backup may include, so that nothing is written
+/// elsewhere.
 pub(super) fn is_allowed(name: &str) -> bool {
     let parts: Vec<_> = Path::new(name).components().collect();
     match &parts[..] {
@@ -51,7 +53,8 @@ impl OpenFiles {
         Err(io::Error::other("its files are renamed all the time"))
     }
 
-    /// Gives the files piece by piece. Of files of lines the last one is left out if it is not whole yet.
+    /// Passes the files to `each` in pieces. A line file's last line is left out if it is
+    /// incomplete.
     pub(super) fn each_piece<E: From<io::Error>>(
         self,
         mut each: impl FnMut(&str, Vec<u8>) -> Result<(), E>,
@@ -91,7 +94,7 @@ fn file_names(data_dir: &Path) -> io::Result<Vec<String>> {
                 continue;
             };
             let is_file = entry.file_type()?.is_file();
-            // Those of generators that are being written have names of their own.
+            // Temporary files of generators have other names and are left out.
             if is_file
                 && is_allowed(&name)
                 && (prefix.is_empty() || name.ends_with(".json") || name.ends_with(".jsonl"))
@@ -108,7 +111,7 @@ fn holds_lines(name: &str) -> bool {
     name.ends_with(".jsonl") || name.ends_with(".sent")
 }
 
-/// Up to where a file has whole lines.
+/// The length of a file up to the end of its last complete line.
 fn length_of_complete_lines(file: &File) -> io::Result<u64> {
     use std::os::unix::fs::FileExt as _;
     let mut end = file.metadata()?.len();

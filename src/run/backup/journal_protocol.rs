@@ -1,11 +1,12 @@
-//! What a backup and a running service say to each other on the service's socket.
+//! The protocol between a backup and a running service, on the service's socket.
 //!
 //! ```text
-//! -> {"backup":1}                 line      <- Offer                line; nothing is trimmed from now on
-//! -> {"ends":true}                line      <- [end of each partition]   line: all that is acknowledged by now lies before
-//!                                           <- blocks: key (12 bytes), length (u32, little endian), block
-//!                                           <- key of 0xFF, length 0: all were sent; or a length and why not
-//!    the connection is closed when all is copied that must not be trimmed
+//! -> {"backup":1}    line   <- Offer                  line; nothing is trimmed from now on
+//! -> {"ends":true}   line   <- [end of each partition] line: behind every acknowledged record
+//!                           <- blocks: key (12 bytes), length (u32, little endian), block
+//!                           <- key of 0xFF, length 0: all blocks were sent;
+//!                              or the length of an error text, and the text
+//!    the client closes the connection once it has copied everything that must not be trimmed
 //! ```
 
 use std::fs::File;
@@ -19,15 +20,15 @@ use serde::{Deserialize, Serialize};
 use super::error::BlockHandler;
 use crate::sources::journal::{Journal, JournalError};
 
-/// In the data directory.
+/// The name of the socket in the data directory.
 pub(super) const SOCKET: &str = "backup.sock";
-/// A path of a socket that is longer is not taken by the system.
+/// The longest socket path to use; the system refuses longer ones.
 const MAX_SOCKET_PATH: usize = 100;
 pub(super) const LAST_KEY: [u8; 12] = [0xFF; 12];
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct BackupRequest {
-    /// The version of what is spoken.
+    /// The version of the protocol.
     pub backup: u32,
 }
 
@@ -36,12 +37,12 @@ pub(super) struct BlocksRequest {
     pub ends: bool,
 }
 
-/// What there is to copy.
+/// What the service offers to copy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct JournalOffer {
     pub journal_id: Option<String>,
     pub begins: Vec<u64>,
-    /// Where the checkpoints are, if there are any.
+    /// The location of the checkpoints, if there are any.
     pub checkpoints: Option<String>,
 }
 
@@ -51,7 +52,7 @@ impl JournalOffer {
     }
 }
 
-/// A path that is short enough for a socket, as long as the folder is open.
+/// A path that is short enough for a socket; it is valid while the returned folder is open.
 pub(super) fn reachable_socket_path(folder: &Path, name: &str) -> io::Result<(Option<File>, PathBuf)> {
     let path = folder.join(name);
     if path.as_os_str().len() <= MAX_SOCKET_PATH {
@@ -62,7 +63,7 @@ pub(super) fn reachable_socket_path(folder: &Path, name: &str) -> io::Result<(Op
     Ok((Some(folder), path))
 }
 
-/// Reaches the service that uses a data directory; nothing where there is none.
+/// Connects to the service that uses a data directory; none if no service runs.
 pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
     let (_folder, path) = match reachable_socket_path(data_dir, SOCKET) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -77,7 +78,7 @@ pub(super) fn connect(data_dir: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
-/// Gives the stored blocks of a partition one by one.
+/// Passes the stored blocks of a partition to `each` one by one.
 pub(super) fn for_each_stored_block<E>(
     journal: &Journal,
     partition: u32,
@@ -89,7 +90,7 @@ pub(super) fn for_each_stored_block<E>(
     loop {
         let blocks = journal.stored_blocks(partition, from, end)?;
         let Some((last, _)) = blocks.last() else { return Ok(Ok(())) };
-        // A key ends with its position; the next block begins behind it.
+        // A key ends with the position of the block's last record; the next block begins behind it.
         let position = last.last_chunk::<8>().map_or(end, |position| u64::from_be_bytes(*position));
         from = position.saturating_add(1);
         for (key, stored) in &blocks {

@@ -1,13 +1,16 @@
-//! Backups: the journal, its checkpoints, dead letters and what else a data directory remembers, copied to a folder or an object store.
+//! Backups: the journal, its checkpoints, dead letters and other state of a data directory, copied
+//! to a folder or an object store.
 //!
 //! ```text
-//! <name by time>/journal/000000.blocks    stored blocks of the journal: key (12 bytes), length (u32, little endian), block; zstd around them
-//! <name by time>/checkpoints/...          as they are
-//! <name by time>/files/000000             pieces of the other files
-//! <name by time>/backup.json              what all of that is, with digests: put last, and once
+//! <name by time>/journal/000000.blocks   stored blocks of the journal, compressed with zstd:
+//!                                         key (12 bytes), length (u32, little endian), block
+//! <name by time>/checkpoints/...         unchanged
+//! <name by time>/files/000000            pieces of the other files
+//! <name by time>/backup.json             the manifest, with digests: written once, last
 //! ```
 //!
-//! A service that runs makes the copy of its journal itself (`service`); of one that is stopped the journal is opened ([`create`]).
+//! A running service copies its journal itself (`service`). For a stopped one, the journal is
+//! opened here ([`create`]).
 
 mod archive;
 mod backup_source;

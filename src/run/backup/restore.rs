@@ -1,4 +1,4 @@
-//! A backup becomes a data directory.
+//! Restores a backup to a data directory.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::Write as _;
@@ -19,12 +19,13 @@ pub struct RestoreSummary {
     pub checked: BackupSummary,
     pub data_dir: String,
     pub journal_id: String,
-    /// Of the journal that was copied, if it had one.
+    /// The id of the journal that was copied, if it had one.
     pub parent_id: Option<String>,
 }
 
-/// Restores a backup, or the newest below a place, to a data directory that is not there yet, or empty: as a whole or not at all. Its journal has an
-/// id of its own, and its checkpoints are of that.
+/// Restores a backup, or the newest one below a location, to a data directory that is empty or does
+/// not exist: all of it or nothing. The restored journal has an id of its own, and its checkpoints
+/// refer to that id.
 pub fn restore_backup(from: &CheckpointLocation, data_dir: &Path) -> Result<RestoreSummary, BackupError> {
     refuse_existing_data(data_dir)?;
     let found = ArchiveReader::open(from)?;
@@ -54,7 +55,8 @@ fn refuse_existing_data(data_dir: &Path) -> Result<(), BackupError> {
     }
 }
 
-/// What is restored lies beside its place until it is whole; it is removed where it does not become so.
+/// The folder of an unfinished restore, beside its destination. Dropping it removes the folder
+/// unless the restore has finished.
 struct UnfinishedMarker(PathBuf);
 
 impl UnfinishedMarker {
@@ -79,7 +81,7 @@ impl UnfinishedMarker {
 
 impl Drop for UnfinishedMarker {
     fn drop(&mut self) {
-        // It is gone where it was finished.
+        // The folder is gone if the restore has finished.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -101,7 +103,7 @@ fn restore_journal(found: &ArchiveReader, dir: &Path) -> Result<String, BackupEr
     let parent = part.id.as_deref().and_then(JournalId::parse);
     let parent = parent.map(|id| ParentJournal { id, ends: part.ends.clone() });
     let id = copy.finish(&part.ends, parent)?;
-    // It is opened as a start will open it.
+    // Open the journal in the same way as a start does.
     let plan = JournalPlan { partitions: part.ends.len() as u32, ..JournalPlan::default() };
     drop(Journal::open(dir, plan)?);
     Ok(id)
@@ -127,7 +129,8 @@ fn restore_files(found: &ArchiveReader, data_dir: &Path) -> Result<(), BackupErr
     Ok(())
 }
 
-/// They were made of the journal that was copied, and what they include is in this one: so they say.
+/// Restores the checkpoints. They refer to the copied journal, and the restored one has the same
+/// records, so its id replaces the old one.
 fn restore_checkpoints(found: &ArchiveReader, folder: &Path, journal_id: &str) -> Result<(), BackupError> {
     let names = found.checkpoint_names()?;
     let (from, to) = (found.checkpoints()?, BlobStore::open(&CheckpointLocation::Folder(folder.into()))?);

@@ -1,4 +1,5 @@
-//! The end of a running service: it copies its own journal to whoever asks on a socket in the data directory, which only its user can reach.
+//! The service's end of a backup: copies its journal to clients of a socket in the data directory,
+//! which only the service's user can reach.
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write};
@@ -16,15 +17,16 @@ use super::journal_protocol::{
 };
 use crate::sources::journal::Journal;
 
-/// How often whoever waits looks whether to end.
+/// Interval at which a wait checks whether to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// A client that takes nothing for so long is given up, and may not keep the journal from being trimmed.
+/// A client that reads nothing for this long is disconnected, so that it does not block trimming of
+/// the journal.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a backup may keep the journal from being trimmed.
+/// How long a backup may block trimming of the journal.
 const MAX_BACKUP_TIME: Duration = Duration::from_secs(24 * 3_600);
 const LINE_BYTES: u64 = 1 << 20;
 
-/// Answers backups, one after the other, on a thread of its own, until this is dropped.
+/// Serves backups one after the other, on a thread of its own, until dropped.
 pub struct BackupService {
     stop: Arc<AtomicBool>,
     socket: PathBuf,
@@ -32,7 +34,7 @@ pub struct BackupService {
 }
 
 impl BackupService {
-    /// The directory is held by this process.
+    /// Starts the thread. This process must hold the lock of the directory.
     pub fn start(
         journal: Arc<Journal>,
         data_dir: &Path,
@@ -57,7 +59,7 @@ impl Drop for BackupService {
     }
 }
 
-/// Listens on a socket that is never open to others, not for a moment.
+/// Listens on a socket that no other user can open at any moment.
 fn listen(data_dir: &Path) -> io::Result<UnixListener> {
     let private = tempfile::Builder::new().prefix(".backup").tempdir_in(data_dir)?;
     let (_folder, path) = reachable_socket_path(private.path(), SOCKET)?;
@@ -119,7 +121,7 @@ impl BackupServer {
             Err(why) => write_block(&mut out, &LAST_KEY, why.as_bytes())?,
         }
         out.flush()?;
-        // The checkpoints are copied yet.
+        // The client still copies the checkpoints.
         match lines.next(MAX_BACKUP_TIME.saturating_sub(began.elapsed()))? {
             None => Ok(()),
             Some(_) => Err(io::Error::other("there is nothing more to ask for")),
@@ -150,14 +152,14 @@ impl BackupServer {
     }
 }
 
-/// Lines that come while somebody may ask to stop.
+/// Reads lines, and returns early if a stop is requested.
 struct LineReader<'a> {
     reader: BufReader<&'a UnixStream>,
     stop: &'a AtomicBool,
 }
 
 impl LineReader<'_> {
-    /// The next one; nothing at the end.
+    /// The next line; none at the end.
     fn next(&mut self, patience: Duration) -> io::Result<Option<Vec<u8>>> {
         let deadline = Instant::now() + patience;
         let mut line = Vec::new();
@@ -181,7 +183,7 @@ impl LineReader<'_> {
     }
 }
 
-/// Waits for a client that is slow, but not for ever.
+/// A writer that waits for a slow client, up to a timeout.
 struct StallingWriter<'a> {
     stream: &'a UnixStream,
     stop: &'a AtomicBool,

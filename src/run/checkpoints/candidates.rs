@@ -1,4 +1,4 @@
-//! Which checkpoints a start may restore.
+//! Selects the checkpoints that a start may restore.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -12,21 +12,22 @@ use crate::run::log_identity::{LogVerdict, compare_logs};
 use crate::run::run_error::RunError;
 use crate::sources::SourceError;
 
-/// How long a log may not answer before the start fails, and how often it is asked.
+/// The timeout of a log that does not answer, after which the start fails, and the interval of the
+/// attempts.
 const LOG_TIMEOUT: Duration = Duration::from_secs(60);
 const LOG_RETRY: Duration = Duration::from_millis(500);
-/// How often a start lists checkpoints again while they are removed as fast as it tries them.
+/// How often a start lists checkpoints again if they are removed as fast as it tries them.
 const MAX_LISTINGS: u32 = 100;
 /// How many unusable checkpoints an error names.
 const MAX_NAMED: usize = 4;
 
-/// What a checkpoint must fit.
+/// The logs and sinks that a checkpoint must fit.
 pub struct RestoreContext<'a> {
     /// Checks that a log continues at a position.
     pub check: &'a dyn Fn(&str, u32, LogPosition) -> Result<(), SourceError>,
-    /// All partitions, and from where each is read without a checkpoint.
+    /// All partitions, and their start positions without a checkpoint.
     pub partitions: &'a [(PartitionName, u64)],
-    /// What each shard of the sinks has made durable by now.
+    /// The durable positions of each shard of the sinks.
     pub written: &'a dyn Fn() -> Result<Vec<DurableShard>, RunError>,
     /// Another generation writes the sinks, and makes checkpoints.
     pub is_following: bool,
@@ -34,19 +35,19 @@ pub struct RestoreContext<'a> {
     pub adopt_logs: bool,
 }
 
-/// Gives checkpoints to try, the newest first.
+/// Iterates over the checkpoints to try, newest first.
 pub struct CheckpointCandidates<'a> {
     checkpoints: &'a Checkpoints,
     identity: &'a BTreeMap<String, String>,
     log_ids: &'a BTreeMap<String, String>,
     beginning: &'a RestoreContext<'a>,
-    /// Checkpoints that were given out or do not fit.
+    /// Checkpoints that were returned or do not fit.
     tried: BTreeSet<CheckpointName>,
-    /// One of them was of these logs: older ones may be of other logs.
+    /// One of them belongs to these logs, so older ones may belong to other logs.
     has_own: bool,
     /// The newest checkpoint that is ahead of a sink, and how far.
     lacking: Option<(CheckpointName, String)>,
-    /// Why others cannot be used, the newest first, as of the last listing.
+    /// Why others cannot be used, newest first, as of the last listing.
     unusable: Vec<String>,
     lists: u32,
 }
@@ -70,7 +71,8 @@ impl<'a> CheckpointCandidates<'a> {
         }
     }
 
-    /// The newest checkpoint that was not tried yet, of all that exist now: a running generation removes some and publishes others.
+    /// The newest checkpoint that was not tried yet. Lists the present ones each time, because a
+    /// running generation removes some and publishes others.
     pub fn next(&mut self) -> Result<Option<Manifest>, RunError> {
         while self.lists < MAX_LISTINGS {
             self.lists += 1;
@@ -93,11 +95,13 @@ impl<'a> CheckpointCandidates<'a> {
         ))
     }
 
-    /// Whether no sink is behind a checkpoint, and the logs continue where it ends. If not, a log line says why.
+    /// Whether no sink is behind the checkpoint, and the logs continue at its positions. If not,
+    /// logs the reason.
     ///
     /// # Errors
     ///
-    /// If it is of other logs, and newer than all checkpoints of these logs: the place belongs to another service.
+    /// If it belongs to other logs and is newer than all checkpoints of these logs: the location
+    /// then belongs to another service.
     fn is_usable(&mut self, manifest: &Manifest, written: &[DurableShard]) -> Result<bool, RunError> {
         let name = manifest.name();
         let verdict = self.compare(manifest)?;
@@ -122,7 +126,7 @@ impl<'a> CheckpointCandidates<'a> {
             LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => lacks.clone().or(Some(why)),
             LogVerdict::Same => lacks.clone(),
         };
-        // A copy that was adopted.
+        // A usable copy that was adopted counts as a checkpoint of these logs.
         self.has_own |= why.is_none();
         if let Some(why) = &why {
             tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
@@ -156,7 +160,7 @@ impl<'a> CheckpointCandidates<'a> {
         ))
     }
 
-    /// No checkpoint can be restored: the logs must have everything.
+    /// Checks a start without a checkpoint: the logs must be complete.
     fn check_start_without_checkpoint(&self) -> Result<(), RunError> {
         self.refuse_uncovered_sinks()?;
         if self.unusable.is_empty() || self.beginning.is_following {
@@ -183,7 +187,7 @@ impl<'a> CheckpointCandidates<'a> {
         Ok(())
     }
 
-    /// The logs must have what a checkpoint includes and a sink lacks.
+    /// Refuses the start if the logs lack records that a checkpoint includes and a sink needs.
     fn refuse_uncovered_sinks(&self) -> Result<(), RunError> {
         let Some((name, lacks)) = &self.lacking else { return Ok(()) };
         for (partition, start) in self.beginning.partitions {
@@ -205,7 +209,8 @@ fn positions(manifest: &Manifest) -> impl Iterator<Item = (&str, u32, u64)> {
     each.flat_map(|(source, of)| of.iter().map(move |(partition, at)| (source.as_str(), *partition, *at)))
 }
 
-/// What a checkpoint includes and a shard of the sinks lacks: nobody would ever write it.
+/// Finds records that a checkpoint includes and a shard of the sinks lacks: a start with that
+/// checkpoint would never write them.
 pub(super) fn missing_in_sinks(
     manifest: &Manifest,
     written: &[DurableShard],
@@ -229,7 +234,7 @@ pub(super) fn missing_in_sinks(
     written.iter().find_map(of_shard)
 }
 
-/// Asks a log until it answers.
+/// Retries a request to a log until it answers.
 pub(super) fn retry_until_answered<T>(
     ask: impl Fn() -> Result<T, SourceError>,
     patience: Duration,

@@ -1,4 +1,4 @@
-//! Checkpoints made while a run goes on: what process 0 does for all.
+//! Makes the checkpoints of a run, at process 0 for all processes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::sinks::progress::Positions;
 use crate::sources::journal::Journal;
 use crate::worker::{AlignedBarrier, SharedState};
 
-/// A checkpoint that makes no progress for so long is cancelled.
+/// A checkpoint without progress for this long is cancelled.
 const STALL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// Makes the checkpoints of a run.
@@ -32,12 +32,12 @@ pub struct CheckpointCoordinator {
     control: Control,
     next: Instant,
     count: u64,
-    /// The last one has failed, so there is one to make though nothing has come since.
+    /// The last checkpoint has failed, so another one is due even without new records.
     retry_due: bool,
     pending: Option<PendingCheckpoint>,
-    /// What the next one may add to.
+    /// The last checkpoint, which the next one may extend.
     last: Option<Manifest>,
-    /// Reads back what was published.
+    /// Verifies published checkpoints.
     verifier: Verifier,
 }
 
@@ -45,10 +45,10 @@ pub struct CheckpointCoordinator {
 struct PendingCheckpoint {
     barrier: CheckpointBarrier,
     began: Instant,
-    /// What there was of it when it last made progress, and since when it has not.
+    /// Its last progress, and the time of that.
     seen: PendingProgress,
     since: Instant,
-    /// Once its epoch is complete.
+    /// Set once its epoch is complete.
     aligned: Option<AlignedBarrier>,
     /// By process.
     parts: BTreeMap<usize, Vec<WorkerPart>>,
@@ -63,7 +63,7 @@ struct PendingProgress {
 }
 
 impl CheckpointCoordinator {
-    /// From now on it is this run that makes checkpoints: what earlier ones have left is removed.
+    /// Starts making checkpoints: this run owns them now, and removes the remains of earlier ones.
     pub fn start(
         reporter: &PartReporter,
         partitions: &PartitionTable,
@@ -90,7 +90,7 @@ impl CheckpointCoordinator {
         })
     }
 
-    /// Does what can be done now, without waiting.
+    /// Takes the steps that are due, without waiting.
     pub fn run_due_steps(&mut self, shared: &SharedState) {
         self.start_if_due(shared);
         let files = self.parts.writers.written_files();
@@ -100,10 +100,10 @@ impl CheckpointCoordinator {
         self.publish_if_complete();
     }
 
-    /// Starts the next one if it is time and there is anything new.
+    /// Starts the next checkpoint if it is due and there is something new.
     fn start_if_due(&mut self, shared: &SharedState) {
         if self.verifier.take_damage() {
-            // What stands on what is damaged is not added to: a full one is due, now.
+            // A chain with a damaged part is not extended: a full checkpoint is due now.
             (self.last, self.retry_due) = (None, true);
             self.next = Instant::now();
         }
@@ -139,13 +139,13 @@ impl CheckpointCoordinator {
         self.control.append(ControlCommand::SealCheckpoint { checkpoint, positions });
     }
 
-    /// A process has written its part, or says why it has none.
+    /// A process has written its part, or reports why it has none.
     pub fn on_part(&mut self, process: usize, checkpoint: u64, part: Result<Vec<u8>, String>) {
         let part: Result<Vec<WorkerPart>, String> =
             part.and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()));
         let Some(pending) = self.pending.as_mut().filter(|pending| pending.barrier.checkpoint == checkpoint)
         else {
-            // It was cancelled before this came.
+            // The part arrived after the checkpoint was cancelled.
             return self.repository.checkpoints.discard_parts(&part.unwrap_or_default());
         };
         match part {
@@ -154,7 +154,7 @@ impl CheckpointCoordinator {
         }
     }
 
-    /// Publishes what is complete, on a thread of its own, and takes the result.
+    /// Publishes a complete checkpoint on a thread of its own, and handles the result.
     fn publish_if_complete(&mut self) {
         let Some(pending) = &mut self.pending else { return };
         if let Some(publishing) = pending.publishing.take_if(|publishing| publishing.is_finished()) {
@@ -198,7 +198,8 @@ impl CheckpointCoordinator {
         self.last = Some(manifest);
     }
 
-    /// The next one is full, whatever became of this one.
+    /// Cancels the pending checkpoint. The next one is full, since this one may or may not have
+    /// been published.
     fn cancel(&mut self, why: &str) {
         tracing::warn!("a checkpoint could not be made; the next one is tried in its turn: {why}");
         metrics::counter!("swelter_checkpoint_failures_total").increment(1);
@@ -226,7 +227,8 @@ impl PendingCheckpoint {
         }
     }
 
-    /// Whether it has made no progress for so long; what is being published has limits of its own.
+    /// Whether the checkpoint has made no progress for too long. Publishing has timeouts of its
+    /// own.
     fn is_stalled(&mut self, files: u64, timeout: Duration) -> bool {
         let now = PendingProgress { is_aligned: self.aligned.is_some(), parts: self.parts.len(), files };
         if self.seen != now || self.publishing.is_some() {
@@ -240,7 +242,7 @@ fn checkpoint_interval(plan: &CheckpointPlan) -> Duration {
     Duration::from_millis(plan.interval.millis().unsigned_abs())
 }
 
-/// Removes what earlier generations have left, on a thread of its own.
+/// Removes the remains of earlier generations, on a thread of its own.
 fn spawn_sweep(repository: &CheckpointRepository) -> Result<(), RunError> {
     let (checkpoints, generation) = (repository.checkpoints.clone(), repository.generation.clone());
     let sweep = move || {

@@ -1,4 +1,5 @@
-//! A process's part of a checkpoint: reported once all its workers have written theirs, and its shards have come as far.
+//! Reports a process's part of a checkpoint, once all its workers have written theirs and its
+//! shards are durable that far.
 
 use super::repository::CheckpointRepository;
 use super::written_parts::WrittenParts;
@@ -10,14 +11,14 @@ use crate::run::protocol::ControlEvent;
 use crate::sinks::progress::Positions;
 use crate::sinks::shard::ShardSenders;
 
-/// See the module.
+/// Reports the parts of this process.
 pub struct PartReporter {
     repository: CheckpointRepository,
     parts: Arc<WrittenParts>,
     shard_senders: Vec<ShardSenders>,
     workers: usize,
     control: Control,
-    /// The checkpoint whose part is not reported yet, and what it includes.
+    /// The checkpoint whose part is not reported yet, and the positions that it includes.
     pending_part: Option<(u64, Positions)>,
 }
 
@@ -39,7 +40,7 @@ impl PartReporter {
         &self.parts
     }
 
-    /// From now on a part waits for the shards behind these.
+    /// Parts must wait for these shards from now on.
     pub fn set_shard_senders(&mut self, shard_senders: Vec<ShardSenders>) {
         self.shard_senders = shard_senders;
     }
@@ -49,13 +50,13 @@ impl PartReporter {
         self.pending_part = Some((checkpoint, positions));
     }
 
-    /// Nothing more is wanted of a checkpoint, nor of any before.
+    /// This checkpoint and all earlier ones are cancelled.
     pub fn on_cancelled(&mut self, checkpoint: u64) {
         self.pending_part.take_if(|(pending, _)| *pending <= checkpoint);
         self.repository.checkpoints.discard_parts(&self.parts.cancel(checkpoint));
     }
 
-    /// What was refused until now is durable.
+    /// Reports the pending part if it is complete. All refusals up to now must be durable.
     pub fn report_part_if_ready(&mut self) {
         let Some((checkpoint, positions)) = &self.pending_part else { return };
         if !self.shard_senders.iter().all(|senders| senders.have_written(positions)) {

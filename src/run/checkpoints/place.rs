@@ -1,4 +1,4 @@
-//! Where checkpoints are, and which topics the newest one includes.
+//! The location of checkpoints, and the topics that the newest one includes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -7,12 +7,13 @@ use crate::checkpoint::{CheckpointLocation, Checkpoints, Manifest, SOURCE_KEY_PR
 use crate::config::{ServicePlan, SourceKind};
 use crate::run::run_error::RunError;
 
-/// Where checkpoints are, as all processes must write it: none if there are to be none.
+/// The location of checkpoints in the form that all processes share; none if checkpoints are
+/// disabled.
 pub fn checkpoint_place(plan: &ServicePlan, in_data_dir: bool) -> Option<String> {
     let checkpoints = plan.checkpoints.as_ref()?;
     let is_generator = |kind: &SourceKind| matches!(kind, SourceKind::Generator(_));
     if plan.ingest.is_none() && plan.sources.iter().any(|source| is_generator(&source.kind)) {
-        // What is made up is in no log then, so no position means anything later.
+        // Generated readings are in no log then, so no position is meaningful later.
         return None;
     }
     match &checkpoints.location {
@@ -30,14 +31,14 @@ pub fn checkpoint_place(plan: &ServicePlan, in_data_dir: bool) -> Option<String>
     }
 }
 
-/// Opens the checkpoints at such a place.
+/// Opens the checkpoints at such a location.
 pub fn open_checkpoints(place: &str) -> Result<Checkpoints, RunError> {
     let location: CheckpointLocation =
         place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
     Ok(Checkpoints::open(&location)?)
 }
 
-/// The topics of which the newest checkpoint that can be read includes records.
+/// The topics whose records are included in the newest readable checkpoint.
 pub fn topics_in_checkpoints(plan: &ServicePlan, in_data_dir: bool) -> Result<BTreeSet<String>, RunError> {
     let Some(place) = checkpoint_place(plan, in_data_dir) else { return Ok(BTreeSet::new()) };
     let checkpoints = open_checkpoints(&place)?;

@@ -1,4 +1,4 @@
-//! Where a run has its checkpoints, and what they are computed with.
+//! The location of a run's checkpoints, and the identity of the results that they hold.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use crate::run::protocol::{CheckpointSettings, LoadFailure, LoadFailureKind};
 use crate::run::run_error::RunError;
 use crate::worker::{RestoredCity, RestoredWorkers, WorkerState};
 
-/// See the module.
+/// The checkpoints that this run reads and writes.
 #[derive(Clone)]
 pub struct CheckpointRepository {
     pub(super) checkpoints: Checkpoints,
     pub(super) plan: CheckpointPlan,
     pub(super) identity: BTreeMap<String, String>,
-    /// By source: the ids of the logs that have one.
+    /// Ids of the logs that have one, by source.
     pub(super) log_ids: BTreeMap<String, String>,
-    /// As checkpoints of this run are named.
+    /// The generation in the names of this run's checkpoints.
     pub(super) generation: String,
 }
 
-/// The state of a checkpoint that the workers of a process begin with.
+/// The state of a checkpoint, as the workers of a process restore it.
 pub struct RestoredState {
     /// By worker of this process.
     workers: Vec<WorkerState>,
     cities: HashMap<PartitionIndex, Vec<RestoredCity>>,
 }
 
-/// At process 0: where the run has its checkpoints; none if it makes none.
+/// At process 0: the location of this run's checkpoints; none if it makes none.
 pub fn choose_checkpoint_settings(
     plan: &ServicePlan,
     in_data_dir: bool,
@@ -56,7 +56,7 @@ pub fn choose_checkpoint_settings(
     Ok(Some(CheckpointSettings { place, generation: name, log_ids }))
 }
 
-/// What decides results.
+/// The settings that decide results.
 fn results_identity(plan: &ServicePlan) -> BTreeMap<String, String> {
     let mut identity = log_identity(plan);
     identity.insert("results.formula".into(), plan.formula.name().to_owned());
@@ -111,8 +111,8 @@ impl CheckpointRepository {
         Ok(RestoredState { workers, cities })
     }
 
-    /// Whether all processes have loaded it. What another process cannot read may be fine, so this one reads all of it before it is put
-    /// aside.
+    /// Whether all processes have loaded the checkpoint. Another process may fail to read objects
+    /// that are intact, so this one reads all of them before it quarantines the checkpoint.
     pub(super) fn verdict(
         &self,
         manifest: &Manifest,
@@ -134,7 +134,8 @@ impl CheckpointRepository {
         Ok(failed.is_empty())
     }
 
-    /// Puts the object aside that is damaged for this process, too. What adds to its checkpoint stays as it is.
+    /// Quarantines the object if it is damaged for this process, too. Checkpoints that extend this
+    /// one stay unchanged.
     fn recheck(
         &self,
         manifest: &Manifest,
@@ -152,7 +153,7 @@ impl CheckpointRepository {
             ))),
             // It was removed meanwhile, or can be read now.
             Ok(_) | Err((LoadFailureKind::Missing, _)) => Ok(()),
-            // While another generation runs, they are that one's.
+            // While another generation runs, the checkpoints belong to that one.
             Err((LoadFailureKind::Damaged, _)) if is_following => Ok(()),
             Err((LoadFailureKind::Damaged, error)) => {
                 let Some(path) = error.damaged_path() else { return Ok(()) };
@@ -168,7 +169,7 @@ impl CheckpointRepository {
         }
     }
 
-    /// Up to where a checkpoint includes the logs, and what they are known by.
+    /// The log positions and log ids that a checkpoint includes.
     pub(super) fn covered_positions(
         &self,
         covered: &BTreeMap<PartitionIndex, LogPosition>,
@@ -186,7 +187,8 @@ impl CheckpointRepository {
         (positions, logs)
     }
 
-    /// What the workers of this process begin with; what they write is collected in `parts`.
+    /// The initial states of this process's workers. The parts that they write are collected in
+    /// `parts`.
     pub fn worker_states(
         &self,
         restored: Option<RestoredState>,
@@ -212,7 +214,7 @@ impl CheckpointRepository {
     }
 }
 
-/// What an error means for the checkpoint that could not be loaded.
+/// Classifies the error of a checkpoint that could not be loaded.
 pub fn load_failure(error: &CheckpointError) -> LoadFailure {
     let kind = match error {
         CheckpointError::Damaged { .. } | CheckpointError::Unreadable(_) => LoadFailureKind::Damaged,

@@ -1,4 +1,4 @@
-//! The checkpoint that a start restores: the newest one that all processes can load.
+//! Restores the newest checkpoint that all processes can load.
 
 use std::time::Instant;
 
@@ -10,11 +10,11 @@ use crate::run::lead::{Lead, Member};
 use crate::run::protocol::{CheckpointRequest, CheckpointSettings, ControlCommand, ControlEvent};
 use crate::run::run_error::RunError;
 
-/// Has all processes load the newest checkpoint that they can, if there is one.
+/// Lets all processes load the newest checkpoint that they can load, if there is one.
 ///
 /// # Errors
 ///
-/// If there would be one, were something else as it should be.
+/// If there is a checkpoint that could be used if something else were repaired.
 pub fn restore_newest(
     lead: &Lead,
     member: &mut impl Member,
@@ -41,7 +41,7 @@ pub fn restore_newest(
     Ok(None)
 }
 
-/// Where a partition is read from that would be read from `start` without the checkpoint.
+/// The start position of a partition; without a checkpoint it is `start`.
 pub fn restored_position(manifest: Option<&Manifest>, name: &PartitionName, start: u64) -> LogPosition {
     let Some(Manifest { positions, logs, .. }) = manifest else { return start.into() };
     let known = positions.get(&*name.source).and_then(|of| of.get(&name.partition));

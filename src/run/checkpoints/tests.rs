@@ -1,4 +1,4 @@
-//! Which checkpoints are taken up, which are put aside, and how far the journal is trimmed.
+//! Which checkpoints are restored or quarantined, and how far the journal is trimmed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ use crate::run::protocol::{LoadFailure, LoadFailureKind};
 use crate::run::run_error::RunError;
 use crate::sources::{Partition, Source, SourceError};
 
-/// A log of two partitions that ends there.
+/// A log of two partitions with these ends.
 struct Log([u64; 2]);
 
 impl Source for Log {
@@ -76,7 +76,7 @@ fn kept_in(folder: &Path) -> CheckpointRepository {
     }
 }
 
-/// A checkpoint whose manifest is whole, with a file that is not what it says.
+/// A checkpoint with an intact manifest and a file of another content.
 fn damaged(kept: &CheckpointRepository, folder: &Path, epoch: u64) -> Manifest {
     let path = format!("data/{}-a/cities-00.parquet", CheckpointName { generation: 1, epoch });
     fs::create_dir_all(folder.join(&path).parent().unwrap()).unwrap();
@@ -99,7 +99,7 @@ fn journal_trim_stops_at_oldest_checkpoint_of_journal() {
     assert_eq!(covered_by_all(&[], &Log([55, 65])), []);
     // Each is the oldest in one partition.
     assert_eq!(of(vec![manifest("9-c", 70, [20, 55]), manifest("9-c", 80, [45, 30])]), [(0, 20), (1, 30)]);
-    // One that does not say is of nothing of it.
+    // A checkpoint without positions of the journal includes nothing of it.
     let mut without = manifest("8-b", 70, [10, 10]);
     without.positions.clear();
     assert_eq!(of(vec![without]), [(0, 0), (1, 0)]);
@@ -167,7 +167,7 @@ fn only_locally_damaged_files_are_quarantined() {
         |manifest: &Manifest| kept.checkpoints.find_usable(&kept.identity).unwrap().usable.contains(manifest);
 
     assert!(kept.verdict(&whole, vec![None, None], false).unwrap());
-    // What process 0 can read is not damaged, and not missing.
+    // A checkpoint that process 0 can read is neither damaged nor missing.
     for kind in [Damaged, Missing] {
         let line = kept.verdict(&whole, vec![None, failed(kind)], false).unwrap_err().to_string();
         assert!(line.contains("process 1") && line.contains("not the same store"), "{line}");
@@ -176,15 +176,16 @@ fn only_locally_damaged_files_are_quarantined() {
     assert!(!kept.verdict(&whole, vec![None, failed(Unfit)], false).unwrap());
     assert!(kept.verdict(&whole, vec![None, failed(Store)], false).is_err());
     assert!(is_left(&whole));
-    // While another generation runs, it is that one's.
+    // While another generation runs, the checkpoint belongs to that one.
     assert!(!kept.verdict(&broken, vec![None, failed(Damaged)], true).unwrap());
     assert!(is_left(&broken));
     assert!(!kept.verdict(&broken, vec![None, failed(Damaged)], false).unwrap());
-    // Its file is, and its manifest is not: with the right file it can be used again.
+    // The file was quarantined, and the manifest was not: with the right file the checkpoint is
+    // usable again.
     assert!(!is_left(&broken) && kept.checkpoints.list_names().unwrap().contains(&broken.name()));
     let file = folder.path().join(&broken.files().next().unwrap().path);
     assert!(!file.exists() && file.with_extension("parquet.damaged").exists());
-    // It is gone by now.
+    // It was removed meanwhile.
     assert!(!kept.verdict(&broken, vec![None, failed(Missing)], false).unwrap());
 }
 
@@ -197,7 +198,7 @@ fn checkpoints_published_during_restore_are_candidates() {
     publish(2);
     let come = RefCell::new(vec![4, 3]);
     let check = |_: &str, _: u32, _: LogPosition| Ok(());
-    // Another generation publishes, and gives all others up, whenever it is looked at.
+    // Another generation publishes a checkpoint, and removes all others, at each listing.
     let written = || {
         if let Some(epoch) = come.borrow_mut().pop() {
             publish(epoch);
@@ -280,7 +281,7 @@ fn start_without_checkpoint_names_damage_and_remedy() {
     }
 }
 
-/// A full checkpoint with one file that is whole.
+/// A full checkpoint with one intact file.
 fn base(kept: &CheckpointRepository, folder: &Path, epoch: u64) -> (Manifest, PathBuf) {
     let path = format!("data/{}-a/cities-00.parquet", CheckpointName { generation: 1, epoch });
     fs::create_dir_all(folder.join(&path).parent().unwrap()).unwrap();
@@ -320,10 +321,10 @@ fn verifier_quarantines_damage_and_prunes_only_past_complete_bases() {
     until("that damage is found", || verifier.take_damage());
     let aside = second.with_extension("parquet.damaged");
     until("that it is set aside", || aside.exists() && !second.exists());
-    // Several rounds of verification, of which none may say it again.
+    // Several rounds of verification, none of which may report it again.
     std::thread::sleep(Duration::from_millis(200));
     assert!(epochs() == [3, 2] && !verifier.take_damage(), "it is said once");
-    // One whole base is left, so nothing goes, whatever is published.
+    // One intact full checkpoint remains, so none is removed, whatever is published.
     fs::write(&second, "PAR1").unwrap();
     base(&kept, folder.path(), 4);
     verifier.enqueue(CheckpointName { generation: 1, epoch: 4 });
@@ -358,7 +359,7 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
     assert!(next(&kept, true).unwrap());
     kept.log_ids = id("old");
     assert!(next(&kept, false).unwrap());
-    // A log without an id is known by its records alone.
+    // A log without an id is identified by its records only.
     kept.log_ids.clear();
     assert!(next(&kept, false).unwrap());
 }
@@ -369,7 +370,7 @@ fn checkpoint_of_other_records_is_refused_unless_an_older_one() {
     let kept = kept_in(folder.path());
     let publish =
         |epoch: u64, positions| kept.checkpoints.publish(&manifest("1-a", epoch, positions)).unwrap();
-    // Of a log that had other records at 7.
+    // The checkpoint belongs to a log that had other records at 7.
     let check = |_: &str, _: u32, at: LogPosition| match at.position {
         7 => Err(SourceError::RecordDiffers("it has another record".into())),
         8 => Err(SourceError::EndsBefore("it ends before".into())),
@@ -399,7 +400,8 @@ fn checkpoint_of_other_records_is_refused_unless_an_older_one() {
     assert!(candidates.next().unwrap().is_none(), "those before were made in the same place, earlier");
 }
 
-/// The data directory is a copy from before, or two have gone on from one: what the other one has made stands in the same place.
+/// The data directory is an old copy, or two runs have continued from the same one: the other run's
+/// checkpoints are at the same location.
 #[test]
 fn checkpoint_beyond_journal_end_refuses_start() {
     let folder = tempfile::tempdir().unwrap();
@@ -428,10 +430,10 @@ fn checkpoint_beyond_journal_end_refuses_start() {
         assert!(line.contains(says), "{says}: {line}");
     }
     assert_eq!(next(true).unwrap(), Some(1), "it goes on from what it has");
-    // What it has made since is newer, so there is nothing to refuse any more.
+    // This run's checkpoint is newer, so the start is not refused any more.
     publish(3, 45, "own");
     assert_eq!(next(false).unwrap(), Some(3));
-    // What is of another journal is for nobody's start unless it is adopted, nor for anybody's trimming.
+    // A checkpoint of another journal is used for a start only if adopted, and never for trimming.
     publish(4, 45, "other");
     let line = next(false).unwrap_err().to_string();
     assert!(line.contains("was made of another log") && line.contains("--adopt-logs"), "{line}");

@@ -1,5 +1,6 @@
-//! Checkpoints are read back by process 0 while a run goes on: a new one at once, and all of them now and then. Neither older checkpoints
-//! nor records of the journal are removed before the checkpoint that replaces them was read back whole.
+//! Process 0 verifies checkpoints during a run by reading them: a new one at once, and all of them
+//! periodically. Older checkpoints and records of the journal are removed only after the checkpoint
+//! that replaces them was verified.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -15,16 +16,16 @@ use crate::run::log_identity::{LogVerdict, compare_log, recorded_logs};
 use crate::sources::Source;
 use crate::sources::journal::{self, Journal};
 
-/// Bytes that are read back a second.
+/// Read rate in bytes per second.
 const BYTES_A_SECOND: u64 = 64 << 20;
-/// How soon a store that has failed is tried again.
+/// How soon a failed store is tried again.
 const STORE_RETRY: Duration = Duration::from_secs(60);
-/// How often a wait checks whether to end.
+/// Interval at which a wait checks whether to end.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a stop waits for the thread.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads checkpoints back, on a thread of its own. It ends when this is dropped.
+/// Verifies checkpoints on a thread of its own, until dropped.
 pub(super) struct Verifier {
     published: Sender<CheckpointName>,
     has_damage: Arc<AtomicBool>,
@@ -56,12 +57,12 @@ impl Verifier {
         Ok(Verifier { published, has_damage, stop, thread: Some(thread) })
     }
 
-    /// There is a new one to read back.
+    /// Requests verification of a new checkpoint.
     pub(super) fn enqueue(&self, name: CheckpointName) {
         let _ = self.published.send(name);
     }
 
-    /// Whether damage was found since this was asked last.
+    /// Whether damage was found since the last call.
     pub(super) fn take_damage(&self) -> bool {
         self.has_damage.swap(false, Ordering::Relaxed)
     }
@@ -71,7 +72,7 @@ impl Drop for Verifier {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + STOP_TIMEOUT;
-        // It waits for the store alone; a store that takes longer is not waited for.
+        // The thread waits only for the store. Do not wait for a store that takes longer.
         while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
             thread::sleep(POLL_INTERVAL / 10);
         }
@@ -82,12 +83,12 @@ impl Drop for Verifier {
 struct VerifierThread {
     checkpoints: Checkpoints,
     identity: BTreeMap<String, String>,
-    /// Of the journal, if it has one.
+    /// The id of the journal, if it has one.
     journal_id: Option<String>,
     keep: usize,
     verify_every: Duration,
     journal: Option<Arc<Journal>>,
-    /// Checkpoints that were read back, and those that were whole.
+    /// Checkpoints that were read, and those that were intact.
     seen: BTreeSet<CheckpointName>,
     verified: BTreeSet<CheckpointName>,
     /// Objects that are known to be damaged or missing.
@@ -98,7 +99,7 @@ struct VerifierThread {
 
 impl VerifierThread {
     fn run(mut self, published: &Receiver<CheckpointName>) {
-        // What earlier runs have made is read back first.
+        // Verify the checkpoints of earlier runs first.
         let mut due = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             let is_new = match published.recv_timeout(POLL_INTERVAL) {
@@ -124,12 +125,12 @@ impl VerifierThread {
         }
     }
 
-    /// Reads back new checkpoints, or all.
+    /// Verifies new checkpoints, or all.
     fn verify_all(&mut self, all: bool) -> Result<(), CheckpointError> {
         let began = Instant::now();
         let manifests = self.checkpoints.read_manifests()?;
         self.forget_others(&manifests);
-        // The newest first: a start would restore that one.
+        // Newest first, because a start would restore that one.
         for (name, manifest) in manifests.into_iter().rev() {
             if all || !self.seen.contains(&name) {
                 self.verify_checkpoint(name, manifest)?;
@@ -144,7 +145,7 @@ impl VerifierThread {
         Ok(())
     }
 
-    /// Removed checkpoints are no damage any more.
+    /// Forgets checkpoints that were removed.
     fn forget_others(&mut self, manifests: &[NamedManifest]) {
         let names: BTreeSet<CheckpointName> = manifests.iter().map(|(name, _)| *name).collect();
         self.seen.retain(|name| names.contains(name));
@@ -197,7 +198,7 @@ impl VerifierThread {
         Ok(self.checkpoints.list_names()?.contains(&name))
     }
 
-    /// Damage is believed when it is read twice.
+    /// Checks an object. Damage is reported only if a second read confirms it.
     fn check_object(&self, name: CheckpointName, file: &FileEntry) -> Result<(), CheckpointError> {
         let began = Instant::now();
         let mut read = 0;
@@ -226,7 +227,7 @@ impl VerifierThread {
         }
     }
 
-    /// Reports damage once, and renames the file; a full checkpoint is due then.
+    /// Reports damage once, and renames the file; a full checkpoint is then due.
     fn report_damage(&mut self, name: CheckpointName, path: &str, error: &CheckpointError) {
         if !self.damaged.insert(path.to_owned()) {
             return;
@@ -245,7 +246,8 @@ impl VerifierThread {
         );
     }
 
-    /// Removes what only older checkpoints need, and the records of the journal before all kept checkpoints.
+    /// Removes objects that only older checkpoints need, and the journal's records before all
+    /// remaining checkpoints.
     fn trim(&self) -> Result<(), CheckpointError> {
         let trim = || {
             let kept =
@@ -259,13 +261,14 @@ impl VerifierThread {
             Ok(())
         };
         match &self.journal {
-            // While a backup is made nothing is removed; the next checkpoint comes soon.
+            // A backup blocks removal; the next checkpoint tries again.
             Some(journal) => journal.trim_unless_blocked(trim).unwrap_or(Ok(())),
             None => trim(),
         }
     }
 
-    /// Whether older ones may be removed in favour of this checkpoint: it was read back whole, and this run could restore it.
+    /// Whether older checkpoints may be removed in favour of this one: it was verified, and this
+    /// run could restore it.
     fn is_trusted(&self, manifest: &Manifest) -> bool {
         self.verified.contains(&manifest.name())
             && manifest.check_identity(&self.identity).is_ok()
@@ -280,7 +283,8 @@ fn manifest_path(name: &CheckpointName) -> String {
     format!("manifests/{name}.json")
 }
 
-/// Whether a checkpoint is of this very journal. In favour of one of a copy, though its records fit, nothing is removed.
+/// Whether a checkpoint belongs to this journal. A checkpoint of a copy does not count, even if its
+/// records fit: nothing is removed in its favour.
 pub(super) fn is_of_journal(manifest: &Manifest, id: Option<&String>, journal: &dyn Source) -> bool {
     let recorded = recorded_logs(manifest).find(|recorded| recorded.source == journal.name());
     let compare = |recorded| {
@@ -289,7 +293,7 @@ pub(super) fn is_of_journal(manifest: &Manifest, id: Option<&String>, journal: &
     recorded.is_some_and(|recorded| compare(recorded).is_ok_and(|verdict| verdict == LogVerdict::Same))
 }
 
-/// Up to where all of these include the journal; nothing without any.
+/// The journal positions that all of these checkpoints include; none if there is no checkpoint.
 pub(super) fn covered_by_all(kept: &[Arc<Manifest>], journal: &dyn Source) -> Vec<(u32, u64)> {
     let of_journal = |manifest: &Arc<Manifest>| manifest.positions.get(journal.name()).cloned();
     let all: Vec<BTreeMap<u32, u64>> = kept.iter().map(|kept| of_journal(kept).unwrap_or_default()).collect();

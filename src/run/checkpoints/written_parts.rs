@@ -1,4 +1,4 @@
-//! What the workers of a process have written of checkpoints.
+//! The checkpoint parts that the workers of a process have written.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::checkpoint::{PartWriterControl, WorkerPart};
 use crate::model::CheckpointBarrier;
 
-/// See the module.
+/// Collects the parts of this process's workers.
 #[derive(Default)]
 pub struct WrittenParts {
     written: Mutex<HashMap<u64, Vec<Result<WorkerPart, String>>>>,
@@ -14,7 +14,7 @@ pub struct WrittenParts {
 }
 
 impl WrittenParts {
-    /// Gives a part back that comes too late.
+    /// Adds a part. Returns it if its checkpoint was cancelled.
     pub(super) fn add(
         &self,
         barrier: CheckpointBarrier,
@@ -28,7 +28,7 @@ impl WrittenParts {
         None
     }
 
-    /// All of a checkpoint, once they are all there.
+    /// Takes the parts of a checkpoint, once all workers have written theirs.
     pub(super) fn take_complete(
         &self,
         checkpoint: u64,
@@ -39,7 +39,7 @@ impl WrittenParts {
         are_there.then(|| written.remove(&checkpoint).unwrap_or_default())
     }
 
-    /// Nothing more is written of a checkpoint, nor of any before. Gives what was.
+    /// Cancels this checkpoint and all earlier ones. Returns the parts written so far.
     pub(super) fn cancel(&self, checkpoint: u64) -> Vec<WorkerPart> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         self.writers.cancel_checkpoint(checkpoint);

@@ -1,4 +1,4 @@
-//! What one process finds out about the sinks for all.
+//! Facts about the sinks that one process collects for all.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -20,12 +20,12 @@ const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
 const REGISTRY_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const REGISTRY_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What must be known of the sinks beside the configuration. The topics are there.
+/// Facts about the sinks in addition to the configuration. All topics exist.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SinkFacts {
-    /// Of each Kafka sink.
+    /// Facts of each Kafka sink.
     pub(super) kafka: Vec<KafkaFacts>,
-    /// By source: what the logs are known by beside their names.
+    /// Ids of the logs that have one, by source.
     pub(super) log_ids: BTreeMap<String, String>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct KafkaFacts {
     pub topics: BTreeMap<String, TopicMetadata>,
 }
 
-/// How rows are encoded; in Avro with the ids of their schemas, if a registry has them.
+/// The encoding of rows; for Avro with the ids of their schemas, if there is a registry.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum RowEncoding {
     #[serde(rename = "json")]
@@ -45,11 +45,12 @@ pub(super) enum RowEncoding {
 }
 
 impl SinkFacts {
-    /// Looks the topics up, makes those that may be made, and registers the schemas of rows. To be called at one process.
+    /// Looks up the topics, creates missing ones if allowed, and registers the schemas of rows. One
+    /// process calls this for all.
     ///
     /// # Errors
     ///
-    /// If a source is in no log, or a topic is missing.
+    /// If the log of a source does not exist, or a topic is missing.
     pub fn find(plan: &ServicePlan, log_ids: BTreeMap<String, String>) -> Result<SinkFacts, RunError> {
         let is_generator = |source: &&SourcePlan| matches!(source.kind, SourceKind::Generator(_));
         if let (false, None, Some(source)) =
@@ -71,7 +72,7 @@ impl SinkFacts {
 }
 
 impl KafkaFacts {
-    /// The partitions of a topic.
+    /// The number of partitions of a topic.
     pub fn partitions(&self, topic: &str) -> u32 {
         self.topics.get(topic).map_or(1, |metadata| metadata.partitions)
     }

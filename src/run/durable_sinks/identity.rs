@@ -1,4 +1,5 @@
-//! What the results of sinks are made with: they are never continued with anything else.
+//! Identities of sinks: the settings that decide results, which must not change during the life of
+//! a sink.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ use crate::sinks::kafka::read_progress_topic;
 use crate::sinks::progress::{ProgressSnapshot, SinkIdentity, start_key};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};
 
-/// What the results, or the dead letters, in a cluster are made with.
+/// The identity of the results, or the dead letters, in a cluster.
 pub(super) fn kafka_identity(
     plan: &ServicePlan,
     spec: &KafkaSpec,
@@ -35,7 +36,8 @@ pub(super) fn kafka_identity(
     identity
 }
 
-/// What the results in a folder are made with. Topics are known to the authority by their ids; other logs are to the folder.
+/// The identity of the results in a folder. The authority identifies topics by their ids; a folder
+/// identifies all other logs.
 pub(super) fn folder_identity(
     plan: &ServicePlan,
     folder: &FolderSinkPlan,
@@ -56,7 +58,7 @@ pub(super) fn folder_identity(
     identity
 }
 
-/// What decides the results of a log.
+/// The settings that decide the results of a log.
 fn results_identity(plan: &ServicePlan) -> SinkIdentity {
     let window = plan.retention.window.to_string();
     let history = plan.retention.history.to_string();
@@ -69,7 +71,7 @@ fn results_identity(plan: &ServicePlan) -> SinkIdentity {
     .into()
 }
 
-/// What decides how the logs are read.
+/// The settings that decide how the logs are read.
 pub fn log_identity(plan: &ServicePlan) -> SinkIdentity {
     let DecodeSettings { local_time, temperature_unit: units, moisture, humidity, wind_unit: wind_units } =
         plan.decode;
@@ -100,7 +102,8 @@ pub fn log_identity(plan: &ServicePlan) -> SinkIdentity {
     identity
 }
 
-/// What decides which records a file has, beside what is in it: that is compared with the positions.
+/// The settings that decide which records a file yields. Positions identify the content of the
+/// file.
 pub fn file_identity(source: &SourcePlan) -> Option<(String, String)> {
     let SourceKind::File(file) = &source.kind else { return None };
     Some((
@@ -121,13 +124,15 @@ fn file_records_identity(file: &FileSourcePlan, read: &ReadOptions) -> String {
     format!("file as {format}{followed}{comma}{options}")
 }
 
-/// Under which the identities of all Kafka sinks say which progress topic knows of a source's dead letters, start and schemas.
+/// The key under which all Kafka sinks name the progress topic that holds a source's dead letters,
+/// first read positions and schemas.
 pub(super) fn dead_letters_key(source: &str) -> String {
     format!("source {source}: dead letters by progress topic")
 }
 
-/// If a source is new to its sink, its dead letters must be new as well: else they would be written twice, and where the source was
-/// first read from and what its registry has answered would be forgotten.
+/// If a source is new to its sink, its dead letters must be new as well. Otherwise they would be
+/// written twice, and the first read positions of the source and the responses of its registry
+/// would be lost.
 pub(super) fn check_dead_letters_topic(
     name: &str,
     source: &KafkaSourcePlan,
@@ -161,7 +166,7 @@ pub(super) fn check_dead_letters_topic(
     }
 }
 
-/// Why a run does not add to dead letters that its progress topic does not know.
+/// Why a run does not append to dead letters that its progress topic does not know.
 pub(super) fn unknown_dead_letters(name: &str, source: &KafkaSourcePlan, used: &str) -> RunError {
     let [first, second] = dead_letter_topics(&source.topic);
     RunError::Failed(format!(

@@ -27,27 +27,28 @@ use crate::sinks::shard::FencedShards;
 use crate::sinks::{ClaimedSink, DurableSink, Heartbeat};
 use crate::worker::{LogPartition, ResumePoints};
 
-/// The sinks of a run before they are claimed: their topics are there, and everything about them is known but what they hold.
+/// The sinks of a run before they are claimed: their topics exist, and everything but their
+/// progress is known.
 pub struct InspectedSinks {
-    /// In the order of claims: those of Kafka first.
+    /// In the order of claims: Kafka sinks first.
     sinks: Vec<InspectedSink>,
     kafka: Vec<KafkaSpec>,
-    /// By the source's name.
+    /// By name of the source.
     dead_letters: HashMap<String, DeadLetterRoute>,
     recorded: Arc<RecordedTopics>,
 }
 
-/// A sink with its place among the shards of all.
+/// A sink and the number of its first shard among the shards of all sinks.
 struct InspectedSink {
     sink: Arc<dyn DurableSink>,
     first_shard: Shard,
-    /// What people are told it is.
+    /// The name of the sink in messages for users.
     shown_as: Arc<str>,
-    /// What encodes its rows; none of what has dead letters only.
+    /// Encodes the rows of the sink; none if it writes only dead letters.
     renderer: Option<RendererPlan>,
 }
 
-/// How long the sinks may take to say what they hold, brokers that are starting included.
+/// The timeout of the first inspection of the sinks, which includes the start of brokers.
 pub const FIRST_INSPECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A sink whose shards this process has fenced.
@@ -59,24 +60,24 @@ pub struct FencedSink {
     heartbeat: Option<Heartbeat>,
 }
 
-/// What a shard has made durable.
+/// The durable progress of a shard.
 pub struct DurableShard {
-    /// Of which sink, for people.
+    /// The sink's name in messages for users.
     pub sink: Arc<str>,
     pub positions: Positions,
-    /// Where it writes the dead letters of these alone.
+    /// The sources whose dead letters the shard writes, if it writes nothing else.
     pub dead_letters_of: Option<Vec<String>>,
 }
 
 impl DurableShard {
-    /// Whether it writes anything of a source.
+    /// Whether the shard writes results or dead letters of a source.
     pub fn is_of(&self, source: &str) -> bool {
         self.dead_letters_of.as_ref().is_none_or(|only| only.iter().any(|own| own == source))
     }
 }
 
 impl InspectedSinks {
-    /// The sinks of a plan, as they were found by one process.
+    /// The sinks of a plan, with the facts that one process has collected.
     pub fn new(plan: &ServicePlan, facts: &SinkFacts) -> InspectedSinks {
         let SinkSpecs { kafka, folders, dead_letters } = SinkSpecs::of(plan);
         let mut identities: Vec<_> = kafka
@@ -135,7 +136,7 @@ impl InspectedSinks {
         InspectedSinks { sinks, kafka, dead_letters, recorded }
     }
 
-    /// How many there are. They are called by their place in the order of claims.
+    /// The number of sinks. A sink is addressed by its index in the order of claims.
     pub fn len(&self) -> usize {
         self.sinks.len()
     }
@@ -144,23 +145,24 @@ impl InspectedSinks {
         self.sinks.is_empty()
     }
 
-    /// Whether the first one is the authority of the run; else the data directory is.
+    /// Whether the first sink is the authority of the run; otherwise the data directory is.
     pub fn has_authority(&self) -> bool {
         !self.kafka.is_empty()
     }
 
-    /// Claims a sink: the first step of its start, at one process of a run.
+    /// Claims a sink: the first step of its start, taken by one process of a run.
     pub fn claim_sink(&self, sink: usize, request: &ClaimRequest<'_>) -> Result<SinkClaim, RunError> {
         Ok(self.sinks[sink].sink.claim(request)?)
     }
 
-    /// Refuses to go on if a claim was lost.
+    /// Returns an error if a claim was lost.
     pub fn check_claim(&self, sink: usize, claim: &SinkClaim) -> Result<(), RunError> {
         Ok(self.sinks[sink].sink.check_claim(claim)?)
     }
 
-    /// Fences every earlier writer of the shards that this process writes. At process 0 the claim gives signs of life from now on: what
-    /// follows may take long, and a standby would take the silence for an end.
+    /// Fences every earlier writer of the shards that this process writes. At process 0 the
+    /// heartbeat of the claim starts: the next steps may take long, and a standby would take
+    /// silence for the end of this run.
     pub fn fence(&self, sink: usize, claim: SinkClaim, topology: Topology) -> Result<FencedSink, RunError> {
         let InspectedSink { sink: inspected, first_shard, .. } = &self.sinks[sink];
         let is_first = topology.is_first_process();
@@ -174,18 +176,18 @@ impl InspectedSinks {
         Ok(FencedSink { sink, claim, shards, heartbeat })
     }
 
-    /// Reads what is durable, once every process has fenced its shards; at one process.
+    /// Reads the durable progress, at one process, once every process has fenced its shards.
     pub fn read_progress(&self, sink: usize, claim: &SinkClaim) -> Result<ProgressSnapshot, RunError> {
         let progress = self.sinks[sink].sink.read_progress(claim)?;
         if sink < self.kafka.len() {
-            // Before anything is written to the topics or read of them.
+            // Record the topics before anything is written to them or read from them.
             let writer = self.sinks[sink].sink.progress_writer()?;
             self.recorded.record_claimed(sink, &progress, writer.as_ref())?;
         }
         Ok(progress)
     }
 
-    /// The sinks are this run's, and hold this, by sink.
+    /// Opens the sinks, which this run has claimed, with their progress by sink.
     pub fn open(
         &self,
         fenced: Vec<FencedSink>,
@@ -205,18 +207,18 @@ impl InspectedSinks {
         Ok(sinks)
     }
 
-    /// What the sinks hold now, while others may be writing them; within so much time.
+    /// Reads the progress of the sinks within a time limit, while another run may be writing them.
     ///
     /// # Errors
     ///
-    /// If this run could not go on with it.
+    /// If this run could not continue that progress.
     pub fn inspect_progress(&self, within: Duration) -> Result<Vec<ProgressSnapshot>, RunError> {
         let inspect = |inspected: &InspectedSink| Ok(inspected.sink.inspect(within)?);
         self.sinks.iter().map(inspect).collect()
     }
 
-    /// Refuses before anything is claimed what a start could not go on with: shards that stand where these logs, or no single run
-    /// of them, have ever been.
+    /// Refuses, before any claim, progress that a start could not continue: shards at positions
+    /// that these logs do not have, or that no single run can have reached.
     pub fn check_resumable(
         &self,
         snapshots: &[ProgressSnapshot],
@@ -241,7 +243,7 @@ impl InspectedSinks {
         find_resume_points(all, partitions)
     }
 
-    /// What earlier starts have recorded of the topic of a source.
+    /// The identity that earlier starts have recorded for the topic of a source.
     pub fn recorded_topic(
         &self,
         snapshots: &[ProgressSnapshot],
@@ -253,7 +255,7 @@ impl InspectedSinks {
         }
     }
 
-    /// Whether a topic that is read has taken the place of another one, with --adopt-logs.
+    /// Whether an input topic has replaced another one, with --adopt-logs.
     pub fn has_adopted_topics(&self) -> bool {
         self.dead_letters.values().any(|route| {
             let records = self.recorded.of_sink(route.sink);
@@ -261,7 +263,8 @@ impl InspectedSinks {
         })
     }
 
-    /// Checks the topics while the run goes on, until this is dropped; `failed` hears why it cannot.
+    /// Checks the topics during the run, until dropped. `failed` receives the reason if the run
+    /// cannot continue.
     pub fn watch_topics(
         &self,
         failed: impl Fn(String) + Clone + Send + 'static,
@@ -269,7 +272,8 @@ impl InspectedSinks {
         self.recorded.watch(failed)
     }
 
-    /// Refuses a first start of a sink whose sources' dead letters another progress topic says more of.
+    /// Refuses the first start of a sink if another progress topic has records on the dead letters
+    /// of its sources.
     pub fn check_dead_letters(&self, snapshots: &[ProgressSnapshot]) -> Result<(), RunError> {
         self.dead_letters.iter().try_for_each(|(name, route)| {
             let spec = &self.kafka[route.sink];
@@ -277,7 +281,7 @@ impl InspectedSinks {
         })
     }
 
-    /// What every shard has made durable, by what the sinks hold.
+    /// The durable progress of every shard, according to these snapshots.
     pub fn durable_shards(&self, snapshots: &[&ProgressSnapshot]) -> Result<Vec<DurableShard>, RunError> {
         let mut all = Vec::new();
         for (at, (inspected, snapshot)) in self.sinks.iter().zip(snapshots).enumerate() {
@@ -296,7 +300,8 @@ impl InspectedSinks {
         Ok(all)
     }
 
-    /// Cluster, progress topic and number of shards of each Kafka sink: the first sinks, in the order of claims.
+    /// Cluster, progress topic and number of shards of each Kafka sink: the first sinks, in the
+    /// order of claims.
     pub fn progress_topics(&self) -> impl Iterator<Item = (&KafkaCluster, &str, u16)> {
         self.kafka.iter().map(|spec| {
             let KafkaOutputPlan { cluster, progress_topic, shards, .. } = &spec.plan;
@@ -304,7 +309,8 @@ impl InspectedSinks {
         })
     }
 
-    /// Refuses to follow a generation that does not write all sinks of this run, or whose sinks this host does not see.
+    /// Refuses to follow a generation that does not write all sinks of this run, or whose sinks
+    /// this host cannot read.
     pub fn check_followable(&self, snapshots: &[ProgressSnapshot]) -> Result<(), RunError> {
         for (inspected, snapshot) in self.sinks.iter().zip(snapshots).skip(self.kafka.len()) {
             if snapshot.get::<Claim>(CLAIM)?.is_none() {
@@ -318,8 +324,8 @@ impl InspectedSinks {
         Ok(())
     }
 
-    /// How far a follower may read: no further than the generation that is followed has come with every shard of every sink. `positions` is
-    /// how far it has come with those that have a progress topic.
+    /// Limits how far a follower may read to what every shard of every sink has made durable.
+    /// `positions` are the durable positions of the sinks with a progress topic.
     pub fn limit_followed(
         &self,
         positions: Vec<(PartitionIndex, u64)>,
@@ -327,7 +333,7 @@ impl InspectedSinks {
     ) -> Vec<(PartitionIndex, u64)> {
         let mut positions: BTreeMap<PartitionIndex, u64> = positions.into_iter().collect();
         for inspected in &self.sinks[self.kafka.len()..] {
-            // What cannot be read now is read again soon.
+            // A sink that cannot be read now is read again soon.
             let Ok(snapshot) = inspected.sink.inspect(Duration::ZERO) else { return Vec::new() };
             for number in 0..inspected.sink.shards() {
                 let Ok(Some(shard)) = snapshot.shard(number) else { return Vec::new() };
@@ -343,19 +349,20 @@ impl InspectedSinks {
         positions.into_iter().collect()
     }
 
-    /// How the graph encodes results.
+    /// How the dataflow encodes results.
     pub fn output_plan(&self) -> Option<EncodedBatchesPlan> {
         let renderers = self.sinks.iter().filter_map(|sink| sink.renderer.clone()).collect();
         (!self.is_empty()).then_some(EncodedBatchesPlan { renderers })
     }
 
-    /// What says of each partition where it begins, by what the sinks hold; it records nothing until they are claimed.
+    /// The registry of first read positions, as recorded in these snapshots; it records nothing
+    /// until the sinks are claimed.
     pub fn source_registry(&self, snapshots: &[&ProgressSnapshot]) -> Result<SourceRegistry, RunError> {
         SourceRegistry::of(&self.dead_letters, snapshots)
     }
 }
 
-/// What encodes the rows of a Kafka sink, if it has any.
+/// The renderer of a Kafka sink, if it has rows.
 fn kafka_renderer(spec: &KafkaSpec, facts: &KafkaFacts, first_shard: Shard) -> Option<RendererPlan> {
     let results = spec.results.as_ref()?;
     let layout = PartitionLayout {

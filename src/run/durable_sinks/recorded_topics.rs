@@ -1,4 +1,5 @@
-//! The topics of Kafka sinks as their progress topics have them recorded: which there must be, and what they are known by.
+//! The identities of Kafka sinks' topics, recorded in the progress topics to detect lost or
+//! recreated topics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,14 +18,14 @@ use crate::sinks::error::SinkError;
 use crate::sinks::kafka::read_progress_topic;
 use crate::sinks::progress::{CLAIM, Claim, IDENTITY, ProgressSnapshot, SinkIdentity, TOPICS};
 
-/// What a sink's topics are for.
+/// The topics of a sink, by use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SinkTopics {
     progress: String,
-    /// Results and current rows.
+    /// Topics of results and of current rows.
     results: Vec<String>,
     dead_letters: Vec<String>,
-    /// By source: what the outputs are made of, as far as it is in the same cluster.
+    /// Input topics in the same cluster, by source.
     inputs: BTreeMap<String, String>,
 }
 
@@ -50,18 +51,18 @@ impl SinkTopics {
         each.chain([&self.progress]).map(String::as_str).collect()
     }
 
-    /// What is not to be there if all is computed anew.
+    /// The outputs that must not exist if all results are computed again.
     fn outputs(&self) -> String {
         let each = [&self.progress].into_iter().chain(&self.results).chain(&self.dead_letters);
         each.map(String::as_str).collect::<Vec<_>>().join(", ")
     }
 
-    /// The topics that progress says were read or written.
+    /// The topics that the progress says were read or written.
     fn known(&self, kept: &ProgressSnapshot) -> Result<BTreeSet<&str>, RunError> {
         if let Some(records) = kept.get::<TopicIdentities>(TOPICS)? {
             return Ok(self.all().into_iter().filter(|topic| records.contains_key(*topic)).collect());
         }
-        // Of a version that did not record them.
+        // Progress written by a version that did not record them.
         let identity = kept.get::<SinkIdentity>(IDENTITY)?.unwrap_or_default();
         let has_read = |(source, topic): &(&String, &String)| {
             let made_of = identity.get(&format!("source {source}"));
@@ -77,7 +78,8 @@ impl SinkTopics {
         Ok(results.chain(inputs).chain(letters).collect())
     }
 
-    /// Why a run cannot go on with a topic as it is, and what to do; `is_compared` if the records of inputs fit.
+    /// Why a run cannot continue with a topic in its present state, with a remedy. `is_compared` is
+    /// true if the records of inputs fit.
     fn refuse(&self, change: &TopicChange, is_compared: bool) -> RunError {
         let (topic, progress, outputs) = (change.topic(), &self.progress, self.outputs());
         let is_input = self.inputs.values().any(|input| input == topic);
@@ -107,7 +109,7 @@ impl SinkTopics {
 }
 
 impl SinkTopics {
-    /// Why outputs that the progress knows nothing of are not added to.
+    /// Why a run does not append to outputs that its progress does not know.
     fn refuse_unknown(&self, topic: &str, what: &str) -> RunError {
         RunError::Failed(format!(
             "topic {topic} holds {what}, of which progress topic {} knows nothing: it was lost, or made anew, or is not the one that they \
@@ -119,7 +121,8 @@ impl SinkTopics {
     }
 }
 
-/// Refuses to go on, before any topic is made, if one is gone that the progress or a checkpoint knows, or the progress itself.
+/// Refuses a start, before any topic is created, if a topic is missing that the progress or a
+/// checkpoint knows, or the progress topic itself.
 pub fn check_nothing_is_lost(plan: &ServicePlan, in_data_dir: bool) -> Result<(), RunError> {
     let SinkSpecs { kafka: specs, .. } = SinkSpecs::of(plan);
     for spec in &specs {
@@ -146,7 +149,7 @@ pub fn check_nothing_is_lost(plan: &ServicePlan, in_data_dir: bool) -> Result<()
     Ok(())
 }
 
-/// Progress that nobody has claimed is new, so its outputs are to be new, too.
+/// Checks that outputs are new if nobody has claimed the progress topic yet.
 fn check_progress_is_new(
     plan: &ServicePlan,
     spec: &KafkaSpec,
@@ -164,7 +167,7 @@ fn check_progress_is_new(
         if is_own && topic_admin::first_topic_with_records(cluster, &letters)?.is_some() {
             return Err(unknown_dead_letters(name, source, &topics.progress));
         }
-        // New results may be made beside others of the same input, whose letters are there.
+        // New results may be written beside others of the same input, whose dead letters exist.
         let written = topic_admin::first_topic_with_header(
             cluster,
             &letters,
@@ -177,7 +180,7 @@ fn check_progress_is_new(
     Ok(())
 }
 
-/// A checkpoint includes records of a topic that is gone.
+/// Refuses a start if a checkpoint includes records of a topic that is missing.
 fn check_checkpoints<'a>(
     plan: &ServicePlan,
     in_data_dir: bool,
@@ -197,13 +200,13 @@ fn check_checkpoints<'a>(
     }
 }
 
-/// What the topics of a run's sinks are known by, as it is or will be recorded.
+/// The identities of the topics of a run's sinks, as they are or will be recorded.
 pub(super) struct RecordedTopics {
     topics: Vec<SinkTopics>,
     clusters: Vec<KafkaCluster>,
     adopt: bool,
     records: Mutex<Vec<TopicIdentities>>,
-    /// Once the sinks are this run's.
+    /// Set once the sinks are claimed.
     writers: OnceLock<Vec<ProgressWriter>>,
 }
 
@@ -218,7 +221,7 @@ impl RecordedTopics {
         }
     }
 
-    /// Refuses topics that are not those that are recorded. Positions in them were checked before.
+    /// Refuses topics that differ from the recorded ones. Positions in them were checked before.
     pub(super) fn check(&self, kept: &[ProgressSnapshot]) -> Result<(), RunError> {
         let mut all = Vec::new();
         for ((topics, cluster), kept) in self.topics.iter().zip(&self.clusters).zip(kept) {
@@ -252,12 +255,12 @@ impl RecordedTopics {
         Ok(recorded)
     }
 
-    /// What is to be recorded of a sink's topics.
+    /// The identities to record for a sink's topics.
     pub(super) fn of_sink(&self, sink: usize) -> TopicIdentities {
         self.lock().get(sink).cloned().unwrap_or_default()
     }
 
-    /// Records the topics of a sink that was claimed, if others are recorded.
+    /// Records the topics of a claimed sink, if they differ from the recorded ones.
     pub(super) fn record_claimed(
         &self,
         sink: usize,
@@ -273,12 +276,12 @@ impl RecordedTopics {
         }
     }
 
-    /// From now on, what has to be recorded is.
+    /// Starts recording changes.
     pub(super) fn install_writers(&self, keepers: Vec<ProgressWriter>) {
         let _ = self.writers.set(keepers);
     }
 
-    /// Looks at the topics again and again; `failed` hears why the run cannot go on.
+    /// Checks the topics regularly. `failed` receives the reason if the run cannot continue.
     pub(super) fn watch(
         self: &Arc<Self>,
         failed: impl Fn(String) + Clone + Send + 'static,
@@ -294,7 +297,8 @@ impl RecordedTopics {
         TopicWatch::start_watching(watched, changed, written).map_err(RunError::Failed)
     }
 
-    /// Records that topics have been written to: from then on, an empty one is another one.
+    /// Records that topics have been written to. From then on, an empty topic of the same name is a
+    /// different one.
     fn record_written(&self, sink: usize, written: &BTreeSet<String>) -> bool {
         let Some(keeper) = self.writers.get().and_then(|keepers| keepers.get(sink)) else { return false };
         let mut records = self.of_sink(sink);
@@ -317,7 +321,7 @@ impl RecordedTopics {
     }
 }
 
-/// What is recorded of the topic of a source.
+/// The recorded identity of the topic of a source.
 pub(super) fn recorded_topic(kept: &ProgressSnapshot, topic: &str) -> Result<TopicIdentity, RunError> {
     let mut recorded = kept.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
     Ok(recorded.remove(topic).unwrap_or_default())

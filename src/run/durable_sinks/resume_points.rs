@@ -1,4 +1,4 @@
-//! Where the shards of a run's sinks stand, as points in its logs.
+//! The resume points of a run's sinks: the positions in the logs that their shards have reached.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,11 +7,12 @@ use crate::run::run_error::RunError;
 use crate::sinks::progress::ShardProgress;
 use crate::worker::{LogPartition, ResumePoints};
 
-/// The positions at which shards go on, in order, and which shard goes on at which.
+/// The positions at which shards resume, in order, and the shards that resume at each.
 ///
 /// # Errors
 ///
-/// Where they are not of these partitions, not of one run, or a log does not go on there.
+/// If the positions belong to other partitions or to several runs, or a log cannot be read from
+/// there.
 pub(super) fn find_resume_points(
     all: Vec<(Shard, ShardProgress)>,
     partitions: &[LogPartition],
@@ -33,8 +34,9 @@ fn order_resume_points(
 ) -> Result<ResumePoints, String> {
     let located = all.iter().map(|(shard, progress)| Ok((*shard, locate_partitions(progress, partitions)?)));
     let mut all = located.collect::<Result<Vec<(Shard, HashMap<PartitionIndex, u64>)>, String>>()?;
-    // In the order of the log, which is not that of epochs: a shard that is behind gets newer epochs while it catches up. No
-    // partition is read past another shard's place before all have come to it, so the sums are in that order.
+    // Sort in the order of the log, which is not the order of epochs: a shard that is behind gets
+    // newer epochs while it catches up. No partition is read past another shard's position before
+    // all partitions have reached that point, so the sums are in that order.
     all.sort_by_key(|(_, positions)| positions.values().sum::<u64>());
     let mut cuts = ResumePoints::default();
     for (shard, positions) in all {
@@ -55,7 +57,7 @@ fn order_resume_points(
     Ok(cuts)
 }
 
-/// The position of every partition: of one that came after the record was written, where it begins.
+/// The position of every partition. A partition added after the record was written is at its start.
 fn locate_partitions(
     progress: &ShardProgress,
     partitions: &[LogPartition],
@@ -127,7 +129,8 @@ mod tests {
 
     #[test]
     fn resume_points_are_in_log_order() {
-        // Shard 0 has caught up a little, in newer epochs, to before where shard 1 has been all the time; shard 2 stands with it.
+        // Shard 0 has caught up a little, in newer epochs, to a point before that of shard 1, which
+        // has not moved; shard 2 is at the same point as shard 1.
         let all = vec![at(1, 50, &[40, 7]), at(0, 90, &[10, 7]), at(2, 91, &[10, 7]), at(3, 20, &[3])];
         let cuts = order_resume_points(all, &partitions()).unwrap();
         let of = |positions: &[u64]| {
@@ -147,7 +150,8 @@ mod tests {
         assert!(gone.contains("source log, partition 2"), "{gone}");
     }
 
-    /// Killed while shard 0 catches up, beside a partition that neither had at first.
+    /// Killed while shard 0 catches up, with a partition that was added after both shards' first
+    /// records.
     #[test]
     fn partition_missing_in_progress_record_resumes_at_its_start() {
         let mut partitions = partitions();
@@ -156,7 +160,7 @@ mod tests {
             order_resume_points(vec![at(0, 90, &[90, 1_000]), at(1, 50, &[100])], &partitions).unwrap();
         let of = |first, second| HashMap::from([(PartitionIndex(0), first), (PartitionIndex(1), second)]);
         assert_eq!(cuts.points, [of(90, 1_000), of(100, 1_000)]);
-        // It was read further than the shard that lacks it has come.
+        // The partition was read further than the shard that lacks it has reached.
         let cuts =
             order_resume_points(vec![at(0, 90, &[110, 1_005]), at(1, 50, &[100])], &partitions).unwrap();
         assert_eq!(cuts.points, [of(100, 1_000), of(110, 1_005)]);

@@ -10,7 +10,7 @@ use crate::sinks::shard::ShardSenders;
 use crate::sinks::{ClaimedSink, ProgressWriter, RunningSink};
 use crate::worker::{LogPartition, ResumePoints};
 
-/// The sinks, claimed in their order, with what earlier starts have written.
+/// The claimed sinks in their order, with the progress of earlier starts.
 pub struct DurableSinks(Vec<ClaimedSink>);
 
 impl DurableSinks {
@@ -27,18 +27,18 @@ impl DurableSinks {
         self.0.first().filter(|sink| sink.progress_writer().is_some())
     }
 
-    /// No epoch below may be used.
+    /// The lowest epoch that may be used.
     pub fn epoch_floor(&self) -> Result<u64, RunError> {
         let floors = self.0.iter().map(ClaimedSink::epoch_floor).collect::<Result<Vec<_>, _>>()?;
         Ok(floors.into_iter().max().unwrap_or(0))
     }
 
-    /// What makes epochs durable if there is no data directory.
+    /// Writes the durable epoch bound if there is no data directory.
     pub fn progress_writer(&self) -> Option<ProgressWriter> {
         self.authority().and_then(ClaimedSink::progress_writer).cloned()
     }
 
-    /// What records more in a sink, by its place in the order of claims.
+    /// Writes further records of a sink, given by its index in the order of claims.
     pub(super) fn progress_writer_of(&self, sink: usize) -> Option<ProgressWriter> {
         self.0.get(sink).and_then(ClaimedSink::progress_writer).cloned()
     }
@@ -47,7 +47,7 @@ impl DurableSinks {
         self.0.iter().map(ClaimedSink::progress).collect()
     }
 
-    /// Where a replay of these partitions stops.
+    /// The resume points of a replay of these partitions.
     pub fn resume_points(&self, partitions: &[LogPartition]) -> Result<ResumePoints, RunError> {
         let mut all = Vec::new();
         for sink in &self.0 {
@@ -56,7 +56,8 @@ impl DurableSinks {
         find_resume_points(all, partitions)
     }
 
-    /// Starts writing, and if asked to the watch for other claims; `failed` hears what ends the run.
+    /// Starts the writers, and if requested the watch for other claims. `failed` receives the
+    /// reason if the run must end.
     pub fn start_writing(
         self,
         watches: bool,
@@ -67,7 +68,7 @@ impl DurableSinks {
     }
 }
 
-/// Sinks that are written to.
+/// Sinks that are being written to.
 pub struct RunningSinks(Vec<RunningSink>);
 
 impl RunningSinks {
@@ -75,9 +76,9 @@ impl RunningSinks {
         self.0.iter().map(RunningSink::senders).collect()
     }
 
-    /// Waits until everything is durable: false if it is not.
+    /// Waits until everything is durable. Returns false if that fails.
     pub fn finish(self) -> bool {
-        // All of them, also behind one that has failed.
+        // Finish all sinks, even after one has failed.
         let written: Vec<bool> = self.0.into_iter().map(RunningSink::finish).collect();
         written.into_iter().all(|written| written)
     }

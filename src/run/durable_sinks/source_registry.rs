@@ -1,4 +1,5 @@
-//! Where the partitions of topics were first read from, what their registries have answered, and where their dead letters go.
+//! First read positions of partitions, recorded responses of schema registries, and routes of dead
+//! letters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -22,22 +23,22 @@ pub(super) struct DeadLetterRoute {
     pub progress: Arc<str>,
     pub first_shard: Shard,
     pub shards: u16,
-    /// Number and partitions of the first and the second topic.
+    /// Number and partition count of the first and the second topic.
     pub topics: [(u8, u32); 2],
 }
 
-/// Where the partitions of topics were first read from, which is kept, and where their dead letters go.
+/// The recorded first read positions of partitions, and the routes of their dead letters.
 pub struct SourceRegistry(HashMap<String, RegisteredSource>);
 
 struct RegisteredSource {
     kept: Mutex<BTreeMap<u32, u64>>,
     schemas: Vec<(u32, RegistryResponse)>,
-    /// Once the sink is this run's.
+    /// Set once the sink is claimed.
     writer: Arc<OnceLock<ProgressWriter>>,
     letters: DeadLetterRoute,
 }
 
-/// What is asked for before the sinks are this run's.
+/// The error of a call that requires claimed sinks.
 fn not_claimed() -> RunError {
     RunError::Failed("another generation still writes the results".into())
 }
@@ -45,7 +46,7 @@ fn not_claimed() -> RunError {
 type Answers = Vec<(u32, RegistryResponse)>;
 
 impl SourceRegistry {
-    /// By what the sinks hold; it records nothing until they are claimed.
+    /// Built from the sinks' progress; it records nothing until the sinks are claimed.
     pub(super) fn of(
         letters: &HashMap<String, DeadLetterRoute>,
         kept: &[&ProgressSnapshot],
@@ -65,7 +66,7 @@ impl SourceRegistry {
         letters.iter().map(of_source).collect::<Result<_, _>>().map(SourceRegistry)
     }
 
-    /// What the registry of a source has answered before, and what keeps further answers.
+    /// The recorded responses of a source's registry, and the recorder of further ones.
     pub fn answers(&self, source: &str) -> Result<(Answers, ResponseRecorder), RunError> {
         let starts = self.0.get(source);
         let starts =
@@ -78,7 +79,7 @@ impl SourceRegistry {
         Ok((starts.schemas.clone(), Box::new(record)))
     }
 
-    /// From now on, what has to be kept is kept.
+    /// Starts recording.
     pub fn install_writers(&self, sinks: &DurableSinks) {
         for source in self.0.values() {
             if let Some(writer) = sinks.progress_writer_of(source.letters.sink) {
@@ -87,20 +88,22 @@ impl SourceRegistry {
         }
     }
 
-    /// Whether it is known from where a partition was first read; of a log that is no topic it always is.
+    /// Whether the first read position of a partition is known. It always is for a log that is no
+    /// topic.
     pub fn knows(&self, source: &str, partition: u32) -> bool {
         self.0.get(source).is_none_or(|starts| {
             starts.kept.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&partition)
         })
     }
 
-    /// From where a partition is read if nothing is restored: from where it was read first.
+    /// The start position of a partition without a checkpoint: the position at which it was first
+    /// read.
     pub fn start_of(&self, source: &Arc<dyn Source>, partition: u32) -> Result<u64, RunError> {
         let registered = self.0.get(source.name());
         registered.map_or(Ok(0), |registered| registered.start_position(&**source, partition))
     }
 
-    /// A partition as it is read from a position on.
+    /// A partition to be read from a position on.
     pub fn partition_from(
         &self,
         source: &Arc<dyn Source>,
@@ -121,7 +124,7 @@ impl RegisteredSource {
         if let Some(start) = kept.get(&partition) {
             return Ok(*start);
         }
-        // Those of a first start are kept all at once: what is missing later has come later.
+        // A first start records all positions at once, so a partition without one was added later.
         let first_start = kept.is_empty();
         for partition in
             (0..source.partitions().max(partition + 1)).filter(|p| !kept.contains_key(p)).collect::<Vec<_>>()
@@ -138,7 +141,8 @@ impl RegisteredSource {
 impl DeadLetterRoute {
     fn of(&self, partition: u32) -> DeadLetterTargets {
         let places = self.topics.map(|(topic, partitions)| {
-            // By the partition that is read, whatever becomes of the letters' topic.
+            // Chosen by the partition that is read, however many partitions the dead-letter topic
+            // has.
             let shard = Shard(self.first_shard.0 + (partition % u32::from(self.shards)) as u16);
             (shard, topic, partition % partitions.max(1))
         });

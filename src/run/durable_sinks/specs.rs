@@ -1,4 +1,4 @@
-//! The sinks of a run as the configuration has them, in the order in which they are claimed.
+//! The configured sinks of a run, in the order in which they are claimed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,24 +9,25 @@ use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::{Delivery, KafkaOutputPlan, KafkaSinkPlan};
 use crate::sources::kafka::KafkaSourcePlan;
 
-/// Shards and times of what has dead letters only.
+/// Shards and intervals of a sink that writes only dead letters.
 const DEAD_LETTER_SHARDS: u16 = 1;
 const DEAD_LETTER_COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 const DEAD_LETTER_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// All sinks: those of Kafka first, so that the authority is the first of all.
+/// All sinks: Kafka sinks first, so that the authority is the first one.
 pub(super) struct SinkSpecs {
     pub kafka: Vec<KafkaSpec>,
     pub folders: Vec<FolderSinkPlan>,
-    /// By source: the number of its sink among those of Kafka, and of its first dead-letter topic there.
+    /// By source: the index of its sink among the Kafka sinks, and the number of its first
+    /// dead-letter topic there.
     pub dead_letters: HashMap<String, (usize, u8)>,
 }
 
-/// What is written to one cluster: the results of a sink, and the dead letters of the sources there.
+/// The outputs in one cluster: the results of a sink, and the dead letters of the sources there.
 pub(super) struct KafkaSpec {
     pub plan: KafkaOutputPlan,
     pub topics: Vec<String>,
-    /// Without it there are dead letters only.
+    /// None if only dead letters are written.
     pub results: Option<KafkaSinkPlan>,
 }
 

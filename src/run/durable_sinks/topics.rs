@@ -1,4 +1,4 @@
-//! The topics of Kafka sinks: which there must be, and how they are made.
+//! The topics of Kafka sinks and their settings, and their creation.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use crate::kafka::{KafkaCluster, dead_letter_topics};
 use crate::run::run_error::RunError;
 use crate::sinks::kafka::KafkaOutputPlan;
 
-/// Only the newest value of a key has to stay.
+/// Only the newest value of a key is needed.
 const COMPACTED_TOPIC: [(&str, &str); 1] = [("cleanup.policy", "compact")];
-/// Cleaned often: a start reads all of it.
+/// Compacted often, because a start reads the whole topic.
 const PROGRESS_TOPIC: [(&str, &str); 4] = [
     ("cleanup.policy", "compact"),
     ("segment.bytes", "16777216"),
     ("segment.ms", "600000"),
     ("min.cleanable.dirty.ratio", "0.1"),
 ];
-/// Never deleted by the cluster. A dead letter is longer than its record by its headers.
+/// Never deleted by the cluster. A dead letter is longer than its record because of its headers.
 const DEAD_LETTER_TOPIC: [(&str, &str); 3] =
     [("cleanup.policy", "delete"), ("retention.ms", "-1"), ("max.message.bytes", "16777216")];
 
@@ -26,7 +26,7 @@ fn new_topic(name: &str, partitions: u32, config: &[(&'static str, &'static str)
     TopicSpec { name: name.to_owned(), partitions, config: config.to_vec() }
 }
 
-/// What is known of the topics of a sink, which are all there; those that may be made are made.
+/// Facts about the topics of a sink, all of which exist: missing ones are created if allowed.
 pub(super) fn ensure_topics(
     plan: &ServicePlan,
     spec: &KafkaSpec,
