@@ -5,8 +5,8 @@
 //!   Hello: version, topology, numbers, purpose, a nonce     ─▶
 //!                                                          ◀─ Challenge: a nonce
 //!   Proof: HMAC(secret, "caller", nonce, Hello)             ─▶
-//!                                                          ◀─ Proven: HMAC(secret, "listener", nonce, Hello);
-//!                                                             or a refusal
+//!                                                          ◀─ Proven: HMAC(secret, "listener",
+//!                                                                nonce, Hello); or a refusal
 //!   the settings that all processes share                   ─▶
 //!                                                          ◀─ Welcome; or a refusal
 //! ```

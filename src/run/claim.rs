@@ -1,4 +1,4 @@
-//! The claim of all sinks, by process 0 with the others: at a plain start and at a takeover.
+//! Claims all sinks at process 0, with the help of the others: at a plain start and at a takeover.
 
 use super::lead::{Lead, Member};
 use super::protocol::{ControlCommand, ControlEvent, FenceOrder};
@@ -6,8 +6,9 @@ use super::run_error::RunError;
 use crate::panics::panic_point;
 use crate::sinks::progress::{ClaimRequest, SinkClaim, SuccessorClaim};
 
-/// Claims the sinks in their fixed order, the authority first: who loses that one ends before it touches the next. `after` are the claims
-/// that are to follow those of a generation that was followed, and `generation` is that of the data directory, for a run whose sinks count none.
+/// Claims the sinks in their fixed order, the authority first, so a run that loses the authority
+/// ends before it changes the next sink. `after` holds the claims that must follow those of the
+/// primary. `generation` is that of the data directory, for a run whose sinks count no generations.
 pub fn claim_sinks(
     lead: &Lead,
     member: &mut impl Member,
@@ -37,7 +38,7 @@ pub fn claim_sinks(
             _ => None,
         };
         lead.order(member, ControlCommand::FenceSink(order), is_fenced)?;
-        // Nothing is added to it any more but by this run.
+        // From now on, only this run adds to the progress.
         progress.push(member.sinks()?.inspected().read_progress(sink, &claim).map_err(lost)?);
     }
     lead.execute(member, ControlCommand::ClaimSinks(progress))

@@ -1,4 +1,4 @@
-//! What every phase of a run has at hand in its process.
+//! State of a process that every phase of a run uses.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::shutdown::Shutdown;
 use crate::config::ServicePlan;
 use crate::model::Topology;
 
-/// See the module.
+/// The configuration and shared services of this process.
 #[derive(Clone)]
 pub struct RunContext<'a> {
     pub plan: &'a ServicePlan,

@@ -1,4 +1,5 @@
-//! The control thread of a process: it owns the control state, and everything that changes that goes through its inbox.
+//! The control thread of a process: it owns the control state, and all changes go through its
+//! inbox.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,43 +16,43 @@ use crate::cluster::Links;
 use crate::model::Topology;
 use crate::worker::WorkerEvent;
 
-/// How often a process reports the greatest epoch that it uses.
+/// Interval at which a process reports its greatest epoch in use.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What goes into the control thread.
+/// Messages in the inbox of the control thread.
 enum Input {
-    /// At process 0: what another process reports.
+    /// At process 0: an event of another process.
     FromPeer {
         process: usize,
         event: ControlEvent,
     },
-    /// The next command of the log: from process 0.
+    /// The next command of the log, from process 0.
     Command(ControlCommand),
-    /// At process 0: append this to the log, if the phase allows it.
+    /// At process 0: append this command to the log, if the phase allows it.
     Append(ControlCommand),
-    /// What this process reports.
+    /// An event of this process.
     Report(ControlEvent),
     Worker(WorkerEvent),
     Attach(LocalWorkers),
     Links(Links),
 }
 
-/// What comes out, for the main thread of the process.
+/// Messages of the control thread to the main thread of the process.
 #[derive(Debug)]
 pub enum MainEvent {
-    /// The next command that may wait, or ends the run.
+    /// The next command that may block, or that ends the run.
     Command(ControlCommand),
-    /// At process 0: what a process has reported, itself included.
+    /// At process 0: an event of any process, this one included.
     Reported {
         process: usize,
         event: ControlEvent,
     },
     WorkersExited(Result<(), RunError>),
-    /// Nothing can be done about it: the run ends.
+    /// A permanent failure: the run ends.
     Failed(Failure),
 }
 
-/// A hold on the control thread of this process.
+/// A handle to the control thread of this process.
 #[derive(Clone)]
 pub struct Control {
     inbox: Sender<Input>,
@@ -80,17 +81,17 @@ impl Control {
         Ok((Control { inbox, main, newest_epoch }, events))
     }
 
-    /// The other processes are connected.
+    /// Connects the links to the other processes.
     pub fn connect(&self, links: Links) {
         self.send(Input::Links(links));
     }
 
-    /// The workers of this process are there.
+    /// Attaches the workers of this process.
     pub fn attach(&self, workers: LocalWorkers) {
         self.send(Input::Attach(workers));
     }
 
-    /// Another process has sent this: an event at process 0, a command at the others.
+    /// Passes on a message of another process: an event at process 0, a command at the others.
     pub fn receive_event(&self, process: usize, event: ControlEvent) {
         self.send(Input::FromPeer { process, event });
     }
@@ -117,18 +118,18 @@ impl Control {
         let _ = self.main.send(MainEvent::WorkersExited(result));
     }
 
-    /// Ends the run of this process, and of the others with it.
+    /// Ends the run of this process and of the others.
     pub fn fail(&self, failure: Failure) {
         let _ = self.main.send(MainEvent::Failed(failure));
     }
 
-    /// At process 0: the greatest epoch that any process uses or wants.
+    /// At process 0: the greatest epoch that any process uses or requests.
     pub fn newest_epoch(&self) -> u64 {
         self.newest_epoch.load(Ordering::Relaxed)
     }
 
     fn send(&self, input: Input) {
-        // The thread lives as long as a hold on it.
+        // The thread lives as long as a handle to it.
         let _ = self.inbox.send(input);
     }
 }
@@ -138,7 +139,7 @@ struct ControlThread {
     sequencer: Option<Sequencer>,
     local: LocalControl,
     links: Links,
-    /// What was to be sent before the links were there.
+    /// Messages to send once the links are connected.
     early: Vec<PeerMessage>,
     is_connected: bool,
     shutdown: Shutdown,
@@ -187,7 +188,7 @@ impl ControlThread {
         }
     }
 
-    /// What this process reports goes to process 0, which may be this one.
+    /// Reports to process 0, which may be this one.
     fn report(&mut self, event: ControlEvent) {
         if self.sequencer.is_some() {
             self.on_event(0, event);
@@ -196,7 +197,7 @@ impl ControlThread {
         }
     }
 
-    /// At process 0.
+    /// At process 0: handles an event.
     fn on_event(&mut self, process: usize, event: ControlEvent) {
         let Some(sequencer) = &mut self.sequencer else { return };
         let decisions = sequencer.on_event(process, event);
@@ -211,7 +212,7 @@ impl ControlThread {
         }
     }
 
-    /// At process 0: the command is the next one of the log, for all processes.
+    /// At process 0: publishes the command as the next one of the log, to all processes.
     fn publish(&mut self, command: ControlCommand) {
         self.send_all(PeerMessage::Command(command.clone()));
         self.apply(command);
@@ -238,13 +239,13 @@ impl ControlThread {
         }
     }
 
-    /// Others than process 0 have a link to it alone.
+    /// Sends to all links. Processes other than 0 have only a link to process 0.
     fn send_all(&mut self, message: PeerMessage) {
         if !self.is_connected {
             return self.early.push(message);
         }
         if let Err(error) = self.links.send_all(&message) {
-            // The log would have a gap at the others.
+            // The log of the other processes would have a gap.
             let _ = self.main.send(MainEvent::Failed(Failure::new(error.to_string())));
         }
     }

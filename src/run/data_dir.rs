@@ -1,4 +1,5 @@
-//! The data directory: held by one process at a time, and the memory of what starts must not repeat.
+//! The data directory: a lock for one process at a time, and the durable record of generations and
+//! epochs.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -13,10 +14,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::fault::{is_transient, read_small_file, remedy_for};
 use crate::model::random_u64;
 
-/// How long a process that held the directory may take to die.
+/// How long a dying process may still hold the lock of the directory.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
-/// They take turns, so that a write that fails leaves the one before.
+/// Written alternately, so that a failed write leaves the previous record intact.
 const RECORD_FILES: [&str; 2] = ["generation-0", "generation-1"];
 
 #[derive(Debug, thiserror::Error)]
@@ -37,23 +38,23 @@ pub enum DataDirError {
 }
 
 impl DataDirError {
-    /// Whether the same may be done later, as each write begins a file of its own.
+    /// Whether a later attempt may succeed, since each write uses a new file.
     pub fn is_passing(&self) -> bool {
         matches!(self, DataDirError::Io { source, .. } if is_transient(source))
     }
 }
 
-/// What is durable.
+/// The durable record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct GenerationRecord {
-    /// Counts the writes.
+    /// Number of writes.
     sequence: u64,
     generation: u64,
-    /// Epochs below are or were in use.
+    /// Epochs below this one are or were in use.
     epochs: u64,
 }
 
-/// An open data directory. It is free again when this is dropped.
+/// An open data directory. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
@@ -64,7 +65,7 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Opens the directory, creates it where it is missing, and begins the next generation.
+    /// Opens the directory, creates it if it is missing, and starts the next generation.
     pub fn open(path: &Path) -> Result<DataDir, DataDirError> {
         let at_path = |source| DataDirError::Io { path: path.into(), source };
         fs::create_dir_all(path).map_err(at_path)?;
@@ -87,17 +88,17 @@ impl DataDir {
         &self.path
     }
 
-    /// The number of this start and a random one, as `17-9f2c41d06b3e8a55`.
+    /// The number of this start and a random number, as `17-9f2c41d06b3e8a55`.
     pub fn generation(&self) -> Arc<str> {
         self.generation.clone()
     }
 
-    /// No epoch below may be used: an earlier start may have used it.
+    /// The lowest epoch that may be used. Earlier starts may have used lower ones.
     pub fn epoch_floor(&self) -> u64 {
         self.epoch_floor
     }
 
-    /// Makes durable that epochs below `upto` may be in use. To be called ahead of their use.
+    /// Makes durable that epochs below `upto` may be in use. Call it before their use.
     pub fn reserve_epochs(&self, upto: u64) -> Result<(), DataDirError> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         if upto <= record.epochs {
@@ -111,7 +112,8 @@ impl DataDir {
     }
 }
 
-/// Holds a data directory that is there, without beginning a generation: nobody else uses it until this is dropped.
+/// Locks an existing data directory without starting a generation. No other process can use it
+/// until the file is dropped.
 pub fn lock_data_dir(path: &Path) -> Result<File, DataDirError> {
     lock(path, Duration::ZERO)
 }
@@ -134,7 +136,8 @@ fn lock(path: &Path, wait: Duration) -> Result<File, DataDirError> {
     }
 }
 
-/// The newest record that is whole. Where the only file there is is not, the first write was cut off: nothing was used yet.
+/// Reads the newest intact record. If the only file is damaged, the first write was interrupted,
+/// and no epoch was used yet.
 fn read_record(path: &Path) -> Result<GenerationRecord, DataDirError> {
     let mut newest: Option<GenerationRecord> = None;
     let mut unreadable = 0;
@@ -158,7 +161,7 @@ fn read_record(path: &Path) -> Result<GenerationRecord, DataDirError> {
     }
 }
 
-/// A line of JSON and its checksum.
+/// Parses a line of JSON and its checksum.
 fn parse_record(bytes: &[u8]) -> Option<GenerationRecord> {
     let (json, sum) = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.split_once('\n')?;
     if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
@@ -222,7 +225,7 @@ mod tests {
             .set_len(1 << 40)
             .unwrap();
         refused("is longer than");
-        // Opening it would wait for somebody who writes.
+        // Opening it would block until there is a writer.
         fs::remove_file(&file).unwrap();
         mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         refused("a pipe, a device or a socket is in its place");

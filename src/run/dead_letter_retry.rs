@@ -1,4 +1,5 @@
-//! Dead letters that are sent once more: those of the journal, and by themselves after a delay while a service runs.
+//! Retries dead letters: those of the journal on request, and all configured ones after a delay
+//! while a service runs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -28,20 +29,22 @@ use crate::sources::kafka::KafkaSourcePlan;
 use crate::sources::{NextPoll, RecordHandler, RecordPosition, Source};
 use crate::worker;
 
-/// Letters of one append.
+/// Dead letters in one append.
 const RETRY_BATCH: usize = 500;
-/// How long the journal may take.
+/// How long an append to the journal may take.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(60);
 const BUSY_BACKOFF: Duration = Duration::from_millis(100);
-/// Between two looks at dead letters: a quarter of the delay, within these.
+/// The shortest interval between two passes over dead letters; the interval is a quarter of the
+/// delay, within these limits.
 const MIN_PASS_INTERVAL: Duration = Duration::from_millis(250);
 const MAX_PASS_INTERVAL: Duration = Duration::from_secs(10);
-/// After a fault.
+/// The pause after a transient error.
 const FAULT_BACKOFF: Duration = Duration::from_secs(10);
-/// How long a stop waits.
+/// How long a stop waits for the threads.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Sends the letters of a journal's first file, each once: what was sent is kept in a file beside it.
+/// Retries the dead letters of a journal that were refused for the first time, each once: a ledger
+/// file beside it records the retried ones.
 pub struct JournalRetry {
     lines: DeadLetterReader,
     sent: RetryLedger,
@@ -57,7 +60,8 @@ impl JournalRetry {
         })
     }
 
-    /// Sends those that are wanted and were not sent yet. A later call goes on behind them, so it is to want the same.
+    /// Retries the matching dead letters that were not retried yet. A later call continues behind
+    /// them, so it must use the same filter.
     pub fn send(
         &mut self,
         journal: &Journal,
@@ -69,7 +73,8 @@ impl JournalRetry {
             let (sent, decoder) = (&self.sent, &mut self.decoder);
             self.lines.read_while(|letter| {
                 more = batch.len() == RETRY_BATCH;
-                // A stamp of a clock that was ahead says nothing, and must not keep those behind it waiting until then.
+                // A timestamp ahead of the clock is not reliable, and must not delay the dead
+                // letters behind it.
                 let now = worker::ingest_clock_ms() as i64;
                 let is_old = |(before, at): (i64, EventTime)| at.millis() < before || at.millis() > now;
                 let is_old = wanted.written_before_ms.zip(letter.arrived_at).is_none_or(is_old);
@@ -99,12 +104,12 @@ impl JournalRetry {
     }
 }
 
-/// What is to become of a letter.
+/// What to do with a dead letter.
 enum RetryDecision {
     Send,
     Already,
     Withdrawal,
-    /// Of a file: nothing can be appended to that.
+    /// It comes from a file, to which nothing can be appended.
     Homeless,
 }
 
@@ -144,8 +149,8 @@ pub(super) fn append_all(appender: &dyn Appender, records: &[NewRecord]) -> Resu
     }
 }
 
-/// Which letters were sent. An append is announced before it is made, with where the journal ended: after a crash between the two
-/// the journal itself says what came of it.
+/// Records which dead letters were retried. An append is announced first, with the ends of the
+/// journal, so after a crash the journal shows whether it was made.
 struct RetryLedger {
     path: PathBuf,
     file: File,
@@ -157,7 +162,7 @@ enum LedgerEntry {
     /// The ends of the journal's partitions before an append.
     #[serde(rename = "sending")]
     Sending(Vec<u64>),
-    /// The letters that were appended.
+    /// The dead letters that were appended.
     #[serde(rename = "sent")]
     Sent(Vec<String>),
 }
@@ -169,7 +174,7 @@ impl RetryLedger {
         let mut file = options.map_err(failed)?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed)?;
-        // A line that is not whole was never acted on.
+        // An incomplete line was never acted on.
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         file.set_len(whole as u64).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
@@ -192,7 +197,8 @@ impl RetryLedger {
         Ok(sent)
     }
 
-    /// Positions of another journal would keep letters from being sent.
+    /// Checks that the positions belong to this journal. Those of another one would prevent
+    /// retries.
     fn check_journal(&self, journal: &Journal) -> Result<(), DlqCommandError> {
         let places = self.origins.iter().filter_map(|origin| origin.parse::<RecordAddress>().ok());
         let mut beyond = places.filter(|place| place.position >= journal.log_end(place.partition));
@@ -233,11 +239,12 @@ fn damaged_ledger(path: &Path, problem: String) -> DlqCommandError {
     DlqCommandError::Sent { path: path.into(), problem }
 }
 
-/// The origins of what was sent again to a journal behind these ends.
+/// The origins of the retried records behind these ends of a journal.
 fn origins_since(journal: &Journal, ends: &[u64]) -> Result<Vec<String>, DlqCommandError> {
     let mut found = OriginCollector(Vec::new());
     for (partition, from) in (0..journal.partitions()).zip(ends) {
-        // What was trimmed since is not seen: letters that were in it are sent once more, which changes nothing.
+        // Records trimmed since are missing. Their dead letters are retried once more, which
+        // changes no result.
         let from = journal.log_start(partition).max(*from);
         let mut reader = Source::open_partition(journal, partition, from, thread::current())?;
         while reader.poll(RETRY_BATCH, u64::MAX, &mut found)?.next == NextPoll::Now {}
@@ -249,7 +256,7 @@ struct OriginCollector(Vec<String>);
 
 impl RecordHandler for OriginCollector {
     fn handle_upsert(&mut self, _: RecordPosition, _: &Upsert<'_>) -> Result<(), Refusal> {
-        // What is refused is given as it stands, with its origin.
+        // Refuse every record: a refusal is passed on with the record's origin.
         Err(Refusal::new(Reason::NotDecodable, ""))
     }
 
@@ -258,13 +265,13 @@ impl RecordHandler for OriginCollector {
     }
 }
 
-/// What retries by itself while a service runs.
+/// The threads that retry automatically while a service runs.
 pub struct RetryThreads {
     threads: Vec<(Sender<()>, JoinHandle<()>)>,
 }
 
-/// Starts what a plan has retried by itself: letters that are older than the delay, other than those that are too late.
-/// `journal` is the open journal and its data directory.
+/// Starts the automatic retries of a plan: of dead letters older than the delay, except those
+/// refused as `too_late`. `journal` is the open journal and its data directory.
 pub fn spawn_retry(plan: &ServicePlan, journal: Option<(Arc<Journal>, PathBuf)>) -> io::Result<RetryThreads> {
     let mut retrying = RetryThreads { threads: Vec::new() };
     let delayed = plan.sources.iter().filter_map(|source| match &source.kind {
@@ -344,7 +351,7 @@ impl RetryThreads {
         Ok(())
     }
 
-    /// Ends it. What is under way may stay undone, and is done the next time.
+    /// Stops the threads. An interrupted pass is repeated the next time.
     pub fn stop(self) {
         let threads: Vec<JoinHandle<()>> = self.threads.into_iter().map(|(_, thread)| thread).collect();
         let deadline = Instant::now() + STOP_TIMEOUT;
@@ -354,7 +361,8 @@ impl RetryThreads {
     }
 }
 
-/// One retrier for each progress topic, and its topics: two of the same would take turns in ending each other.
+/// Groups the topics by progress topic, one retrier for each: two retriers of one progress topic
+/// would fence each other repeatedly.
 pub(super) fn group_by_progress_topic<'a>(
     topics: impl Iterator<Item = (&'a str, &'a KafkaSourcePlan)>,
 ) -> Vec<(&'a KafkaCluster, &'a str, Vec<&'a KafkaSourcePlan>)> {
@@ -397,13 +405,14 @@ mod tests {
         places.map(|place| place.position).collect()
     }
 
-    /// Ended behind each step of a batch, and begun anew: each letter is in the journal once.
+    /// Interrupted after each step of a batch and restarted: each dead letter is in the journal
+    /// once.
     #[test]
     fn interrupted_retry_sends_each_dead_letter_once() {
         let dir = tempfile::tempdir().unwrap();
         {
             let journal = journal(dir.path());
-            // Letters are of records that the journal has.
+            // Dead letters refer to records that the journal has.
             let home = RetryInfo { origin: "journal/1/0".into(), attempt: 1, first_seen: None };
             let there = NewRecord { retry: Some(Box::new(home)), ..NewRecord::new(None, &b"{}"[..]) };
             append_all(&*journal.appender(), &vec![there; 2_000]).unwrap();
@@ -420,7 +429,7 @@ mod tests {
             assert_eq!(origins(&journal)[2_000..], expected, "{outcome:?}");
             whole = std::fs::read(&file).unwrap();
         }
-        // The last batch was appended, but not, or not wholly, noted.
+        // The last batch was appended, but not, or not completely, recorded.
         let lines: Vec<usize> =
             whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
         let before_last = lines[lines.len() - 2];

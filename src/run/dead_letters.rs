@@ -1,4 +1,5 @@
-//! The dead letters of all that a configuration names: read, sent once more, and what was edited appended anew.
+//! The dead letters of all logs in a configuration: reading, retrying, and appending edited
+//! records.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,12 +21,12 @@ use crate::sinks::dead_letters;
 use crate::sources::journal::{self, Journal, JournalPlan};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};
 
-/// Records of one append.
+/// Records in one append.
 const RESUBMIT_CHUNK: usize = 1_000;
-/// In the data directory.
+/// The journal's folder in the data directory.
 const JOURNAL_FOLDER: &str = "journal";
 
-/// The places of a plan's dead letters.
+/// The stores of a plan's dead letters.
 #[derive(Debug)]
 pub struct DeadLetterStores<'a> {
     plan: &'a ServicePlan,
@@ -47,12 +48,13 @@ impl<'a> DeadLetterStores<'a> {
         self.plan.ingest.as_ref().filter(|ingest| ingest.source.is_none())
     }
 
-    /// Whether there is a journal, whose letters lie in the data directory.
+    /// Whether there is a journal, whose dead letters are in the data directory.
     pub fn has_journal(&self) -> bool {
         self.journal().is_some()
     }
 
-    /// Whether letters of a source can be there: those of files lie in the journal's data directory.
+    /// Checks that a source can have dead letters. Those of files are in the journal's data
+    /// directory.
     pub fn check_source_has_dead_letters(&self, source: Option<&str>) -> Result<(), DlqCommandError> {
         let Some(asked) = source else { return Ok(()) };
         let of_files = self.plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::File(_)));
@@ -67,7 +69,7 @@ impl<'a> DeadLetterStores<'a> {
         }
     }
 
-    /// A place that is not there has no letters, and is an error: it is a misspelled one.
+    /// Returns an error if the directory does not exist: its name is probably misspelled.
     fn check_data_dir(&self) -> Result<(), DlqCommandError> {
         let dir = &self.plan.data_dir;
         match !self.has_journal() || dir.join(JOURNAL_FOLDER).is_dir() {
@@ -76,7 +78,8 @@ impl<'a> DeadLetterStores<'a> {
         }
     }
 
-    /// Letters may also have been moved away, to a folder without a journal.
+    /// Checks that there are files of dead letters. They may also have been moved to a folder
+    /// without a journal.
     fn check_dead_letter_files(&self) -> Result<(), DlqCommandError> {
         let is_letters = |entry: io::Result<fs::DirEntry>| {
             entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"dead-letters"))
@@ -85,11 +88,12 @@ impl<'a> DeadLetterStores<'a> {
         if has_letters { Ok(()) } else { self.check_data_dir() }
     }
 
-    /// Gives all letters to `each`, with the name of their source; those of one place in their order.
+    /// Passes all dead letters to `each`, with the name of their source. Those of one store are in
+    /// order.
     ///
     /// # Errors
     ///
-    /// Also if the data directory is not there, or has neither a journal nor letters.
+    /// Also if the data directory is missing, or has neither a journal nor dead letters.
     pub fn read_all(&self, mut each: impl FnMut(&str, DeadLetter)) -> Result<(), DlqCommandError> {
         self.check_dead_letter_files()?;
         for (name, kafka) in self.topics() {
@@ -109,7 +113,7 @@ impl<'a> DeadLetterStores<'a> {
         Ok(())
     }
 
-    /// Sends letters that were not sent yet once more to where they come from.
+    /// Sends dead letters that were not retried yet to the log they come from.
     pub fn retry(
         &self,
         source: Option<&str>,
@@ -154,7 +158,7 @@ impl<'a> DeadLetterStores<'a> {
     }
 
     fn open_journal(&self, ingest: &IngestPlan) -> Result<(DataDir, Journal), DlqCommandError> {
-        // What is not there is not made by asking for it.
+        // Do not create a missing directory.
         self.check_data_dir()?;
         let dir = DataDir::open(&self.plan.data_dir)?;
         let plan = JournalPlan {
@@ -170,8 +174,8 @@ impl<'a> DeadLetterStores<'a> {
         Ok((dir, journal))
     }
 
-    /// Appends what a person has edited as ordinary arrivals, each to its city's partition; all or, where a line is wrong,
-    /// nothing. Returns how many.
+    /// Appends edited records as ordinary arrivals, each to its city's partition. Appends all, or
+    /// none if a line is invalid. Returns how many.
     pub fn resubmit(&self, lines: &[String]) -> Result<usize, DlqCommandError> {
         let mut topics: BTreeMap<&str, (&KafkaSourcePlan, Vec<KeyedRecord>)> = BTreeMap::new();
         let mut posted = Vec::new();
@@ -218,7 +222,7 @@ impl<'a> DeadLetterStores<'a> {
         Ok(written)
     }
 
-    /// The letters of the record that stands at a place, by its source or its topic.
+    /// Finds the dead letters of the record at a position, by its source or its topic.
     pub fn find_by_position(
         &self,
         place: &RecordAddress,

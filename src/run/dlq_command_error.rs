@@ -1,4 +1,4 @@
-//! Why a command that deals with dead letters fails.
+//! Errors of the commands that handle dead letters.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::sinks::dead_letters::DlqFileError;
 use crate::sources::SourceError;
 use crate::sources::journal::JournalError;
 
-/// Why dead letters cannot be dealt with.
+/// Why a command on dead letters has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DlqCommandError {
     #[error(transparent)]

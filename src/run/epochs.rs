@@ -1,4 +1,4 @@
-//! Epochs are reserved ahead of their use: durably, by process 0 for all.
+//! Reserves epochs durably ahead of their use, at process 0 for all processes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,17 +13,18 @@ use crate::fault::RetryBackoff;
 use crate::sinks::ProgressWriter;
 use crate::worker::{self, SharedState};
 
-/// Epochs are reserved for this long ahead, in ms, and so often. After a crash the first epochs are that much ahead of the clock at
-/// most, so it is short; a disk that takes longer to write a few bytes holds results up.
+/// How far ahead epochs are reserved, in ms, and the interval of reservations. After a crash the
+/// first epochs are ahead of the clock by at most this, so it is short. A disk that takes longer to
+/// write a few bytes delays results.
 const RESERVED_MS: u64 = 3_000;
 const RESERVE_EVERY_MS: u64 = 1_000;
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Where the bound of the epochs in use is kept.
+/// Where the bound of the epochs in use is stored.
 pub enum EpochBound {
     DataDir(Arc<DataDir>),
     Progress(ProgressWriter),
-    /// Nothing of this run outlives it.
+    /// Results of this run do not outlive it.
     Nowhere,
 }
 
@@ -36,7 +37,7 @@ impl EpochBound {
         }
     }
 
-    /// Reserves the first epochs of a run, from `floor` on; returns up to where.
+    /// Reserves the first epochs of a run, from `floor` on. Returns the bound.
     pub fn reserve_first(&self, floor: u64) -> Result<u64, RunError> {
         if matches!(self, EpochBound::Nowhere) {
             return Ok(u64::MAX);
@@ -55,7 +56,7 @@ impl EpochBound {
         }
     }
 
-    /// Whether it may get better by itself.
+    /// Whether a later attempt may succeed.
     fn is_passing(&self, error: &RunError) -> bool {
         match error {
             RunError::DataDir(error) => error.is_passing(),
@@ -64,7 +65,8 @@ impl EpochBound {
     }
 }
 
-/// At process 0: reserves more and more, for all, until the run `has_ended`: epochs are needed while it stops, too.
+/// At process 0: reserves epochs for all processes until the run `has_ended`. Epochs are needed
+/// during a stop, too.
 pub fn spawn_epoch_reservation(
     bound: EpochBound,
     control: Control,

@@ -1,4 +1,5 @@
-//! The phase of a generation that hydrates beside a running one, at process 0: it follows what that makes durable, until it takes over.
+//! The hydrating phase at process 0: follows the durable progress of a running generation until it
+//! takes over.
 
 use std::time::Instant;
 
@@ -12,16 +13,16 @@ use super::run_error::RunError;
 use super::running_member::{RunEnd, TICK_INTERVAL};
 use crate::model::PartitionIndex;
 
-/// See the module.
+/// A generation that hydrates beside a running one.
 pub struct Follower<'a> {
     restored: Restored<'a, FollowedBasis>,
-    /// As the workers know it.
+    /// The limits that the workers know.
     read_until: Vec<(PartitionIndex, u64)>,
 }
 
 /// How following ends.
 pub enum Followed<'a> {
-    /// It is time to take over.
+    /// The takeover is due.
     TakeoverDue(Box<Follower<'a>>),
     Ended(Result<(), RunError>),
 }
@@ -31,7 +32,7 @@ impl<'a> Follower<'a> {
         Follower { restored, read_until: Vec::new() }
     }
 
-    /// Hydrates until it is time to take over, or to end.
+    /// Hydrates until the takeover or the end of the run is due.
     pub fn hydrate(mut self) -> Followed<'a> {
         loop {
             let end = match self.restored.lead.next_event(TICK_INTERVAL) {
@@ -52,7 +53,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Has all processes read as far as the other generation has come; true if it is time to take over.
+    /// Lets all processes read as far as the primary has. Returns true if the takeover is due.
     fn follow(&mut self) -> Result<bool, RunError> {
         let Restored { lead, member, basis: FollowedBasis(primary), .. } = &mut self.restored;
         member.tick()?;
@@ -66,7 +67,7 @@ impl<'a> Follower<'a> {
             && primary.may_claim(member.sinks()?.inspected(), &member.local_partitions)?)
     }
 
-    /// Takes over from the other generation.
+    /// Claims the sinks from the primary.
     pub fn claim(self) -> Result<Owner<'a>, RunError> {
         let began = Instant::now();
         let mut restored = self.restored;

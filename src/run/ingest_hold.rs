@@ -1,4 +1,4 @@
-//! Holds posted readings back while a log must not take more.
+//! Holds back posted readings while a log cannot accept more.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::model::{AppendCallback, AppendError, AppendHold, Appender, HoldCheck,
 use crate::sources::journal::Journal;
 use crate::worker::SharedState;
 
-/// Appends to a journal, unless there is no room for the dead letters that may follow.
+/// Appends to a journal, unless there is no space for the dead letters that may follow.
 pub struct HeldAppender {
     to: Arc<dyn Appender>,
     shared: Arc<SharedState>,

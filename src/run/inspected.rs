@@ -1,4 +1,4 @@
-//! The first phase of a start, at process 0: everything is known, and nothing is changed yet.
+//! The first phase of a start, at process 0: everything is inspected, and nothing is changed yet.
 
 use std::sync::Arc;
 
@@ -14,16 +14,16 @@ use super::starting_member::StartingMember;
 use crate::config::{ClusterConfig, SourceKind, SourcePlan, StartMode};
 use crate::sinks::progress::ProgressSnapshot;
 
-/// See the module.
+/// A start whose sinks are inspected.
 pub struct Inspected<'a> {
     lead: Lead,
     member: StartingMember<'a>,
-    /// By sink: what it holds.
+    /// Progress by sink.
     progress: Vec<ProgressSnapshot>,
 }
 
 impl<'a> Inspected<'a> {
-    /// Inspects the sinks, and refuses what a start could not continue.
+    /// Inspects the sinks, and refuses progress that a start could not continue.
     pub fn inspect(lead: Lead, mut member: StartingMember<'a>) -> Result<Inspected<'a>, RunError> {
         let facts = SinkFacts::find(member.plan(), member.logs().log_ids()?)?;
         lead.execute(&mut member, ControlCommand::OpenSinks(facts))?;
@@ -31,7 +31,7 @@ impl<'a> Inspected<'a> {
         Ok(Inspected { lead, member, progress })
     }
 
-    /// The generation that this run hydrates beside, if the configuration wants that and one runs.
+    /// The running generation to hydrate beside, if one runs and the configuration requests that.
     pub fn find_primary(&self) -> Result<Option<Arc<PrimaryFollower>>, RunError> {
         let (plan, sinks) = (self.member.plan(), self.member.sinks()?.inspected());
         let ClusterConfig { start_mode, standby_after, .. } = plan.cluster;
@@ -55,14 +55,14 @@ impl<'a> Inspected<'a> {
         let generation = self.member.logs().data_dir().map(|dir| dir.generation());
         claim_sinks(&self.lead, &mut self.member, None, generation.as_deref())?;
         let sinks = self.member.sinks()?;
-        // What the sinks hold now is final.
+        // The progress is final now.
         let progress: Vec<ProgressSnapshot> = sinks.claimed()?.progress().into_iter().cloned().collect();
         let registry = sinks.inspected().source_registry(&progress.iter().collect::<Vec<_>>())?;
         registry.install_writers(sinks.claimed()?);
         Restored::restore(self.lead, self.member, Arc::new(registry), progress, ClaimedBasis)
     }
 
-    /// Restores the newest checkpoint, and starts the workers beside the generation that is followed.
+    /// Restores the newest checkpoint, and starts the workers beside the primary.
     pub fn follow(self, primary: Arc<PrimaryFollower>) -> Result<Restored<'a, FollowedBasis>, RunError> {
         primary.spawn_followers(self.member.sinks()?.inspected())?;
         tracing::info!("another generation is followed");
@@ -72,7 +72,8 @@ impl<'a> Inspected<'a> {
     }
 }
 
-/// What the sinks hold. It is refused before anything is claimed if a start could not continue it.
+/// Reads the progress of the sinks. Returns an error, before any claim, if a start could not
+/// continue it.
 fn inspect_progress(sinks: &InspectedSinks, logs: &Logs) -> Result<Vec<ProgressSnapshot>, RunError> {
     let progress = sinks.inspect_progress(FIRST_INSPECTION_TIMEOUT)?;
     sinks.check_dead_letters(&progress)?;

@@ -1,4 +1,4 @@
-//! Process 0's hold on the command log while it starts and runs.
+//! Process 0's handle to the command log while it starts and runs.
 
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use super::protocol::{ControlCommand, ControlEvent};
 use super::run_error::RunError;
 use crate::cluster::ClusterError;
 
-/// What executes the commands of the log on the main thread of a process.
+/// Executes the commands of the log on the main thread of a process.
 pub trait Member {
     fn execute(&mut self, command: ControlCommand) -> Result<(), RunError>;
 
     fn sinks(&self) -> Result<&LocalSinks, RunError>;
 }
 
-/// See the module.
+/// Appends commands and waits for their answers.
 pub struct Lead {
     control: Control,
     events: Receiver<MainEvent>,
@@ -32,7 +32,7 @@ impl Lead {
         &self.control
     }
 
-    /// The next event for the phase that runs, if one comes in time.
+    /// The next event for the current phase, if one comes in time.
     pub fn next_event(&self, within: Duration) -> Option<MainEvent> {
         self.events.recv_timeout(within).ok()
     }
@@ -41,19 +41,20 @@ impl Lead {
         &self.events
     }
 
-    /// Appends a command, and executes it here when its turn in the log comes.
+    /// Appends a command, and executes it here at its position in the log.
     pub fn execute(&self, member: &mut impl Member, command: ControlCommand) -> Result<(), RunError> {
         self.control.append(command);
         member.execute(self.next_command()?)
     }
 
-    /// Appends a command that is executed elsewhere than here, and gives it back when its turn comes.
+    /// Appends a command that another component executes. Returns it at its position in the log.
     pub fn append_and_take(&self, command: ControlCommand) -> Result<ControlCommand, RunError> {
         self.control.append(command);
         self.next_command()
     }
 
-    /// Appends a command, executes it here, and waits until every process has answered: by process.
+    /// Appends a command, executes it here, and waits for the answers of all processes. Returns
+    /// them by process.
     pub fn order<T>(
         &self,
         member: &mut impl Member,
@@ -64,7 +65,7 @@ impl Lead {
         self.answers(answer)
     }
 
-    /// Waits until every process has answered.
+    /// Waits for the answers of all processes.
     pub fn answers<T>(&self, answer: impl Fn(ControlEvent) -> Option<T>) -> Result<Vec<T>, RunError> {
         let mut answers: Vec<Option<T>> = (0..self.processes).map(|_| None).collect();
         while answers.iter().any(Option::is_none) {
@@ -92,7 +93,7 @@ impl Lead {
     }
 }
 
-/// Why a wait for something else ends with this event.
+/// The error that ends a wait for another event.
 pub fn ended_by(event: MainEvent) -> RunError {
     match event {
         MainEvent::Command(ControlCommand::Stop) => RunError::Cluster(ClusterError::Stopped),

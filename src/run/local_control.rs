@@ -1,4 +1,4 @@
-//! A process's part of control: commands of the log in, what they do to this process, and what it reports. It waits for nothing.
+//! A process's part of control: applies commands of the log, and reports events. It never blocks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::worker::{LogPartition, SharedState, WorkerCommand, WorkerCommandSende
 /// Opens a partition that was added after the start, if this process can read it.
 pub type OpenPartition = Box<dyn Fn(PartitionIndex, &PartitionName, u64) -> Option<LogPartition> + Send>;
 
-/// The workers of this process, once it has started.
+/// The running workers of this process.
 pub struct LocalWorkers {
     pub shared: Arc<SharedState>,
     pub commands: WorkerCommandSender,
@@ -19,27 +19,27 @@ pub struct LocalWorkers {
     pub count: usize,
 }
 
-/// What follows from a command or from what a worker reports.
+/// What the control thread must do after a command or a worker's event.
 #[derive(Debug)]
 pub enum Effect {
     Report(ControlEvent),
-    /// The main thread executes it, since it may wait.
+    /// The main thread executes the command, since it may block.
     Execute(ControlCommand),
     /// The run fails.
     Fail(String),
 }
 
-/// See the module.
+/// The control state of this process.
 pub struct LocalControl {
     process: usize,
     phase: Phase,
     workers: Option<LocalWorkers>,
-    /// As process 0 has said last.
+    /// The last value that process 0 has sent.
     congested: u64,
     refused: BTreeMap<usize, RefusedCounts>,
     /// Added partitions that are not read yet.
     added: HashMap<PartitionIndex, (PartitionName, u64)>,
-    /// Workers that know the resume points.
+    /// Number of workers that have the resume points.
     installed: usize,
 }
 
@@ -56,14 +56,14 @@ impl LocalControl {
         }
     }
 
-    /// The workers are there; what was said before is for them, too.
+    /// Attaches the workers, and passes earlier settings on to them.
     pub fn attach(&mut self, workers: LocalWorkers) {
         self.workers = Some(workers);
         self.set_paused();
         self.set_refused();
     }
 
-    /// The greatest epoch in use here, once workers run.
+    /// The greatest epoch in use in this process, once workers run.
     pub fn newest_epoch(&self) -> Option<u64> {
         self.workers.as_ref().map(|workers| workers.shared.newest_epoch())
     }
@@ -103,7 +103,7 @@ impl LocalControl {
         None
     }
 
-    /// What a worker has reported.
+    /// Handles an event of a worker.
     pub fn on_worker(&mut self, event: WorkerEvent) -> Option<Effect> {
         match event {
             WorkerEvent::ResumePointsInstalled => {
@@ -127,7 +127,7 @@ impl LocalControl {
         }
     }
 
-    /// A partition gets the index here that it has at process 0.
+    /// Gives a partition the same index as at process 0.
     fn add_partition(&mut self, index: PartitionIndex, name: PartitionName, start: u64) -> Option<Effect> {
         let workers = self.workers.as_ref()?;
         if workers.partitions.push(name.clone()) != index {
@@ -153,7 +153,7 @@ impl LocalControl {
         }
     }
 
-    /// The counts of the other processes; those of this one are known here.
+    /// Sets the counts of the other processes; the local ones are known.
     fn set_refused(&self) {
         let Some(workers) = &self.workers else { return };
         let mut counts = vec![0; Reason::ALL.len()];
@@ -193,7 +193,7 @@ mod tests {
         })
     }
 
-    /// Process 1 of several, with two workers that nobody runs.
+    /// Process 1 of several, with two workers that are not run.
     fn started() -> (LocalControl, Arc<SharedState>, Vec<Receiver<WorkerCommand>>) {
         let shared = Arc::new(SharedState::new(Refusals::new(None), Arc::new(|_| ())));
         let commands = WorkerCommandSender::new(2);

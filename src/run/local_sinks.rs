@@ -1,4 +1,4 @@
-//! The durable sinks of a process, from their inspection to the claim: the shards that it writes.
+//! The durable sinks of a process, from inspection to claim, with the shards that it writes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::run_error::RunError;
 use crate::model::Topology;
 use crate::sinks::progress::ProgressSnapshot;
 
-/// See the module.
+/// The sinks of this process and their state.
 pub struct LocalSinks {
     inspected: Arc<InspectedSinks>,
     topology: Topology,
@@ -33,7 +33,7 @@ impl LocalSinks {
         Ok(())
     }
 
-    /// All sinks are fenced, and hold this.
+    /// Opens the sinks: all are fenced, and have this progress.
     pub fn claim(&mut self, progress: Vec<ProgressSnapshot>) -> Result<(), RunError> {
         let fenced = std::mem::take(&mut self.fenced);
         self.claimed = Some(self.inspected.open(fenced, progress)?);
@@ -44,7 +44,7 @@ impl LocalSinks {
         self.claimed.as_ref().ok_or_else(not_claimed)
     }
 
-    /// Gives the sinks away, to be written.
+    /// Takes the claimed sinks, to write them.
     pub fn take_claimed(&mut self) -> Result<DurableSinks, RunError> {
         self.claimed.take().ok_or_else(not_claimed)
     }

@@ -3,12 +3,18 @@
 //!
 //! | id of the log | comparison of its records | verdict |
 //! |---|---|---|
-//! | recorded, or one id is unknown | fits | [`LogVerdict::Same`] |
-//! | another | fits | [`LogVerdict::Copy`] |
-//! | any | a record before a position differs | [`LogVerdict::Another`] |
-//! | recorded, or one id is unknown | ends before a position | [`LogVerdict::Behind`] |
-//! | recorded, or one id is unknown | begins after a position, or is missing | [`LogVerdict::Unreachable`] |
-//! | another | ends before a position, begins after one, or no record is comparable | [`LogVerdict::Another`] |
+//! | recorded, or one id is unknown | fits | [`Same`] |
+//! | another | fits | [`Copy`] |
+//! | any | a record before a position differs | [`Another`] |
+//! | recorded, or one id is unknown | ends before a position | [`Behind`] |
+//! | recorded, or one id is unknown | begins after a position, or missing | [`Unreachable`] |
+//! | another | ends before or begins after a position, or nothing is comparable | [`Another`] |
+//!
+//! [`Same`]: LogVerdict::Same
+//! [`Copy`]: LogVerdict::Copy
+//! [`Another`]: LogVerdict::Another
+//! [`Behind`]: LogVerdict::Behind
+//! [`Unreachable`]: LogVerdict::Unreachable
 
 use std::collections::BTreeMap;
 
@@ -24,7 +30,6 @@ pub enum LogVerdict {
     /// It has another id and the same records: a restored journal or a mirrored topic. An operator
     /// may allow a run to continue with it.
     Copy(String),
-    /// It is another log.
     Another(String),
     /// It ends before the recorded position: it was restored from an older state, or truncated.
     Behind(String),

@@ -1,4 +1,4 @@
-//! How a process meets the others of its run.
+//! Membership of a process in its run: its number, and how it reaches the others.
 
 use std::net::TcpListener;
 
@@ -8,10 +8,10 @@ use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::ServicePlan;
 use crate::model::Topology;
 
-/// How this process meets the others of its run.
+/// How this process connects to the others of its run.
 pub struct Membership {
     pub cluster: ClusterPlan,
-    /// Where it listens for them, if it does already.
+    /// The listener for other processes, if it is open already.
     pub listener: Option<TcpListener>,
     pub shutdown: Shutdown,
 }
@@ -22,7 +22,7 @@ impl Membership {
         Membership { cluster, listener: None, shutdown: Shutdown::default() }
     }
 
-    /// One of several, which are at `hosts`.
+    /// A process of several at `hosts`.
     ///
     /// # Errors
     ///

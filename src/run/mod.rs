@@ -1,5 +1,5 @@
-//! A run of swelter: `service` (sources in, what is served out, until it is asked to stop) and `batch` (files to their end). The one place
-//! that wires everything.
+//! A run of swelter, either as `service` (serves until stopped) or as `batch` (files to their end).
+//! This module wires all components.
 
 pub mod backup;
 pub mod batch;

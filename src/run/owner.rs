@@ -1,4 +1,5 @@
-//! The phase in which the results are this run's, at process 0: it writes, makes checkpoints, and does what only one generation does.
+//! The owning phase at process 0: writes results, makes checkpoints, and does everything that only
+//! one generation may do.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +20,13 @@ use crate::kafka::topic_identity::TopicWatch;
 use crate::sources::generator::feed::GeneratorFeed;
 use crate::worker::Release;
 
-/// See the module.
+/// A run that owns the results.
 pub struct Owner<'a> {
     lead: Lead,
     member: RunningMember<'a>,
     registry: Arc<SourceRegistry>,
     coordinator: Option<CheckpointCoordinator>,
-    /// Takes backups while this lives.
+    /// Serves backups while this exists.
     backups: Option<BackupService>,
     retries: RetryThreads,
     feeds: Vec<(String, GeneratorFeed)>,
@@ -35,7 +36,7 @@ pub struct Owner<'a> {
 }
 
 impl<'a> Owner<'a> {
-    /// The sinks are claimed: tells all where a replay stops for them, and releases the workers.
+    /// Sends the resume points to all processes, and releases the workers. The sinks are claimed.
     pub fn begin<B: StartBasis>(restored: Restored<'a, B>) -> Result<Owner<'a>, RunError> {
         let Restored { lead, mut member, registry, first_epoch, topic_watch, .. } = restored;
         let logs = Arc::clone(&member.logs);
@@ -49,7 +50,7 @@ impl<'a> Owner<'a> {
         if let Err(error) = installed {
             return Err(member.stop_unreleased(error, lead.events()));
         }
-        // What was made of the logs fits them.
+        // All outputs of the logs fit them.
         logs.record_ids()?;
         lead.control().append(ControlCommand::Release(Release { floor, reserved_until }));
         let has_ended = Arc::<AtomicBool>::default();
@@ -85,7 +86,7 @@ impl<'a> Owner<'a> {
         })
     }
 
-    /// Runs until it is time to end.
+    /// Runs until the run ends.
     pub fn run(mut self) -> Result<(), RunError> {
         let end = loop {
             match self.lead.next_event(TICK_INTERVAL) {
@@ -129,7 +130,7 @@ impl<'a> Owner<'a> {
         Ok(())
     }
 
-    /// From the sources on: what was read still goes all the way.
+    /// Stops the run from the sources on: records that were read are processed to the end.
     fn stop(mut self, end: RunEnd) -> Result<(), RunError> {
         let fails_together = end.result.is_err() && !self.member.context.topology.is_single_process();
         if !fails_together {
@@ -142,7 +143,7 @@ impl<'a> Owner<'a> {
         }
         (self.coordinator, self.backups) = (None, None);
         let stopped = self.member.stop(end, self.lead.events());
-        // Epochs are reserved while the workers end, too.
+        // Epochs are reserved until the workers have ended.
         self.has_ended.store(true, Ordering::Relaxed);
         stopped
     }

@@ -1,4 +1,5 @@
-//! What processes ask process 0 for beside control: to append posted readings to its log, and answers of schema registries.
+//! Requests of other processes to process 0 besides control: appends of posted readings, and schema
+//! registry responses.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,18 +15,18 @@ use crate::model::{
 };
 use crate::registry::{RegistryResponse, ResponseFetcher, SchemaCache, SchemaLookup};
 
-/// How long process 0 may take to find out about a schema, and how often it is asked.
+/// How long process 0 may take to find a schema, and the interval of requests.
 const SCHEMA_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_RETRY: Duration = Duration::from_millis(50);
 
-/// See the module.
+/// The requests of this process, or to it.
 #[derive(Default)]
 pub struct PeerRequests {
     links: OnceLock<Links>,
     calls: AtomicU64,
-    /// At process 0: takes what the others forward.
+    /// At process 0: the appender of forwarded records.
     appender: OnceLock<Arc<dyn Appender>>,
-    /// At the others: what waits for its acknowledgement.
+    /// At the others: appends that wait for an acknowledgement.
     appends: Mutex<PendingAppends>,
     /// At process 0, by source.
     schemas: Mutex<HashMap<String, SchemaCache>>,
@@ -50,28 +51,28 @@ impl PeerRequests {
         let _ = self.links.set(links);
     }
 
-    /// At process 0: what is forwarded is appended here.
+    /// At process 0: sets the appender of forwarded records.
     pub fn set_appender(&self, appender: Arc<dyn Appender>) {
         let _ = self.appender.set(appender);
     }
 
-    /// Appends at process 0; not more records and bytes than this wait for it.
+    /// An appender to process 0. At most this many records and bytes wait for acknowledgement.
     pub fn forwarding_appender(self: &Arc<Self>, records: usize, bytes: usize) -> Arc<dyn Appender> {
         Arc::new(ForwardingAppender { requests: Arc::clone(self), max_records: records, max_bytes: bytes })
     }
 
-    /// At process 0: answers questions about the schemas of a source.
+    /// At process 0: answers requests for the schemas of a source.
     pub fn answer_schemas(&self, source: &str, schemas: SchemaCache) {
         locked(&self.schemas).insert(source.to_owned(), schemas);
     }
 
-    /// Finds answers of a source's registry at process 0.
+    /// Fetches responses of a source's registry from process 0.
     pub fn find_schemas_of(self: &Arc<Self>, source: &str) -> ResponseFetcher {
         let (requests, source) = (Arc::clone(self), source.to_owned());
         Box::new(move |id| requests.find_schema(&source, id))
     }
 
-    /// Asks process 0, until it knows or has waited for long.
+    /// Asks process 0 until it knows the schema, or until the timeout.
     fn find_schema(&self, source: &str, id: u32) -> Result<RegistryResponse, String> {
         let deadline = Instant::now() + SCHEMA_TIMEOUT;
         let links = self.links.get().ok_or_else(|| "process 0 is not connected yet".to_owned())?;
@@ -113,7 +114,7 @@ impl PeerRequests {
         }
     }
 
-    /// At process 0: appends what another process has forwarded, and answers it.
+    /// At process 0: appends the records that another process has forwarded, and answers it.
     pub fn append(&self, process: usize, call: u64, records: Vec<NewRecord>) {
         let Some((appender, links)) = self.appender.get().zip(self.links.get().cloned()) else {
             let result = Err(AppendError::Busy);
@@ -164,7 +165,7 @@ impl Appender for ForwardingAppender {
             return done(Err(AppendError::Busy));
         };
         let call = self.requests.next_call();
-        // Sent while the lock is held, so what one connection appends keeps its order.
+        // Sent while holding the lock, so the records of one connection keep their order.
         let failure = match links.try_send(0, &PeerMessage::Append { call, records }) {
             Ok(()) => {
                 appends.records += count;

@@ -1,5 +1,5 @@
-//! The session of this process with the others of its run: control goes to the control thread, requests are answered here, and whoever
-//! fails ends all.
+//! The session with the other processes: passes control messages to the control thread, answers
+//! requests, and ends all processes if one fails.
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,11 @@ use super::shutdown::Shutdown;
 use crate::cluster::{Cluster, ClusterError, ClusterPlan, LinkHandler, Links, PeerEnd, PeerStream};
 use crate::fault::exit::{ExitReason, end_process};
 
-/// How long the end of one process waits for the others', and that of one that has not started.
+/// How long an ending process waits for the others, including one that has not started.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 const ABANDON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// See the module.
+/// The connections to the other processes, and the handling of their messages.
 pub struct Peers {
     cluster: Cluster,
     requests: Arc<PeerRequests>,
@@ -59,7 +59,7 @@ impl Peers {
             },
         };
         let cluster = Cluster::connect(plan, listener, handler, shutdown.flag())?;
-        // What came before could not be answered, and was nothing that has an answer.
+        // Earlier messages could not be answered, and none of them needs an answer.
         let links = cluster.links();
         let _ = failures.links.set(links.clone());
         requests.connect(links.clone());
@@ -76,7 +76,7 @@ impl Peers {
         self.cluster.connect_workers(generation)
     }
 
-    /// This process ends for a reason that ends the others.
+    /// Ends the other processes, because this one ends with an error.
     pub fn fail(&self, why: &RunError) {
         self.failures.is_ending.store(true, Ordering::Relaxed);
         let text = why.to_string();
@@ -85,14 +85,15 @@ impl Peers {
         self.cluster.links().flush();
     }
 
-    /// This process stops before it has started, and the others with it.
+    /// Stops the other processes, because this one stops before it has started.
     pub fn abandon_start(&self) {
         self.failures.is_ending.store(true, Ordering::Relaxed);
         self.cluster.links().send_end(&PeerEnd::StopRequested);
         self.cluster.links().close(Instant::now() + ABANDON_TIMEOUT);
     }
 
-    /// All have stopped: waits for the others to say so, since they may need this process until then.
+    /// Waits for the goodbyes of the others after a stop, since they may need this process until
+    /// then.
     pub fn close(&self) {
         self.failures.is_ending.store(true, Ordering::Relaxed);
         self.cluster.links().close(Instant::now() + CLOSE_TIMEOUT);
@@ -110,7 +111,7 @@ fn on_message(control: &Control, requests: &PeerRequests, process: usize, messag
     }
 }
 
-/// A dataflow is whole or not at all, so the failure of one process ends all.
+/// Ends all processes if one fails, because a dataflow cannot run without all of its processes.
 struct PeerFailures {
     is_first: bool,
     /// This process is about to end, so others may end, too.
@@ -119,7 +120,7 @@ struct PeerFailures {
 }
 
 impl PeerFailures {
-    /// Another process has failed, or is gone.
+    /// Another process has failed or is gone.
     fn end_all(&self, process: usize, end: PeerEnd) {
         if self.is_ending.swap(true, Ordering::Relaxed) {
             return;

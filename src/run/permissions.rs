@@ -1,4 +1,4 @@
-//! Who may read what a run writes to disk.
+//! File permissions of the data that a run writes.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,19 +11,20 @@ use rustix::fs::Mode;
 
 use crate::config::DataDirMode;
 
-/// A look at what is there goes so deep, and over so many entries.
+/// The depth, and the number of entries, up to which existing files are checked.
 const MAX_DEPTH: usize = 6;
 const MAX_ENTRIES: usize = 10_000;
 const SHARE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// From now on, what this process makes is for whom the mode says: the storage of the journal and of checkpoints makes files of its own, so
-/// the process is the only place to say so.
+/// Restricts the permissions of new files for the whole process: the storage engine of the journal
+/// and of checkpoints creates files itself, so there is no other place to set them.
 pub fn restrict_new_files(mode: DataDirMode) {
     rustix::process::umask(Mode::from_bits_retain(denied_bits(mode)));
 }
 
-/// Opens to the group what the storage of the journal makes for its user alone, whatever the process says of new files: now, and again every
-/// few seconds, until what is returned is dropped, and then.
+/// Gives the group access to files that the journal's storage engine creates for its user only, in
+/// spite of the umask: now, every few seconds until the returned value is dropped, and at that
+/// moment.
 pub fn share_with_group(folder: &Path, mode: DataDirMode) -> SharedFolder {
     let (stop, stopped) = mpsc::channel::<()>();
     let folder = folder.to_path_buf();
@@ -34,7 +35,7 @@ pub fn share_with_group(folder: &Path, mode: DataDirMode) -> SharedFolder {
                 share_files(&sharing);
             }
         };
-        // What it would do is done at the end.
+        // Without the thread, permissions are set at the end only.
         let _ = thread::Builder::new().name("permissions".into()).spawn(share);
     }
     SharedFolder { folder, mode, _stop: stop }
@@ -60,13 +61,13 @@ fn share_files(folder: &Path) {
         let mode = metadata.permissions().mode();
         let wanted = if metadata.is_dir() { 0o050 } else { 0o040 };
         if mode & wanted != wanted && !metadata.is_symlink() {
-            // It may be gone by now.
+            // The file may be gone by now.
             let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode | wanted));
         }
     });
 }
 
-/// What nobody else may.
+/// Permission bits that the mode denies.
 fn denied_bits(mode: DataDirMode) -> u32 {
     match mode {
         DataDirMode::Private => 0o077,
@@ -74,7 +75,8 @@ fn denied_bits(mode: DataDirMode) -> u32 {
     }
 }
 
-/// Warns where something in a folder may be read by more than the mode says: older versions made it so, or a person.
+/// Warns if an entry of a folder is more readable than the mode allows: older versions or a person
+/// may have changed it.
 pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
     if let Some((example, count)) = find_open(folder, denied_bits(mode)) {
         let (folder, others) = (folder.display(), if mode == DataDirMode::Private { "go" } else { "o" });
@@ -85,7 +87,8 @@ pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
     }
 }
 
-/// The first entry that is open, the folder itself before what is in it, and how many are.
+/// The first entry that is too open, the folder itself before its content, and the number of such
+/// entries.
 fn find_open(folder: &Path, closed: u32) -> Option<(PathBuf, usize)> {
     let mut found: Option<(PathBuf, usize)> = None;
     each_entry(folder, &mut |path, metadata| {

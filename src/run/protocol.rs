@@ -11,10 +11,9 @@
 //! until each process has sent it.
 //!
 //! | phase | command | answer of each process |
-//! | phase | command | answer of each process |
 //! |---|---|---|
 //! | [`Phase::Inspecting`] | [`OpenSinks`] | |
-//! | inspecting, hydrating | [`FenceSink`], a sink at a time, the authority first | [`SinkFenced`] |
+//! | inspecting, hydrating | [`FenceSink`], one by one, the authority first | [`SinkFenced`] |
 //! | inspecting, hydrating | [`ClaimSinks`], once all are fenced | |
 //! | inspecting | [`LoadCheckpoint`], the newest candidate first | [`CheckpointLoaded`] |
 //! | inspecting, ends it | [`Start`]: workers are connected, and do not run yet | [`Started`] |
@@ -30,6 +29,7 @@
 //! | hydrating, owning, stopping | [`Pause`], [`SetRefused`], for `Congested`, `Refused` | |
 //! | any, ends all | [`Stop`], for the first `StopRequested` | |
 //! | [`Phase::Stopping`] | [`ReserveEpochs`]: results are still written | |
+//!
 //! A plain start and a takeover are the same from `InstallResumePoints` on. A process that fails
 //! reports it with its last message on the link ([`PeerEnd`](crate::cluster::PeerEnd)), which also
 //! works before all processes are connected.

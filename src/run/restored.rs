@@ -1,4 +1,5 @@
-//! The second phase of a start, at process 0: the newest checkpoint is restored everywhere, and workers run that read nothing yet.
+//! The second phase of a start, at process 0: the newest checkpoint is restored in all processes,
+//! and workers run that read nothing yet.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::registry::ResponseFetcher;
 use crate::sinks::progress::ProgressSnapshot;
 use crate::worker::ingest_clock_ms;
 
-/// What a start stands on.
+/// The basis of a start: claimed sinks, or those of a primary.
 pub trait StartBasis {
     /// Another generation runs, and writes the results.
     const FOLLOWS: bool;
@@ -29,22 +30,22 @@ pub trait StartBasis {
     const RESERVED_UNTIL: u64;
 
     fn generation(&self, sinks: &LocalSinks) -> Result<Option<Arc<str>>, RunError>;
-    /// No epoch below may be used.
+    /// The lowest epoch that may be used.
     fn epoch_floor(&self, sinks: &LocalSinks) -> Result<u64, RunError>;
-    /// What the shards of the sinks have made durable by now.
+    /// The durable progress of the sinks' shards.
     fn durable_shards(
         &self,
         sinks: &InspectedSinks,
         progress: &[ProgressSnapshot],
     ) -> Result<Vec<DurableShard>, RunError>;
-    /// Finds the answers of a source's schema registry.
+    /// Finds the responses of a source's schema registry.
     fn find_schemas(&self, source: &str, ask: ResponseFetcher) -> ResponseFetcher;
 }
 
 /// The sinks are claimed.
 pub struct ClaimedBasis;
 
-/// The sinks are those of a generation that is followed.
+/// The sinks belong to a primary that is followed.
 pub struct FollowedBasis(pub Arc<PrimaryFollower>);
 
 impl StartBasis for ClaimedBasis {
@@ -74,7 +75,7 @@ impl StartBasis for ClaimedBasis {
 
 impl StartBasis for FollowedBasis {
     const FOLLOWS: bool = true;
-    /// Nothing of it is published before the takeover.
+    /// Nothing is published before the takeover, so any epoch may be used.
     const RESERVED_UNTIL: u64 = u64::MAX;
 
     fn generation(&self, _: &LocalSinks) -> Result<Option<Arc<str>>, RunError> {
@@ -99,7 +100,7 @@ impl StartBasis for FollowedBasis {
     }
 }
 
-/// See the module.
+/// A start whose checkpoint is restored.
 pub struct Restored<'a, B> {
     pub(super) lead: Lead,
     pub(super) member: RunningMember<'a>,
@@ -111,7 +112,7 @@ pub struct Restored<'a, B> {
 }
 
 impl<'a, B: StartBasis> Restored<'a, B> {
-    /// Restores the newest checkpoint that fits, and starts the workers of all processes.
+    /// Restores the newest usable checkpoint, and starts the workers of all processes.
     pub fn restore(
         lead: Lead,
         mut member: StartingMember<'a>,
@@ -166,7 +167,7 @@ impl<'a, B: StartBasis> Restored<'a, B> {
     }
 }
 
-/// The newest checkpoint that fits, loaded by all processes.
+/// The newest usable checkpoint, loaded by all processes.
 fn restore_checkpoint<B: StartBasis>(
     lead: &Lead,
     member: &mut StartingMember<'_>,
@@ -178,7 +179,8 @@ fn restore_checkpoint<B: StartBasis>(
     let (plan, logs) = (member.plan(), Arc::clone(member.logs()));
     let repository = CheckpointRepository::open(plan, settings)?;
     let inspected = Arc::clone(member.sinks()?.inspected());
-    // A topic that was adopted has passed by its id: checkpoints from before that are compared by its records alone.
+    // An adopted topic has passed the check of its id. Checkpoints from before the adoption are
+    // compared by the topic's records only.
     let adopt_logs = plan.adopt_logs || (logs.journal().is_none() && inspected.has_adopted_topics());
     let durable_shards = || basis.durable_shards(&inspected, progress);
     let check = |source: &str, partition, at| logs.check_position(source, partition, at);
@@ -207,7 +209,8 @@ fn start_everywhere<'a>(
     Ok(running)
 }
 
-/// Without a directory or a topic nothing is restored later, and so that nobody thinks so, no two runs have the same generation.
+/// A random generation for a run without a data directory or progress topic. Nothing of it can be
+/// restored later, so no two runs may have the same generation.
 fn unrecorded_generation() -> Arc<str> {
     format!("0-{:016x}", random_u64()).into()
 }

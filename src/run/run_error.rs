@@ -1,4 +1,4 @@
-//! Why a run ends.
+//! Errors that end a run.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::sources::generator::PlanError;
 use crate::sources::generator::feed::FeedError;
 use crate::sources::journal::JournalError;
 
-/// Why the service has ended, other than by request.
+/// Why the service has ended without a request to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
@@ -46,7 +46,7 @@ pub enum RunError {
     Threads(io::Error),
     #[error("the workers cannot be started: {0}")]
     Workers(String),
-    /// A source or the log has failed for good.
+    /// A source or the log has failed permanently.
     #[error("{0}")]
     Failed(String),
     #[error("{0}")]
@@ -54,17 +54,18 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// Whether the run has ended because another generation has taken over, so that it should not be started again.
+    /// Whether another generation has taken over, so that this run should not be restarted.
     pub fn is_takeover(&self) -> bool {
         matches!(self, RunError::TakenOver(_) | RunError::Sink(SinkError::Fenced(_)))
     }
 
-    /// Whether it was asked to stop, and had not started.
+    /// Whether a stop was requested before the run had started.
     pub fn is_stop_request(&self) -> bool {
         matches!(self, RunError::Cluster(ClusterError::Stopped))
     }
 
-    /// The error of a claim that was to follow another one. Whoever comes too late has lost nothing: it may be started again, to follow.
+    /// Converts the error of a claim that was to follow another one. A run that loses this race has
+    /// lost no results, so it may be restarted to follow.
     pub fn into_lost_race(self) -> RunError {
         match self {
             RunError::Sink(error @ SinkError::Fenced(_)) => RunError::Failed(error.to_string()),
@@ -73,7 +74,7 @@ impl RunError {
     }
 }
 
-/// The first thing that nothing can be done about, while a run goes on.
+/// The first permanent error during a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     pub why: String,

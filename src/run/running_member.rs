@@ -1,4 +1,4 @@
-//! A process whose workers run: what it does at each command, its housekeeping, and its end.
+//! A process whose workers run: executes commands, does housekeeping, and stops.
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -23,16 +23,16 @@ use crate::worker::{
     InstalledSinks, LogPartition, SharedState, WorkerCommand, WorkerCommandSender, WorkerPlan,
 };
 
-/// How often the main thread does what is due, if no event wakes it.
+/// Interval at which the main thread runs due tasks if no event wakes it.
 pub const TICK_INTERVAL: Duration = Duration::from_millis(50);
-/// How often it does what is due now and then.
+/// Interval of less urgent tasks.
 pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a stop waits for clients to take what was sent to them.
+/// How long a stop waits for clients to read what was sent to them.
 pub const CLIENT_GRACE: Duration = Duration::from_secs(3);
-/// How long the workers may take to come to an end.
+/// How long the workers may take to end.
 const WORKERS_EXIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// A process whose workers are started.
 pub struct RunningMember<'a> {
     pub context: RunContext<'a>,
     pub logs: Arc<Logs>,
@@ -40,27 +40,27 @@ pub struct RunningMember<'a> {
     pub shared: Arc<SharedState>,
     pub commands: WorkerCommandSender,
     pub partitions: PartitionTable,
-    /// The partitions that this process can read, as they were at the start.
+    /// The partitions that this process can read, as of the start.
     pub local_partitions: Vec<LogPartition>,
     pub appender: Option<Arc<dyn Appender>>,
     pub server: RunningServer,
     pub part_reporter: Option<PartReporter>,
     pub housekeeping: Housekeeping,
-    /// Once the results are this run's.
+    /// Set once this run owns the results.
     pub running_sinks: Option<RunningSinks>,
-    /// Until the workers run.
+    /// Set until the workers run.
     pub idle_workers: Option<IdleWorkers>,
 }
 
-/// Workers that are connected, and not started yet.
+/// Workers that are connected but not started yet.
 pub struct IdleWorkers {
     pub plan: WorkerPlan,
     pub streams: Vec<Option<PeerStream>>,
-    /// Another generation is followed, so the start is done once they run.
+    /// A primary is followed, so the start is complete once the workers run.
     pub follows: bool,
 }
 
-/// What a process does again and again.
+/// The periodic tasks of a process.
 pub struct Housekeeping {
     dead_letter_retries: RetryBackoff,
     reported_refused: RefusedCounts,
@@ -89,7 +89,7 @@ pub struct RunEnd {
 }
 
 impl RunEnd {
-    /// What an event that is no command to execute means for the run.
+    /// The end of the run that an event means, if it is no command to execute.
     pub fn of(event: MainEvent) -> RunEnd {
         match event {
             MainEvent::Command(ControlCommand::Stop) => RunEnd { have_workers_exited: false, result: Ok(()) },
@@ -163,12 +163,12 @@ impl RunningMember<'_> {
             let is_takeover = error.is_fenced();
             control.fail(Failure { why: error.to_string(), is_takeover });
         };
-        // Whoever loses a sink, all end: one process watches for claims.
+        // One process watches for claims, because all processes end if a sink is lost.
         let watches = self.context.topology.is_first_process();
         self.sinks.take_claimed()?.start_writing(watches, Arc::new(failed))
     }
 
-    /// Runs until all stop; of the processes that only follow the log.
+    /// Runs until all stop, at a process that only follows the log.
     pub fn run(&mut self, events: &Receiver<MainEvent>) -> RunEnd {
         loop {
             match events.recv_timeout(TICK_INTERVAL) {
@@ -186,8 +186,8 @@ impl RunningMember<'_> {
         }
     }
 
-    /// Does what is due, without waiting for others. Returns whether the dead letters are durable: a checkpoint covers only what has its
-    /// dead letters on the disk.
+    /// Runs due tasks without waiting for others. Returns whether the dead letters are durable: a
+    /// checkpoint may only include records whose dead letters are on disk.
     pub fn tick(&mut self) -> Result<bool, RunError> {
         let are_durable = self.sync_dead_letters()?;
         if let (true, Some(reporter)) = (are_durable, &mut self.part_reporter) {
@@ -200,7 +200,7 @@ impl RunningMember<'_> {
         Ok(are_durable)
     }
 
-    /// Makes the dead letters durable; false if that has to wait.
+    /// Makes the dead letters durable. Returns false if that must be retried later.
     fn sync_dead_letters(&mut self) -> Result<bool, RunError> {
         let retries = &mut self.housekeeping.dead_letter_retries;
         if !retries.is_due() {
@@ -231,7 +231,8 @@ impl RunningMember<'_> {
         }
     }
 
-    /// Ends the workers of this process if a stop has come before the results were this run's; gives the error back.
+    /// Ends the workers of this process if the run stops before it owns the results. Returns the
+    /// error.
     pub fn stop_unreleased(self, error: RunError, events: &Receiver<MainEvent>) -> RunError {
         if error.is_stop_request() {
             let end = RunEnd { have_workers_exited: false, result: Ok(()) };
@@ -242,11 +243,11 @@ impl RunningMember<'_> {
         error
     }
 
-    /// Ends this process's part of the run: what was read still goes all the way.
+    /// Stops this process's part of the run: records that were read are processed to the end.
     pub fn stop(mut self, end: RunEnd, events: &Receiver<MainEvent>) -> Result<(), RunError> {
         tracing::info!("stopping");
         if end.result.is_err() && !self.context.topology.is_single_process() {
-            // Workers that have lost some of them do not come to an end.
+            // Workers that have lost some of the others cannot end in order.
             return end.result;
         }
         self.commands.send(&WorkerCommand::Stop);
@@ -268,7 +269,8 @@ impl RunningMember<'_> {
     }
 }
 
-/// Waits until the workers have sent all that they have read. What fails meanwhile is kept for what comes of it.
+/// Waits until the workers have sent everything that they have read. Failures meanwhile are stored
+/// in `failure`.
 fn wait_for_workers(events: &Receiver<MainEvent>, failure: &mut Option<Failure>) -> Result<(), RunError> {
     let deadline = Instant::now() + WORKERS_EXIT_TIMEOUT;
     loop {
@@ -281,7 +283,7 @@ fn wait_for_workers(events: &Receiver<MainEvent>, failure: &mut Option<Failure>)
     }
 }
 
-/// The workers have ended: what they have given to the sinks becomes durable.
+/// Makes everything durable that the workers have sent to the sinks. The workers have ended.
 fn finish_writing(
     sinks: RunningSinks,
     events: &Receiver<MainEvent>,

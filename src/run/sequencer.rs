@@ -1,31 +1,32 @@
-//! Process 0's part of control: reported events in, the next commands of the log out. It waits for nothing and knows no connection.
+//! Process 0's part of control: decides from reported events which commands follow in the log. It
+//! never blocks and knows no connection.
 
 use std::collections::BTreeMap;
 
 use super::protocol::{ControlCommand, ControlEvent, Phase, RefusedCounts};
 use crate::model::{PartitionIndex, PartitionName};
 
-/// What follows from an event.
+/// The consequence of an event.
 #[derive(Debug)]
 pub enum Decision {
-    /// The next command of the log.
+    /// Append this as the next command of the log.
     Append(ControlCommand),
-    /// The phase that runs at process 0 decides what comes next.
+    /// Pass the event to the current phase at process 0, which decides.
     Tell { process: usize, event: ControlEvent },
 }
 
-/// See the module.
+/// The state of the command log at process 0.
 pub struct Sequencer {
     processes: usize,
     phase: Phase,
     /// A bit for each process that takes its results too slowly.
     congested: u64,
     refused: BTreeMap<usize, RefusedCounts>,
-    /// The greatest epoch in use, or wanted, at any process.
+    /// The greatest epoch in use, or requested, at any process.
     newest_epoch: u64,
     /// All partitions, by index.
     partitions: Vec<PartitionName>,
-    /// How many processes know each partition that was added.
+    /// How many processes know each added partition.
     known: BTreeMap<PartitionIndex, usize>,
 }
 
@@ -46,7 +47,8 @@ impl Sequencer {
         self.newest_epoch
     }
 
-    /// Whether a command may be appended now; if so, it is. Behind a stop, only what a stop still needs is.
+    /// Appends a command if it is allowed now, and returns whether it is. Behind a stop, only the
+    /// commands that a stop needs are allowed.
     pub fn append(&mut self, command: &ControlCommand) -> bool {
         if !command.is_allowed_in(self.phase) {
             return false;
@@ -58,7 +60,7 @@ impl Sequencer {
         true
     }
 
-    /// What follows from an event of a process.
+    /// Handles an event of a process.
     pub fn on_event(&mut self, process: usize, event: ControlEvent) -> Vec<Decision> {
         let command = match event {
             ControlEvent::Progress { newest_epoch } => {
@@ -139,7 +141,7 @@ mod tests {
         sequencer
     }
 
-    /// The commands that follow, as text.
+    /// The resulting commands, as text.
     fn on(sequencer: &mut Sequencer, process: usize, event: ControlEvent) -> String {
         let mut text = String::new();
         for decision in sequencer.on_event(process, event) {

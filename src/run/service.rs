@@ -1,8 +1,8 @@
-//! The service: sources in, what is served out, until it is asked to stop.
+//! Runs the service: reads sources and serves results until a stop is requested.
 //!
-//! Process 0 goes through the phases of a run, which are types: [`Inspected`], [`Restored`](super::restored),
-//! [`Follower`] if another generation runs, and [`Owner`]. The other processes do what the
-//! command log says ([`protocol`](super::protocol)).
+//! Process 0 goes through the phases of a run, which are types: [`Inspected`],
+//! [`Restored`](super::restored), [`Follower`] if another generation runs, and [`Owner`]. The other
+//! processes execute the command log ([`protocol`](super::protocol)).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,13 +30,13 @@ use crate::config::ServicePlan;
 use crate::fault::build_runtime;
 use crate::serve;
 
-/// Threads that serve.
+/// Threads that serve requests.
 const SERVING_THREADS: usize = 2;
-/// Threads that decode long bodies and compress long answers.
+/// Threads that decode long bodies and compress long responses.
 const BLOCKING_THREADS: usize = 8;
 
-/// Runs the service until it is asked to stop, by SIGTERM, Ctrl-C or a closed terminal. `announce` gets the address once the service
-/// listens and accepts readings.
+/// Runs the service until a stop is requested by SIGTERM, Ctrl-C or a closed terminal. `announce`
+/// gets the address once the service listens and accepts readings.
 pub fn run(
     plan: ServicePlan,
     membership: Membership,
@@ -47,7 +47,7 @@ pub fn run(
     let (control, events) = Control::spawn(cluster.topology, shutdown.clone())?;
     let requested = control.clone();
     shutdown.on_request(move || requested.report(ControlEvent::StopRequested));
-    // First of all: it waits for a process that is still dying, which may hold the address as well.
+    // This comes first: it waits for a dying process, which may still use the address as well.
     let data_dir = needs_data_dir(&plan).then(|| DataDir::open(&plan.data_dir).map(Arc::new)).transpose()?;
     let server = serve::bind_server(plan.serve.clone())?;
     let runtime = build_runtime(&mut Builder::new_multi_thread(), SERVING_THREADS, BLOCKING_THREADS);
@@ -90,7 +90,7 @@ pub fn run(
     ran
 }
 
-/// The run of this process among the others, from start to end.
+/// Runs this process among the others, from start to end.
 fn run_process<'a>(
     context: RunContext<'a>,
     data_dir: Option<Arc<DataDir>>,
@@ -100,7 +100,7 @@ fn run_process<'a>(
 ) -> Result<(), RunError> {
     let is_first = context.topology.is_first_process();
     if is_first {
-        // Before anything is made that is missing.
+        // Check before any missing topic is created.
         check_nothing_is_lost(context.plan, data_dir.is_some())?;
     }
     let lead = Lead::new(context.control.clone(), events, context.topology.processes);
@@ -108,7 +108,7 @@ fn run_process<'a>(
     if is_first { lead_run(lead, member) } else { follow_commands(&lead, member) }
 }
 
-/// Process 0: the phases of the run.
+/// Process 0: runs the phases.
 fn lead_run(lead: Lead, member: StartingMember<'_>) -> Result<(), RunError> {
     let inspected = Inspected::inspect(lead, member)?;
     let owner = match inspected.find_primary()? {
@@ -121,7 +121,7 @@ fn lead_run(lead: Lead, member: StartingMember<'_>) -> Result<(), RunError> {
     owner.run()
 }
 
-/// The other processes: what the command log says.
+/// The other processes: executes the command log.
 fn follow_commands(lead: &Lead, mut member: StartingMember<'_>) -> Result<(), RunError> {
     let start = loop {
         match lead.events().recv() {

@@ -1,4 +1,4 @@
-//! What a server says of the service, and where posted readings are admitted.
+//! Information on the service for its server, and the admission of posted readings.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::model::PartitionTable;
 use crate::serve::{IngestLog, ServiceInfo};
 use crate::sources::journal;
 
-/// What a server says of the service.
+/// The information that a server shows.
 pub fn service_info(plan: &ServicePlan, partitions: PartitionTable, generation: Arc<str>) -> ServiceInfo {
     ServiceInfo {
         generation,
@@ -26,7 +26,8 @@ pub fn service_info(plan: &ServicePlan, partitions: PartitionTable, generation: 
     }
 }
 
-/// Where readings that are posted are admitted. Records of a topic are taken to be where Kafka's own partitioner has them.
+/// The log that admits posted readings. Records of a topic are assumed to be in the partitions that
+/// Kafka's default partitioner chooses.
 fn ingest_log(ingest: &IngestPlan, max_cities: u32) -> IngestLog {
     match &ingest.source {
         Some(topic) => {

@@ -1,4 +1,4 @@
-//! A stop that is requested: by a signal, by the supervisor, by another process; at any time from the first line on.
+//! Handles requests to stop: by a signal, the supervisor or another process, at any time of a run.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use crate::cluster::{StopFlag, signals};
 use crate::fault::exit::{ExitReason, end_process};
 
-/// A signal that comes so soon after another one is the same, sent to the process and to its group.
+/// A second signal within this window is the same one, sent to the process and to its group.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(300);
-/// How long a start may take to notice the request, whatever it waits for.
+/// How long a start may take to react to a request, whatever it waits for.
 const ABANDON_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Learns of requests to stop. Whatever a start waits for watches the [`flag`](Shutdown::flag); a run is told by its command log.
+/// Receives requests to stop. Every wait of a start checks the [`flag`](Shutdown::flag); a run gets
+/// the request through its command log.
 #[derive(Clone, Default)]
 pub struct Shutdown(Arc<ShutdownState>);
 
@@ -26,14 +27,15 @@ struct ShutdownState {
     flag: StopFlag,
     catches_signals: AtomicBool,
     is_started: AtomicBool,
-    /// Passes the request on, once there is whom to.
+    /// Passes the request on, once set.
     on_request: Mutex<Option<Callback>>,
     /// Tells the other processes that this one ends, once they are connected.
     on_abandon: Mutex<Option<Callback>>,
 }
 
 impl Shutdown {
-    /// From now on signals request a stop; one that comes later than the first ends the process.
+    /// Handles signals from now on: the first one requests a stop, and a later one ends the
+    /// process.
     pub fn catch_signals(&self) -> io::Result<()> {
         if self.0.catches_signals.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -57,17 +59,17 @@ impl Shutdown {
         }
     }
 
-    /// All processes stop.
+    /// Records that all processes stop.
     pub fn confirm_stop(&self) {
         self.raise();
     }
 
-    /// What every wait of a start watches.
+    /// The flag that every wait of a start checks.
     pub fn flag(&self) -> StopFlag {
         self.0.flag.clone()
     }
 
-    /// Calls this at a request, also for an earlier one.
+    /// Sets a callback for a request, which is called at once if there was one.
     pub fn on_request(&self, pass_on: impl Fn() + Send + Sync + 'static) {
         set(&self.0.on_request, Arc::new(pass_on));
         if self.0.flag.is_raised() {
@@ -75,12 +77,12 @@ impl Shutdown {
         }
     }
 
-    /// Calls this before a start that does not notice a request is ended.
+    /// Sets a callback that runs before a start that does not react to a request is ended.
     pub fn on_abandon(&self, tell_others: impl Fn() + Send + Sync + 'static) {
         set(&self.0.on_abandon, Arc::new(tell_others));
     }
 
-    /// The start is done: from now on the run comes to an end in order.
+    /// Ends the start phase: from now on the run stops in order.
     pub fn finish_start(&self) {
         self.0.is_started.store(true, Ordering::Release);
     }
@@ -89,7 +91,7 @@ impl Shutdown {
         self.0.is_started.load(Ordering::Acquire)
     }
 
-    /// Raises the flag; true the first time. A start has to notice it soon.
+    /// Raises the flag. Returns true the first time. A start must react to it soon.
     fn raise(&self) -> bool {
         let is_first = self.0.flag.raise();
         if is_first && !self.is_started() {
@@ -102,7 +104,7 @@ impl Shutdown {
         is_first
     }
 
-    /// What a start may wait for, such as brokers and object stores, has no end of its own.
+    /// Ends a start that does not react: waits for brokers and object stores may have no timeout.
     fn end_start_that_hangs(&self) {
         let deadline = Instant::now() + ABANDON_TIMEOUT;
         while Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! A process while the run starts: what it does at each command, until its workers run.
+//! A process during the start of a run: executes commands until its workers run.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::model::{Appender, LogPosition, PartitionName, PartitionTable, Topolog
 use crate::serve::{Backends, BoundServer, RunningServer, ServiceInfo};
 use crate::worker::{Refusals, RestoredWorkers, SharedState, WorkerCommandSender, WorkerPlan};
 
-/// Announces the address, once readings are accepted.
+/// Announces the address once readings are accepted.
 pub type Announce<'a> = Box<dyn FnOnce(SocketAddr) + 'a>;
 
-/// See the module.
+/// A process that has not started its workers yet.
 pub struct StartingMember<'a> {
     context: RunContext<'a>,
     logs: Arc<Logs>,
@@ -71,7 +71,7 @@ impl<'a> StartingMember<'a> {
         Ok(loaded.map(|state| self.loaded = Some((name, state))))
     }
 
-    /// Connects the workers to those of the other processes, and serves.
+    /// Connects the workers to those of the other processes, and starts serving.
     pub fn start(mut self, start: StartPlan) -> Result<RunningMember<'a>, RunError> {
         let sinks = self.sinks.take().ok_or_else(not_inspected)?;
         let (plan, topology) = (self.plan(), self.context.topology);
@@ -135,7 +135,7 @@ impl<'a> StartingMember<'a> {
         })
     }
 
-    /// What the workers share with the rest of the process.
+    /// The state that the workers share with the rest of the process.
     fn shared_state(&self) -> Result<Arc<SharedState>, RunError> {
         let control = self.context.control.clone();
         let reporter = Arc::new(move |event| control.on_worker(event));
@@ -143,7 +143,8 @@ impl<'a> StartingMember<'a> {
         Ok(Arc::new(SharedState::new(Refusals::new(dead_letters), reporter)))
     }
 
-    /// Where posted readings go. At process 0 those of the other processes go there, too.
+    /// Opens the appender of posted readings. At process 0, those of the other processes use it,
+    /// too.
     fn open_appender(&self, shared: &Arc<SharedState>) -> Option<Arc<dyn Appender>> {
         let appender = self.logs.held_appender(shared);
         if let (true, Some(appender)) = (self.context.topology.is_first_process(), &appender) {
@@ -186,7 +187,7 @@ fn not_inspected() -> RunError {
     RunError::Failed("a bug: process 0 has not said which sinks there are".into())
 }
 
-/// What the workers begin with, and what reports the parts of checkpoints that they write.
+/// The initial states of the workers, and the reporter of the checkpoint parts that they write.
 fn restore_workers(
     context: &RunContext<'_>,
     start: &StartPlan,
@@ -207,7 +208,7 @@ fn restore_workers(
     Ok((restored, Some(PartReporter::new(repository, parts, workers, context.control.clone()))))
 }
 
-/// Serves, and says where.
+/// Starts serving, and announces the address.
 fn serve<'a>(
     context: &RunContext<'a>,
     server: BoundServer,
@@ -222,21 +223,21 @@ fn serve<'a>(
     Ok(server)
 }
 
-/// What the workers compute.
+/// The plan of the dataflow.
 fn graph_plan(plan: &ServicePlan, sinks: &InspectedSinks, topology: Topology) -> GraphPlan {
     let mut graph = GraphPlan::serving_only(plan.formula, plan.retention, topology);
     graph.encoded_batches = sinks.output_plan();
     graph
 }
 
-/// What the server asks and appends to.
+/// The backends of the server, for queries and appends.
 fn backends(
     plan: &ServicePlan,
     logs: &Logs,
     shared: &Arc<SharedState>,
     appender: Option<Arc<dyn Appender>>,
 ) -> Backends {
-    // The journal decides by its own stamps; a topic's are not known before.
+    // A journal decides by its own timestamps; those of a topic are not known in advance.
     let warn_ahead = plan.ingest.as_ref().and_then(|ingest| ingest.source.as_ref()).map(|_| plan.max_ahead);
     let hold_check = Some(logs.hold_reasons(shared));
     Backends { queries: Arc::clone(shared) as Arc<_>, appender, hold_check, warn_ahead }

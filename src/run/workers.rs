@@ -1,4 +1,4 @@
-//! The threads of the workers, and how they reach those of other processes.
+//! Starts the worker threads, and connects them to those of other processes.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use crate::fault::exit::{ExitReason, end_process};
 use crate::model::Topology;
 use crate::worker::{WorkerPlan, run_worker};
 
-/// Starts the workers on threads of their own; `control` is told when they have ended.
+/// Starts the workers on threads of their own, and tells `control` when they have ended.
 pub fn spawn_workers(
     plan: WorkerPlan,
     streams: Vec<Option<PeerStream>>,
@@ -26,7 +26,8 @@ pub fn spawn_workers(
     let (builders, guard) = build_allocators(plan.topology, streams).map_err(RunError::Workers)?;
     let work = move || {
         let guards = execute_from(builders, guard, WorkerConfig::default(), move |worker| {
-            // The other workers would wait for one that has panicked, for ever; the message is out by now.
+            // The other workers would wait for a panicked one for ever. The panic message is
+            // already printed.
             catch_unwind(AssertUnwindSafe(|| run_worker(worker, &plan)))
                 .unwrap_or_else(|_| end_process(ExitReason::WorkerPanicked));
         });
@@ -38,7 +39,7 @@ pub fn spawn_workers(
 
 type Allocators = (Vec<AllocatorBuilder>, Box<dyn Any + Send>);
 
-/// How workers reach each other: by streams those of other processes.
+/// Builds the channels between workers; streams connect those of other processes.
 fn build_allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Result<Allocators, String> {
     let Topology { process, workers_per_process: workers, .. } = topology;
     if topology.is_single_process() {
@@ -49,7 +50,7 @@ fn build_allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Res
         .try_build();
     }
     for socket in streams.iter().flatten().map(PeerStream::socket) {
-        // The links find out whether a peer lives.
+        // The links detect whether a peer is alive, so these sockets need no timeout.
         let untimed = socket.set_read_timeout(None).and_then(|()| socket.set_write_timeout(None));
         untimed.map_err(|error| error.to_string())?;
     }

@@ -1,15 +1,15 @@
-//! The closed epochs of one output of the dataflow, buffered until they are handed on.
+//! Buffers the closed epochs of one output of the dataflow.
 
 use std::collections::VecDeque;
 
 use crate::dataflow::Closed;
 use crate::model::Batch;
 
-/// The closed epochs of one output of the dataflow that were not handed on yet.
+/// The closed epochs of one output of the dataflow that were not sent on yet.
 pub struct ClosedEpochs<T> {
     closed: Closed<T>,
     waiting: VecDeque<(u64, Vec<T>)>,
-    /// Epochs below are closed.
+    /// Epochs below this one are closed.
     upper: u64,
 }
 
@@ -18,7 +18,8 @@ impl<T> ClosedEpochs<T> {
         ClosedEpochs { closed, waiting: VecDeque::new(), upper: 0 }
     }
 
-    /// Collects what the dataflow has closed. Returns the upper bound of all that is closed.
+    /// Collects the epochs that the dataflow has closed. Returns the upper bound of all closed
+    /// epochs.
     pub fn collect(&mut self) -> u64 {
         while let Some(Batch { upper, changes, .. }) = self.closed.next_batch() {
             self.upper = upper;
@@ -36,7 +37,7 @@ impl<T> ClosedEpochs<T> {
         }
     }
 
-    /// Drops what has closed.
+    /// Drops all closed epochs.
     pub fn discard(&mut self) {
         while self.closed.next_batch().is_some() {}
     }

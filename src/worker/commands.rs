@@ -1,4 +1,5 @@
-//! What workers are told to do, and what they report: each worker has one queue of commands, and acts on it at one point of its loop.
+//! Commands to workers, and their events. Each worker has one queue of commands, which it executes
+//! at one point of its loop.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -14,32 +15,34 @@ use crate::model::{CheckpointBarrier, LogPosition, PartitionIndex};
 /// A command of a process to its workers. All of them get the same commands in the same order.
 #[derive(Clone)]
 pub enum WorkerCommand {
-    /// Read partitions up to these positions, which the generation that is followed has made durable.
+    /// Read partitions up to these positions, which the primary has made durable.
     ReadUntil(Vec<(PartitionIndex, u64)>),
-    /// The sinks are this run's: give them what is new behind these points. Nothing more is read before the release.
+    /// This run owns the sinks: send them everything new behind these resume points. Read nothing
+    /// more before the release.
     InstallResumePoints(Arc<InstalledSinks>),
-    /// Every worker of every process knows the resume points: read on.
+    /// Every worker of every process has the resume points: continue reading.
     Release(Release),
     /// Epochs below this one may be used.
     ReserveEpochs { until: u64 },
     /// Read a partition that was added after the start.
     ReadPartition(LogPartition),
-    /// Send this barrier with the next epoch. Worker 0 of process 0 does it, for all.
+    /// Send this barrier with the next epoch. Worker 0 of process 0 does it for all.
     Barrier(CheckpointBarrier),
-    /// Send what was read, then end.
+    /// Send everything that was read, then end.
     Stop,
 }
 
-/// From when on the results are this run's.
+/// The epochs from which this run owns the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// No epoch below may be used.
+    /// The lowest epoch that may be used.
     pub floor: u64,
-    /// Epochs below are durably reserved.
+    /// Epochs below this one are durably reserved.
     pub reserved_until: u64,
 }
 
-/// A checkpoint is of the state after this epoch, which is complete up to these positions.
+/// A barrier whose epoch is complete: its checkpoint is the state after this epoch, and includes
+/// the logs up to these positions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlignedBarrier {
     pub barrier: CheckpointBarrier,
@@ -47,19 +50,19 @@ pub struct AlignedBarrier {
     pub positions: BTreeMap<PartitionIndex, LogPosition>,
 }
 
-/// What a worker reports to its process.
+/// An event that a worker reports to its process.
 pub enum WorkerEvent {
-    /// One more worker knows the resume points.
+    /// One more worker has the resume points.
     ResumePointsInstalled,
     /// The epoch of a checkpoint is complete.
     BarrierAligned(AlignedBarrier),
-    /// Serving or the sinks take results too slowly, or no longer do.
+    /// Whether serving or the sinks take results too slowly.
     Congested(bool),
-    /// Nothing can be done about it: the run ends with this line.
+    /// A permanent failure: the run ends with this text.
     Failed(String),
 }
 
-/// Where workers report. It must not wait.
+/// Receives the events of workers. It must not block.
 pub type ReportWorkerEvent = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
 
 /// Sends commands to all workers of a process.
@@ -85,7 +88,7 @@ impl WorkerCommandSender {
     /// Appends a command to the queue of each worker, and wakes them.
     pub fn send(&self, command: &WorkerCommand) {
         for queue in self.0.iter() {
-            // A worker that has ended takes no more commands.
+            // A worker that has ended receives no more commands.
             let _ = queue.commands.send(command.clone());
             if let Some(thread) = queue.thread.get() {
                 thread.unpark();
@@ -93,7 +96,8 @@ impl WorkerCommandSender {
         }
     }
 
-    /// The commands of a worker, numbered within its process, which the calling thread runs. Each can be taken once.
+    /// The command queue of a worker, by its index in the process. The calling thread runs the
+    /// worker. Each queue can be taken once.
     pub fn subscribe(&self, worker: usize) -> Option<Receiver<WorkerCommand>> {
         let queue = self.0.get(worker)?;
         let _ = queue.thread.set(std::thread::current());

@@ -1,4 +1,5 @@
-//! The way out of a worker: closed epochs, in order, to the server of the process and to the shards of durable sinks.
+//! The output of a worker: sends closed epochs, in order, to the server of the process and to the
+//! shards of durable sinks.
 
 use super::closed_epochs::ClosedEpochs;
 use super::replay::Replay;
@@ -9,16 +10,16 @@ use crate::dataflow::Graph;
 use crate::dataflow::rolling::serving::{ProgressReport, ServingUpdate};
 use crate::model::EncodedBatch;
 
-/// What a worker hands on, and to whom.
+/// The outputs of a worker's dataflow, and their receivers.
 pub struct Egress {
     replay: Replay,
     serving: Option<ClosedEpochs<ServingUpdate>>,
-    /// At the worker of the process that serves; the others get nothing for it.
+    /// Set at the worker that serves; other workers discard serving updates.
     serving_sink: Option<ServingSink>,
     shards: Option<ShardEgress>,
 }
 
-/// What the shards of a worker get: encoded batches, and the progress that they are complete up to.
+/// The input of a worker's shards: encoded batches, and the progress up to which they are complete.
 struct ShardEgress {
     batches: ClosedEpochs<EncodedBatch>,
     progress: ClosedEpochs<ProgressReport>,
@@ -54,22 +55,22 @@ impl Egress {
         self.serving_sink.as_mut()
     }
 
-    /// Epochs below were handed to the shards.
+    /// Epochs below this one were sent to the shards.
     pub fn shards_upper(&self) -> u64 {
         self.shards.as_ref().map_or(0, |shards| shards.sink.upper())
     }
 
-    /// Whether the server has not taken yet what it was sent.
+    /// Whether the server has not accepted the last update yet.
     pub fn is_held_back(&self) -> bool {
         self.serving_sink.as_ref().is_some_and(ServingSink::is_held_back)
     }
 
-    /// Whether so much waits for the sinks that sources must wait.
+    /// Whether so many bytes wait for the sinks that sources must wait.
     pub fn is_full(&self) -> bool {
         self.replay.sinks().is_some_and(|sinks| ShardSink::is_full(&sinks.senders))
     }
 
-    /// Hands on what has closed. At the end, epochs before `end` are complete.
+    /// Sends on the closed epochs. At the end, epochs before `end` are complete.
     pub fn hand_on(&mut self, end: u64, shared: &SharedState) {
         if let Some(ShardEgress { batches, progress, sink }) = &mut self.shards {
             let upper = batches.collect().min(progress.collect()).min(end);

@@ -1,4 +1,4 @@
-//! The workers of a process: each reads partitions, feeds the dataflow, and hands on what that has closed.
+//! The workers of a process: each reads partitions, feeds the dataflow, and sends closed epochs on.
 
 mod closed_epochs;
 mod commands;

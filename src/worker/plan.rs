@@ -1,4 +1,4 @@
-//! What the workers of a process are started with.
+//! The plan of a process's workers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::model::{
 };
 use crate::serve::Publisher;
 
-/// What the workers of a run do.
+/// The partitions, settings and outputs of a run's workers.
 #[derive(Clone)]
 pub struct WorkerPlan {
     pub topology: Topology,
@@ -24,40 +24,40 @@ pub struct WorkerPlan {
     pub limits: PipelineLimits,
     /// The partitions that this process can read. Each is read by one worker.
     pub partitions: Vec<LogPartition>,
-    /// All partitions.
     pub partition_table: PartitionTable,
     pub publisher: Publisher,
-    /// Where each partition is read from, by index.
+    /// Start positions of the partitions, by index.
     pub start_positions: Arc<[LogPosition]>,
-    /// What the workers of this process begin with.
+    /// The initial states of this process's workers.
     pub restored: Arc<RestoredWorkers>,
     pub first_epoch: u64,
-    /// Epochs below may be used before the release.
+    /// Epochs below this one may be used before the release.
     pub reserved_until: u64,
     pub commands: WorkerCommandSender,
     pub shared: Arc<SharedState>,
 }
 
-/// What a worker begins with, and where the snapshots of its state go.
+/// The initial state of a worker, and the destination of its snapshots.
 #[derive(Default)]
 pub struct WorkerState {
     pub cities: Vec<CitySnapshot>,
     pub snapshots: Option<Box<dyn SnapshotSink + Send>>,
 }
 
-/// The states of the workers of a process, each taken once; and what the readers of partitions know of cities.
+/// The initial states of a process's workers, each taken once, and the cities that the readers
+/// restore.
 #[derive(Default)]
 pub struct RestoredWorkers {
     workers: Mutex<Vec<WorkerState>>,
     cities: HashMap<PartitionIndex, Vec<RestoredCity>>,
 }
 
-/// A city of a partition, as its admission takes it over.
+/// A restored city of a partition, for its admission.
 #[derive(Clone, Debug)]
 pub struct RestoredCity {
     pub city: Arc<str>,
     pub high: Option<EventTime>,
-    /// About how many readings are held.
+    /// Approximate number of stored readings.
     pub readings: u32,
 }
 
@@ -74,7 +74,7 @@ impl RestoredWorkers {
         workers.get_mut(worker).map(std::mem::take).unwrap_or_default()
     }
 
-    /// Has an admission know the cities that its partition had.
+    /// Restores the cities of a partition in its admission.
     pub(super) fn restore_admission(
         &self,
         partition: PartitionIndex,

@@ -1,4 +1,4 @@
-//! A partition of a log as a worker reads it: decoded records in, admitted arrivals out.
+//! Reads one partition of a log for a worker: decodes records, and admits arrivals.
 
 use std::sync::Arc;
 use std::thread;
@@ -14,10 +14,10 @@ use crate::model::{
 };
 use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError};
 
-/// How long after a fault a partition is polled again, at first and at most.
+/// The first and the longest delay before a partition is polled again after an error.
 pub const FIRST_RETRY: Duration = Duration::from_millis(100);
 pub const MAX_RETRY: Duration = Duration::from_secs(10);
-/// How soon a reader is polled again while there is no room for dead letters.
+/// The delay before a reader is polled again while there is no space for dead letters.
 const DLQ_FULL_RETRY: Duration = Duration::from_millis(100);
 
 /// One partition of one source.
@@ -26,31 +26,31 @@ pub struct LogPartition {
     pub index: PartitionIndex,
     pub name: PartitionName,
     pub source: Arc<dyn Source>,
-    /// Where it is read from.
     pub start: LogPosition,
-    /// Every process can read it, not process 0 alone.
+    /// Whether every process can read it, not only process 0.
     pub shared: bool,
-    /// The topics of its dead letters; without them they are written to a file, if there is one.
+    /// The topics of its dead letters. Without them they are written to a file, if there is one.
     pub dead_letters: Option<DeadLetterTargets>,
 }
 
-/// Where in a durable sink the dead letters of a partition go.
+/// The destination of a partition's dead letters in a durable sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterTargets {
-    /// The topic of the partition, as positions name it.
+    /// The topic of the partition, by its name in positions.
     pub topic: Arc<str>,
     /// The progress topic that records them.
     pub progress: Arc<str>,
-    /// Shard, number of the topic, and partition: of records that are refused for the first time, and of retried ones.
+    /// Shard, number of the topic, and partition: for records refused for the first time, and for
+    /// retried ones.
     pub targets: [(Shard, u8, u32); 2],
 }
 
-/// What a poll adds to.
+/// The epoch that a poll adds to.
 pub struct EpochInput<'a> {
     pub cities: &'a mut Vec<CityIntroduction>,
     pub arrivals: &'a mut Vec<Arrival>,
     pub letters: &'a mut BatchBuilder,
-    /// About how many rows the arrivals may change.
+    /// Approximate number of rows that the arrivals may change.
     pub rows: &'a mut usize,
     pub refusals: &'a Refusals,
 }
@@ -61,7 +61,7 @@ impl EpochInput<'_> {
     }
 }
 
-/// How far a reader has come, before it is known at which epoch that is sent.
+/// The progress of a reader, before its epoch is known.
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderProgress {
     progress: Option<PartitionProgress>,
@@ -69,7 +69,7 @@ pub struct ReaderProgress {
 }
 
 impl ReaderProgress {
-    /// Without a partition: it only says that the epoch is in use.
+    /// A report without a partition: it only marks the epoch as in use.
     pub fn none() -> ReaderProgress {
         ReaderProgress { progress: None, caught_up: false }
     }
@@ -84,15 +84,15 @@ impl ReaderProgress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PollTime {
     Next(NextPoll),
-    /// After so many faults in a row.
+    /// After this many consecutive errors.
     Retry {
         at: Instant,
         faults: u32,
     },
 }
 
-/// Arrivals, or rows that they may change, after which an epoch is sent at once: one epoch is the least that a sink writes at a
-/// time, and old corrections change very many rows.
+/// The number of arrivals, or of rows that they may change, at which an epoch is sent at once. An
+/// epoch is the smallest unit that a sink writes, and old corrections change very many rows.
 pub const MAX_EPOCH_ARRIVALS: usize = 32 * 1024;
 pub const MAX_EPOCH_ROWS: usize = 256 * 1024;
 
@@ -104,20 +104,21 @@ pub struct PartitionReader {
     letters: Option<DeadLetterTargets>,
     admission: Admission,
     position: u64,
-    /// The last record before the position, read by this run or recorded by an earlier one.
+    /// Fingerprint of the last record before the position, read by this run or recorded by an
+    /// earlier one.
     before: Option<Fingerprint>,
-    /// It must not read beyond this position now.
+    /// The position that it must not read beyond now.
     held_at: u64,
-    /// The log's end at the start.
+    /// The log end at the start.
     first_end: u64,
     caught_up: bool,
     due: PollTime,
-    /// What was reported last.
+    /// The last report.
     said: Option<(u64, bool, u64)>,
 }
 
 impl PartitionReader {
-    /// Opens the partition for the calling thread, with the admission that `resume` makes of a new one.
+    /// Opens the partition for the calling thread. `resume` restores a new admission.
     pub fn open(
         log: &LogPartition,
         rules: AdmissionRules,
@@ -149,12 +150,11 @@ impl PartitionReader {
         self.index
     }
 
-    /// Where it was opened.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// Reads at most `limit` records before the position `until`, if it is time to.
+    /// Reads at most `limit` records before the position `until`, if a poll is due.
     pub fn poll(
         &mut self,
         now: Instant,
@@ -203,7 +203,7 @@ impl PartitionReader {
         Ok(())
     }
 
-    /// When to poll it if nothing wakes it.
+    /// When the next poll is due if nothing wakes the reader.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         if self.position >= self.held_at {
             return None;
@@ -219,7 +219,7 @@ impl PartitionReader {
         self.caught_up
     }
 
-    /// How far it has read, if that has changed since the last call.
+    /// The progress of the reader, if it has changed since the last call.
     pub fn take_progress(&mut self) -> Option<ReaderProgress> {
         let withheld = self.partition.withheld();
         let news = Some((self.position, self.caught_up, withheld));
@@ -254,7 +254,7 @@ struct AdmissionHandler<'a> {
     name: &'a PartitionName,
     letters: Option<&'a DeadLetterTargets>,
     into: EpochInput<'a>,
-    /// Behind the last record.
+    /// The position behind the last record.
     position: &'a mut u64,
 }
 
@@ -288,7 +288,7 @@ impl RecordHandler for AdmissionHandler<'_> {
 }
 
 impl AdmissionHandler<'_> {
-    /// Writes a dead letter as a record of its topic: the exact bytes, and in headers what is known of it.
+    /// Writes a dead letter as a record of its topic: the exact bytes, with metadata in headers.
     #[cold]
     fn write_dead_letter(
         &mut self,

@@ -1,4 +1,5 @@
-//! What becomes of records that are refused: they are counted, and those of the journal and of files become lines of a file.
+//! Handles refused records: counts them, and writes those of the journal and of files to
+//! dead-letter files.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,10 +8,10 @@ use crate::model::{AppendHold, ClientId, HoldCause, PartitionName, RawRecord, Re
 use crate::sinks::dead_letters::{ClientQuotas, DeadLetterFiles, DlqFileError};
 use crate::sources::RecordPosition;
 
-/// When a client may try again that was refused since there is no room for dead letters.
+/// Retry-After for a client that was refused since there is no space for dead letters, in seconds.
 const DLQ_FULL_RETRY_AFTER_S: u32 = 30;
 
-/// See the module.
+/// Counts of refused records, and the dead-letter files.
 pub struct Refusals {
     /// In the order of [`Reason::ALL`].
     counts: [AtomicU64; Reason::ALL.len()],
@@ -19,9 +20,10 @@ pub struct Refusals {
     letters: Option<Mutex<DeadLetterFiles>>,
     /// Dead letters could not be written: partitions are not read until they are.
     waits: AtomicBool,
-    /// There is no room for more dead letters.
+    /// There is no space for more dead letters.
     is_full: AtomicBool,
-    /// What to do about that, and the quotas of clients: known without the lock of the files.
+    /// The remedy for full files, and the quotas of clients; readable without the lock of the
+    /// files.
     full: Arc<str>,
     shares: Option<ClientQuotas>,
 }
@@ -42,14 +44,14 @@ impl Refusals {
         }
     }
 
-    /// Refused since the start, at all processes.
+    /// Records refused since the start, at all processes.
     pub fn counts(&self) -> Vec<(Reason, u64)> {
         let all = self.counts.iter().zip(&self.others);
         let counts = all.map(|(own, others)| own.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
         Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
-    /// Refused at this process, by number of the reason.
+    /// Records refused at this process, by index of the reason.
     pub fn local_counts(&self) -> Vec<u64> {
         self.counts.iter().map(|count| count.load(Ordering::Relaxed)).collect()
     }
@@ -59,12 +61,13 @@ impl Refusals {
         self.others.iter().zip(counts).for_each(|(others, count)| others.store(*count, Ordering::Relaxed));
     }
 
-    /// Whether dead letters wait in memory that could not be written, so no partition may be read.
+    /// Whether dead letters in memory could not be written, so no partition may be read.
     pub fn must_wait(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Makes the dead letters durable, also those that could not be written before. If it fails, no partition is read until it succeeds.
+    /// Makes the dead letters durable, including those that could not be written before. If it
+    /// fails, no partition is read until it succeeds.
     pub fn sync(&self) -> Result<(), DlqFileError> {
         let synced = self.sync_all();
         self.waits.store(synced.is_err(), Ordering::Relaxed);
@@ -77,14 +80,14 @@ impl Refusals {
         let flushed = locked.flush_and_rotate()?;
         self.is_full.store(locked.is_full(), Ordering::Relaxed);
         drop(locked);
-        // Without holding the lock: workers must not wait for the disk.
+        // Sync without holding the lock: workers must not wait for the disk.
         for (path, file) in flushed {
             file.sync_data().map_err(|source| DlqFileError::Sync { path, source })?;
         }
         Ok(())
     }
 
-    /// Whether there is no room for more dead letters in files.
+    /// Whether there is no space for more dead letters in files.
     pub fn is_full(&self) -> bool {
         self.is_full.load(Ordering::Relaxed)
     }
@@ -121,7 +124,7 @@ impl Refusals {
             let written = letters.write_dead_letter(name, position, arrived, refusal, raw);
             self.is_full.store(letters.is_full(), Ordering::Relaxed);
             if written.is_err() {
-                // It is in memory; the next sync tries again, and says what is wrong.
+                // The dead letter is in memory; the next sync tries again, and reports the error.
                 self.waits.store(true, Ordering::Relaxed);
             }
         }

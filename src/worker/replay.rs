@@ -1,4 +1,4 @@
-//! Where a replay stops: at the positions that the shards of durable sinks have reached.
+//! Resume points of a replay: the positions that the shards of durable sinks have reached.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,41 +9,43 @@ use crate::dataflow::rolling::serving::ProgressReport;
 use crate::model::{Fingerprint, LogPosition, PartitionIndex, PartitionProgress, Shard};
 use crate::sinks::shard::ShardSenders;
 
-/// Positions that shards have made durable. An epoch ends exactly at each, the same one at all workers, so each shard continues behind
-/// what it has written.
+/// Positions that shards have made durable. An epoch ends exactly at each point, and it is the same
+/// epoch at all workers, so each shard continues behind what it has written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumePoints {
-    /// In their order: no partition of a point is before that of the point in front of it.
+    /// In order: no partition of a point is before its position in the previous point.
     pub points: Vec<HashMap<PartitionIndex, u64>>,
-    /// The point behind which a shard continues. A shard without one takes everything.
+    /// The index of the point behind which a shard continues. A shard without one receives
+    /// everything.
     pub of_shards: HashMap<Shard, usize>,
 }
 
-/// The sinks of this process, and where a replay stops for them.
+/// The sinks of this process, and the resume points of a replay.
 pub struct InstalledSinks {
     pub points: ResumePoints,
     pub senders: Vec<ShardSenders>,
 }
 
-/// How far one worker's replay has come on its way through the resume points.
+/// The progress of one worker's replay through the resume points.
 pub struct Replay {
-    /// How far partitions may be read while another generation is followed; nowhere beyond their starts at first.
+    /// How far partitions may be read while a primary is followed; at first they are not read
+    /// beyond their starts.
     read_until: HashMap<PartitionIndex, u64>,
     sinks: Option<Arc<InstalledSinks>>,
     is_released: bool,
-    /// The epochs of the points that are behind.
+    /// The epochs of the points that were passed.
     passed: Vec<u64>,
-    /// The epoch at which each partition came to the next point.
+    /// The epoch at which each partition reached the next point.
     reached: HashMap<PartitionIndex, u64>,
-    /// How far each partition was read, and the last record before that.
+    /// The position of each partition, and the last record before it.
     positions: BTreeMap<PartitionIndex, u64>,
     before: BTreeMap<PartitionIndex, Fingerprint>,
-    /// How many partitions there were at the start.
+    /// The number of partitions at the start.
     partitions: usize,
 }
 
 impl Replay {
-    /// `starts` is where each partition is read from, by index.
+    /// `starts` holds the start position of each partition, by index.
     pub fn new(starts: &[LogPosition]) -> Replay {
         let indexed = || (0..).map(PartitionIndex).zip(starts);
         Replay {
@@ -58,7 +60,8 @@ impl Replay {
         }
     }
 
-    /// The generation that is followed has made this durable. Limits never fall.
+    /// Raises the limits to these positions, which the primary has made durable. Limits never
+    /// decrease.
     pub fn read_until(&mut self, positions: &[(PartitionIndex, u64)]) {
         for (index, position) in positions {
             let known = self.read_until.entry(*index).or_insert(*position);
@@ -66,15 +69,15 @@ impl Replay {
         }
     }
 
-    /// Learns the resume points. All epochs before `upper` are closed, and none that goes beyond a point is sent before every worker has
-    /// learned them.
+    /// Installs the resume points. All epochs before `upper` are closed, and none that goes beyond
+    /// a point is sent before every worker has installed the points.
     pub fn install(&mut self, sinks: Arc<InstalledSinks>, upper: u64) {
         self.sinks = Some(sinks);
         let at_next = self.at_next_point();
         self.reached.extend(at_next.into_iter().map(|index| (index, upper.saturating_sub(1))));
     }
 
-    /// From now on the resume points alone say where to wait.
+    /// From now on only the resume points limit reading.
     pub fn release(&mut self) {
         self.is_released = true;
     }
@@ -108,7 +111,7 @@ impl Replay {
         self.sinks.as_ref()?.points.points.get(self.passed.len())
     }
 
-    /// Where a partition, which was opened at `start`, must wait for the others.
+    /// The position at which a partition opened at `start` must wait for the others.
     pub fn limit(&self, index: PartitionIndex, start: u64) -> u64 {
         if self.sinks.is_some() && self.is_released {
             self.next_point().map_or(u64::MAX, |point| point.get(&index).copied().unwrap_or(start))
@@ -117,7 +120,7 @@ impl Replay {
         }
     }
 
-    /// Whether what a shard gets at an epoch is behind what it has written.
+    /// Whether the output of an epoch is new for a shard, which has written earlier epochs.
     pub fn is_new(&self, shard: Shard, epoch: u64) -> bool {
         let Some(sinks) = &self.sinks else { return false };
         match sinks.points.of_shards.get(&shard) {
@@ -126,7 +129,7 @@ impl Replay {
         }
     }
 
-    /// Notes how far a partition was read; in the order of epochs.
+    /// Records how far a partition was read. Reports must come in the order of epochs.
     pub fn on_progress(&mut self, report: &ProgressReport) {
         let Some(PartitionProgress { partition, applied_until, before, .. }) = report.progress else {
             return;
@@ -145,8 +148,8 @@ impl Replay {
         }
     }
 
-    /// Passes the points that all partitions have reached. No partition is read beyond a point before that, so everything behind it is in
-    /// later epochs.
+    /// Passes the points that all partitions have reached. No partition is read beyond a point
+    /// before that, so all records behind it are in later epochs.
     pub fn pass_reached_points(&mut self) {
         while self.next_point().is_some() && self.reached.len() == self.partitions {
             let epoch = self.reached.values().copied().max().unwrap_or(0);
@@ -165,7 +168,8 @@ mod tests {
 
     use super::*;
 
-    /// Partitions are read as they may be, a few records an epoch, by workers that all hear of it when the epoch has closed.
+    /// Reads the partitions within their limits, a few records in each epoch. All workers get the
+    /// progress when the epoch has closed.
     fn replay(
         points: &ResumePoints,
         starts: &[u64],

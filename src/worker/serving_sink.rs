@@ -1,4 +1,4 @@
-//! What the server of a process gets: closed epochs as updates of its view.
+//! Publishes closed epochs to the server of the process, as updates of its view.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -13,22 +13,22 @@ use crate::serve::Publisher;
 
 pub struct ServingSink {
     publisher: Publisher,
-    /// The server has not taken it yet.
+    /// An update that the server has not accepted yet.
     waiting: Option<ViewUpdate>,
-    /// Epochs below were handed on.
+    /// Epochs below this one were sent on.
     upper: u64,
     counts: OutcomeCounts,
     refused: Vec<(Reason, u64)>,
-    /// Partitions that have not come to the end that they had at the start.
+    /// Partitions that have not reached the log end that they had at the start.
     behind: HashSet<PartitionIndex>,
-    /// How far each partition was read.
+    /// The position of each partition.
     positions: BTreeMap<PartitionIndex, LogPosition>,
     /// Barriers whose epochs are not complete yet.
     barriers: VecDeque<AlignedBarrier>,
 }
 
 impl ServingSink {
-    /// `starts` is where each partition is read from, by index.
+    /// `starts` holds the start position of each partition, by index.
     pub fn new(publisher: Publisher, starts: &[LogPosition]) -> ServingSink {
         let positions: BTreeMap<PartitionIndex, LogPosition> =
             (0..).map(PartitionIndex).zip(starts.iter().copied()).collect();
@@ -44,7 +44,7 @@ impl ServingSink {
         }
     }
 
-    /// Notes which positions are complete with an epoch, which is sent now.
+    /// Adds a barrier that is sent with an epoch. Its positions follow when the epoch is complete.
     pub fn add_barrier(&mut self, barrier: CheckpointBarrier, epoch: u64) {
         self.barriers.push_back(AlignedBarrier { barrier, epoch, positions: BTreeMap::new() });
     }
@@ -53,8 +53,9 @@ impl ServingSink {
         self.waiting.is_some()
     }
 
-    /// Publishes what has closed; true if the server does not take all of it now. At the end, epochs before `end` are complete.
-    /// Nothing `is_ready` while the results are another generation's.
+    /// Publishes the closed epochs. Returns true if the server does not accept all of them now. At
+    /// the end, epochs before `end` are complete. `is_ready` is false while another generation owns
+    /// the results.
     pub fn publish_closed(
         &mut self,
         updates: &mut ClosedEpochs<ServingUpdate>,
@@ -80,7 +81,7 @@ impl ServingSink {
         }
     }
 
-    /// Everything that is closed, as one update of the view.
+    /// Builds one update of the view from all closed epochs.
     fn build_update(
         &mut self,
         updates: &mut ClosedEpochs<ServingUpdate>,
@@ -150,7 +151,7 @@ impl ServingSink {
         }
     }
 
-    /// Reports the barriers before an epoch: their checkpoints include what was read until now.
+    /// Reports the barriers before an epoch: their checkpoints include all records read until now.
     fn complete_barriers(&mut self, epoch: u64, shared: &SharedState) {
         while self.barriers.front().is_some_and(|aligned| aligned.epoch < epoch)
             && let Some(mut aligned) = self.barriers.pop_front()
@@ -161,8 +162,8 @@ impl ServingSink {
     }
 }
 
-/// Leaves out rows that another one of the city has followed, but for the first behind an absence: since when a city is there, and
-/// when it is not, is told of every epoch.
+/// Drops rows that a later row of the same city replaces, except the first one after an absence:
+/// serving needs every epoch at which a city appears or disappears.
 fn drop_superseded(current: &mut Vec<CurrentRowUpdate>) {
     // The last row of each city's presence, unless it is the first one.
     let mut last: HashMap<&str, Option<usize>> = HashMap::new();

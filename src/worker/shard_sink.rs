@@ -1,4 +1,5 @@
-//! What a worker hands to the shards of durable sinks: whole epochs, with the input positions that they are complete up to.
+//! Sends whole epochs to the shards of durable sinks, with the input positions up to which they are
+//! complete.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,25 +11,25 @@ use crate::model::{EncodedBatch, PartitionIndex, PartitionTable, Shard, Topology
 use crate::sinks::progress::BySource;
 use crate::sinks::shard::{ShardBatch, ShardSenders};
 
-/// Bytes that may wait for the sinks before sources wait for them.
+/// Bytes that may wait for the sinks before sources must wait.
 const MAX_PENDING_BYTES: usize = 64 * 1024 * 1024;
 
 pub struct ShardSink {
     partitions: PartitionTable,
     worker: usize,
     topology: Topology,
-    /// Epochs below were handed on.
+    /// Epochs below this one were sent on.
     upper: u64,
     shards: Vec<OwnedShard>,
 }
 
-/// A shard whose batches come to this worker.
+/// A shard whose batches this worker receives.
 struct OwnedShard {
     shard: Shard,
-    /// Its sink, by number.
+    /// The index of its sink.
     sink: usize,
     waiting: Vec<EncodedBatch>,
-    /// Positions have moved since it was told of them.
+    /// Positions have moved since the last batch.
     has_moved: bool,
 }
 
@@ -45,7 +46,7 @@ impl ShardSink {
         senders.iter().any(|senders| senders.pending_bytes() > MAX_PENDING_BYTES)
     }
 
-    /// Finds the shards of this worker, once the sinks are this run's.
+    /// Finds the shards of this worker, once this run owns the sinks.
     fn find_owned_shards(&mut self, sinks: &InstalledSinks) {
         let all = sinks.senders.iter().enumerate();
         let all = all.flat_map(|(sink, senders)| senders.shards().map(move |shard| (sink, shard)));
@@ -55,7 +56,7 @@ impl ShardSink {
         self.shards = owned.collect();
     }
 
-    /// Hands on all epochs before `upper`, which are closed.
+    /// Sends on all epochs before `upper`, which are closed.
     pub fn hand_on(
         &mut self,
         batches: &mut ClosedEpochs<EncodedBatch>,
@@ -113,7 +114,8 @@ impl ShardSink {
     }
 }
 
-/// Whether partitions were read. Queries are no progress: were they counted, what waits for a sink that is away would have no end.
+/// Whether partitions were read. Queries do not count as progress: otherwise the batches that wait
+/// for an unreachable sink would grow without limit.
 fn has_progress(reports: &[ProgressReport]) -> bool {
     reports.iter().any(|report| report.progress.is_some())
 }

@@ -1,5 +1,5 @@
-//! What the workers of a process share with the threads that serve and with the rest of its run: flags and counters that change with
-//! the data. What is to be done next comes as [`WorkerCommand`](super::commands::WorkerCommand)s.
+//! State that the workers of a process share with the serving threads and the rest of the run:
+//! flags and counters. Instructions come as [`WorkerCommand`](super::commands::WorkerCommand)s.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,17 +15,17 @@ use crate::model::{PartitionIndex, Queries, Query};
 /// Calls of [`Queries::submit_queries`] that may wait.
 pub const MAX_QUEUED_QUERIES: usize = 1024;
 
-/// See the module.
+/// Flags, counters and queues shared by all workers of a process.
 pub struct SharedState {
-    /// Serving or the sinks do not take results fast enough: here, or at another process.
+    /// Serving or the sinks take results too slowly, at this process or another one.
     is_congested: AtomicBool,
     is_congested_elsewhere: AtomicBool,
-    /// The greatest epoch in use: ahead of the clock if that was put back.
+    /// The greatest epoch in use. It is ahead of the clock if the clock was set back.
     newest_epoch: AtomicU64,
     pub refusals: Refusals,
     query_sender: SyncSender<Vec<Query>>,
     queries: Mutex<Receiver<Vec<Query>>>,
-    /// Partitions were read since somebody asked.
+    /// Partitions were read since the last call of `take_moved`.
     has_moved: AtomicBool,
     positions: Mutex<HashMap<PartitionIndex, u64>>,
     /// The worker that takes the queries.
@@ -34,7 +34,7 @@ pub struct SharedState {
 }
 
 impl SharedState {
-    /// `reporter` gets what workers report, and must not hold them up.
+    /// `reporter` receives the events of workers, and must not block.
     pub fn new(refusals: Refusals, reporter: ReportWorkerEvent) -> SharedState {
         let (query_sender, queries) = mpsc::sync_channel(MAX_QUEUED_QUERIES);
         SharedState {
@@ -55,7 +55,7 @@ impl SharedState {
         (self.reporter)(event);
     }
 
-    /// Ends the run with this line, unless another failure was first.
+    /// Ends the run with this text, unless another failure was first.
     pub fn fail(&self, why: String) {
         self.report(WorkerEvent::Failed(why));
     }
@@ -74,7 +74,7 @@ impl SharedState {
         self.has_moved.swap(false, Ordering::Relaxed)
     }
 
-    /// How far partitions were read, as far as they have moved.
+    /// The current positions of the partitions that were read.
     pub fn positions(&self) -> HashMap<PartitionIndex, u64> {
         self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -88,19 +88,20 @@ impl SharedState {
         self.is_congested_elsewhere.store(is_congested, Ordering::Relaxed);
     }
 
-    /// Reports a change of it.
+    /// Sets whether this process is congested, and reports a change.
     pub fn set_congested(&self, is_congested: bool) {
         if self.is_congested.swap(is_congested, Ordering::Relaxed) != is_congested {
             self.report(WorkerEvent::Congested(is_congested));
         }
     }
 
-    /// Whether sources wait: a process that is slow holds up all, since its results would pile up in it.
+    /// Whether sources must wait: one slow process holds up all, since its results would accumulate
+    /// in it.
     pub fn must_wait(&self) -> bool {
         self.is_congested.load(Ordering::Relaxed) || self.is_congested_elsewhere.load(Ordering::Relaxed)
     }
 
-    /// The calling thread is the worker that takes the queries.
+    /// Registers the calling thread as the worker that takes the queries.
     pub(super) fn subscribe_to_queries(&self) {
         let _ = self.serving_worker.set(std::thread::current());
     }

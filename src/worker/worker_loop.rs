@@ -1,8 +1,10 @@
-//! One worker's loop: take commands, poll, advance, step, hand on.
+//! One worker's loop: execute commands, poll partitions, advance the epoch, step the dataflow, send
+//! results on.
 //!
-//! Readings are sent at an epoch of the ingest clock, at most one a millisecond, and the epoch is closed with them. A worker that
-//! learns of an epoch that others use closes it too, whatever its own clock says: so none holds the others up, and an
-//! epoch is complete as soon as all know it.
+//! Readings are sent at an epoch of the ingest clock, at most one a millisecond, and the epoch is
+//! closed with them. A worker that learns of an epoch in use at another worker closes it too,
+//! whatever its own clock shows. So no worker delays the others, and an epoch is complete as soon
+//! as all workers know it.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
@@ -30,19 +32,19 @@ use crate::model::{
 };
 use crate::sources::SourceError;
 
-/// Between two epochs of a worker; while it catches up it takes more into one.
+/// Interval between two epochs of a worker. While it catches up, an epoch holds more records.
 const EPOCH_INTERVAL: Duration = Duration::from_millis(1);
 const CATCH_UP_EPOCH_INTERVAL: Duration = Duration::from_millis(20);
-/// How often a worker that has nothing to send moves on with the clock.
+/// Interval at which an idle worker advances with the clock.
 const IDLE_EPOCH_INTERVAL: Duration = Duration::from_millis(20);
-/// A worker never parks without a limit, so a lost wake-up does not stop it for ever.
+/// The longest time that a worker parks, so that a lost wake-up does not stop it for ever.
 const MAX_PARK: Duration = Duration::from_millis(10);
-/// How long it parks while it must not continue.
+/// How long it parks while it is held back.
 const HELD_BACK_PARK: Duration = Duration::from_millis(1);
-/// How long a worker that stops tries to send what it has read.
+/// How long a stopping worker tries to send what it has read.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs one worker until it is told to stop.
+/// Runs one worker until it is stopped.
 pub fn run_worker(worker: &mut Worker, plan: &WorkerPlan) {
     let own = worker.index() % plan.topology.workers_per_process;
     let WorkerState { cities, snapshots } = plan.restored.take_worker_state(own);
@@ -74,7 +76,7 @@ pub fn run_worker(worker: &mut Worker, plan: &WorkerPlan) {
     own.finish();
 }
 
-/// A partition that was added after the start, and could not be opened yet.
+/// An added partition that could not be opened yet.
 struct PendingPartition {
     log: LogPartition,
     at: Instant,
@@ -94,21 +96,21 @@ impl PendingPartition {
 struct SentEpoch {
     epoch: u64,
     arrivals: usize,
-    /// Epochs may be ahead of the clock, so they do not tell how long ago it was.
+    /// When it was sent. The epoch does not show that, since it may be ahead of the clock.
     at: Instant,
 }
 
-/// What a worker keeps.
+/// The state of a worker.
 struct WorkerLoop<'a> {
     plan: &'a WorkerPlan,
     index: usize,
     commands: Receiver<WorkerCommand>,
     is_stopping: bool,
     stopping_since: Option<Instant>,
-    /// Epochs below may be used, and none below the floor.
+    /// Epochs below this one may be used, from the floor on.
     reserved_until: u64,
     epoch_floor: u64,
-    /// A partition cannot be read any more: nothing is, until the process says that it stops.
+    /// A partition cannot be read any more, so none is, until the process stops the worker.
     has_failed: bool,
     pending_partitions: Vec<PendingPartition>,
     graph: Graph,
@@ -116,24 +118,24 @@ struct WorkerLoop<'a> {
     readers: Vec<PartitionReader>,
     /// The reader that is polled first next time.
     first: usize,
-    /// The worker of this process that serves.
+    /// Whether this worker serves for its process.
     serves: bool,
     /// The first epoch that is not closed here.
     next_epoch: u64,
-    /// Not before this time is another epoch sent, or only the clock followed.
+    /// The earliest time at which another epoch is sent.
     next_send_at: Instant,
     next_idle_advance_at: Instant,
     /// Epochs that were sent and are not complete, oldest first.
     in_flight: VecDeque<SentEpoch>,
     arrivals_in_flight: usize,
-    /// What the next epoch gets.
+    /// The input of the next epoch.
     cities: Vec<CityIntroduction>,
     arrivals: Vec<Arrival>,
     pending_queries: Vec<Query>,
     barriers: Vec<CheckpointBarrier>,
     progress: Vec<ReaderProgress>,
     dead_letters: BatchBuilder,
-    /// About how many rows the arrivals may change.
+    /// Approximate number of rows that the arrivals may change.
     rows: usize,
 }
 
@@ -152,7 +154,7 @@ impl<'a> WorkerLoop<'a> {
         let serving_sink = serves.then(|| ServingSink::new(plan.publisher.clone(), &plan.start_positions));
         let shard_sink = ShardSink::new(plan.partition_table.clone(), index, topology);
         let egress = Egress::new(&mut graph, Replay::new(&plan.start_positions), serving_sink, shard_sink);
-        // The restored state is of the first epoch.
+        // The restored state belongs to the first epoch.
         let next_epoch = (plan.first_epoch + 1).max(ingest_clock_ms());
         graph.advance_to(next_epoch);
         let now = Instant::now();
@@ -186,7 +188,7 @@ impl<'a> WorkerLoop<'a> {
         }
     }
 
-    /// Does what the process has told its workers since the last turn, in that order.
+    /// Executes the commands received since the last turn, in order.
     fn apply_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             match command {
@@ -221,12 +223,12 @@ impl<'a> WorkerLoop<'a> {
         }
     }
 
-    /// Polls the partitions that may have something, and takes the queries.
+    /// Polls the partitions that are due, and takes the queries.
     fn poll_partitions(&mut self, now: Instant) {
         if self.serves {
             self.plan.shared.take_queries(&mut self.pending_queries, self.plan.topology.process as u8);
         }
-        // A report without progress tells the other workers to close the epoch.
+        // A report without progress makes the other workers close the epoch.
         if !(self.pending_queries.is_empty() && self.barriers.is_empty()) && self.progress.is_empty() {
             self.progress.push(ReaderProgress::none());
         }
@@ -255,7 +257,7 @@ impl<'a> WorkerLoop<'a> {
         }
     }
 
-    /// Opens the partitions that were added, and those that could not be opened before.
+    /// Opens added partitions, including those that could not be opened before.
     fn open_pending_partitions(&mut self, now: Instant) {
         for pending in self.pending_partitions.extract_if(.., |pending| pending.at <= now).collect::<Vec<_>>()
         {
@@ -269,7 +271,7 @@ impl<'a> WorkerLoop<'a> {
         }
     }
 
-    /// Whether the dataflow keeps up, and those who take its results.
+    /// Whether the dataflow and the receivers of its results keep up.
     fn may_poll(&self) -> bool {
         let (limits, shared) = (&self.plan.limits, &self.plan.shared);
         let lag = self.in_flight.front().map_or(Duration::ZERO, |sent| sent.at.elapsed());
@@ -281,7 +283,7 @@ impl<'a> WorkerLoop<'a> {
             && !self.egress.is_full()
     }
 
-    /// Sends what is there, or moves on.
+    /// Sends the collected input as an epoch, or advances with the clock.
     fn advance_epoch(&mut self, now: Instant) {
         for reader in &mut self.readers {
             self.progress.extend(reader.take_progress());
@@ -292,7 +294,8 @@ impl<'a> WorkerLoop<'a> {
         if newest >= self.next_epoch {
             self.close_epoch(newest, now);
         } else if self.has_sent_all() {
-            // Epochs that are ahead of the clock go on slowly: an update says that results are complete up to now.
+            // Epochs that are ahead of the clock advance slowly: an update states that results are
+            // complete up to now.
             let next = clock.max(self.next_epoch + 1);
             if now >= self.next_idle_advance_at && self.may_use(next) {
                 self.next_idle_advance_at = now + IDLE_EPOCH_INTERVAL;
@@ -305,8 +308,9 @@ impl<'a> WorkerLoop<'a> {
         }
     }
 
-    /// Whether a worker that stops has nothing left to do. What it has read and cannot send, the logs still have: before the release nobody
-    /// takes it, and if no epoch may be used for long, the sinks do not answer.
+    /// Whether a stopping worker has nothing left to do. The logs still have all records that it
+    /// has read and cannot send: before the release no receiver accepts them, and if no epoch may
+    /// be used for long, the sinks do not answer.
     fn may_end(&mut self, now: Instant) -> bool {
         let has_timed_out = now.duration_since(*self.stopping_since.get_or_insert(now)) > STOP_TIMEOUT;
         self.has_sent_all() || has_timed_out || !self.egress.replay().is_released()
@@ -327,7 +331,7 @@ impl<'a> WorkerLoop<'a> {
         epoch < self.reserved_until
     }
 
-    /// Sends what is there at an epoch, and says that nothing more comes for it.
+    /// Sends the collected input at an epoch, and closes the epoch.
     fn close_epoch(&mut self, epoch: u64, now: Instant) {
         if !self.has_sent_all() {
             self.in_flight.push_back(SentEpoch { epoch, arrivals: self.arrivals.len(), at: now });
@@ -352,10 +356,10 @@ impl<'a> WorkerLoop<'a> {
         self.next_idle_advance_at = now + IDLE_EPOCH_INTERVAL;
     }
 
-    /// How long there is nothing to do, unless something happens.
+    /// How long there is nothing to do unless the worker is woken.
     fn park_time(&self, now: Instant) -> Duration {
         if !self.has_sent_all() {
-            // Until the next epoch is due; or, if no epoch may be used, until more are.
+            // Until the next epoch is due; or, if no epoch may be used, until more are reserved.
             let left = self.next_send_at.saturating_duration_since(now);
             return if left.is_zero() { HELD_BACK_PARK } else { left.min(HELD_BACK_PARK) };
         }
@@ -365,14 +369,14 @@ impl<'a> WorkerLoop<'a> {
         let may_poll = self.may_poll();
         let due = self.readers.iter().filter_map(|reader| reader.due(now));
         match due.min() {
-            // The frontier's move ends a wait, too.
+            // A move of the frontier ends a wait, too.
             Some(_) if !may_poll => HELD_BACK_PARK,
             Some(due) => due.saturating_duration_since(now).min(MAX_PARK),
             None => MAX_PARK,
         }
     }
 
-    /// Hands on what the dataflow has closed.
+    /// Sends on the epochs that the dataflow has closed.
     fn hand_on_closed(&mut self) {
         while let Some(SentEpoch { epoch, arrivals, .. }) = self.in_flight.front()
             && !self.graph.probe.less_equal(epoch)
@@ -383,7 +387,7 @@ impl<'a> WorkerLoop<'a> {
         self.egress.hand_on(self.next_epoch, &self.plan.shared);
     }
 
-    /// Gives the publisher a last chance to take what is left.
+    /// Lets the publisher accept the remaining updates once more.
     fn finish(mut self) {
         let deadline = Instant::now() + STOP_TIMEOUT;
         while self.egress.is_held_back() && Instant::now() < deadline {
@@ -393,7 +397,7 @@ impl<'a> WorkerLoop<'a> {
     }
 }
 
-/// The readers of the partitions that a worker reads.
+/// Opens the readers of the partitions that a worker reads.
 fn open_readers(index: usize, plan: &WorkerPlan) -> Vec<PartitionReader> {
     let own = plan.partitions.iter();
     let own = own.filter(|log| plan.topology.reader_worker_of(log.index, log.shared) == index);

@@ -100,8 +100,8 @@ impl<'a> CheckpointCandidates<'a> {
     ///
     /// # Errors
     ///
-    /// If it belongs to other logs and is newer than all checkpoints of these logs, the location
-    /// belongs to another service.
+    /// If it belongs to other logs and is newer than all checkpoints of these logs: the location
+    /// then belongs to another service.
     fn is_usable(&mut self, manifest: &Manifest, written: &[DurableShard]) -> Result<bool, RunError> {
         let name = manifest.name();
         let verdict = self.compare(manifest)?;
