@@ -239,11 +239,15 @@ fn dead_letters_are_written_once_over_repeated_kills() {
         service.kill();
     }
     let service = ServiceProcess::start(&data, config).wait_until_ready();
+    // How many files were full before depends on how long the kills let it live.
+    wait_for("a third full file", || {
+        post(&service.address, "application/x-ndjson", &readings_of_other_city(150)).unwrap();
+        data.join("dead-letters.part-00000003.jsonl").exists().then_some(())
+    });
     service.terminate();
     let found = dead_letter_positions(&[&data]).unwrap();
     assert!(found.len() as u64 >= least, "{} of {least}", found.len());
     assert!(found.iter().copied().eq(1..=found.len() as u64));
-    assert!(data.join("dead-letters.part-00000003.jsonl").exists());
 }
 
 fn post_as(token: &str, service: &ServiceProcess, body: &str) -> HttpResponse {

@@ -154,7 +154,11 @@ fn tls_caller_of_plain_listener_names_missing_setting() {
         ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
     };
     let first = start_cluster(data.path(), CONFIG, &of("0"), None);
-    drop(wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok()));
+    // Not by a connection: of its refusal the log would tell, and then of the next ones only later.
+    let listens = format!(":{:04X} 00000000:0000 0A", ports[0]);
+    wait_for("its port", || {
+        std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&listens).then_some(())
+    });
     let mut second =
         start_cluster(data.path(), &valid_tls_config(&authority).replace("20s", "4s"), &of("1"), None);
     assert_eq!(second.wait_for_exit().code(), Some(1));
