@@ -2,7 +2,7 @@
 //! with one broker beside it.
 //!
 //! `cargo bench -p swelter-benches --bench kafka -- [SCENARIO...] [--millions N] [--seconds N] [--rounds N]`; all
-//! scenarios without an argument:
+//! scenarios without an argument (but `pairs`):
 //!
 //! - `backlog`: N million readings of 15,000 cities, in JSON and Avro, of about 100 bytes and of
 //!   1 kB, to a topic of results, exactly once; beside it a bare loop over librdkafka that reads the

@@ -2,7 +2,7 @@
 //! `swelter run`, as a process of its own; this process is its clients.
 //!
 //! `cargo bench -p swelter-benches --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without
-//! an argument:
+//! an argument (but `pairs`):
 //!
 //! - `latency`: from the scheduled time of a reading of the generator to its arrival at a subscriber of all cities
 //! - `pairs`: with `--against BINARY`, `latency` at 15,000 readings/s of that build and of this, in turn
