@@ -15,10 +15,10 @@ use crate::config::layers::ConfigLayers;
 use crate::model::printable::{printable, printable_json};
 use crate::model::{CitySnapshot, EventTime, OutputUnits, PartitionName, Revision, StoredReading};
 
-/// Look at the checkpoints of a service, and check them
+/// List, verify and show the checkpoints of a service
 ///
-/// They are where the configuration says, by default in the folder checkpoints of the data
-/// directory. A service may be running.
+/// Their location is checkpoints.url of the configuration, or the folder checkpoints in the data
+/// directory. The service may be running.
 #[derive(Args, Debug)]
 pub struct CheckpointsArgs {
     #[command(subcommand)]
@@ -35,16 +35,17 @@ enum CheckpointsCommand {
 /// Where they are.
 #[derive(Args, Debug)]
 struct CheckpointLocationArgs {
-    /// The configuration of the service, TOML
+    /// The configuration file of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The data directory that has them in its folder checkpoints
+    /// The data directory, which has them in its folder checkpoints
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["config", "url"])]
     data_dir: Option<PathBuf>,
-    /// A folder of checkpoints, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the like
+    /// The location of the checkpoints: a folder, or s3://bucket/prefix with the variables
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     url: Option<String>,
-    /// Write one JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -56,23 +57,23 @@ struct ListArgs {
     location: CheckpointLocationArgs,
 }
 
-/// Read all of a checkpoint and say whether it is whole; ends with 1 where one is not
+/// Read all of a checkpoint and report whether it is complete; exits with 1 if one is not
 #[derive(Args, Debug)]
 struct VerifyArgs {
     #[command(flatten)]
     location: CheckpointLocationArgs,
-    /// Its name, as list has it; all without one
+    /// The name of the checkpoint, as in the list [default: all]
     name: Option<CheckpointName>,
 }
 
-/// Show what a checkpoint is of
+/// Show the positions, size and settings of a checkpoint
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
     location: CheckpointLocationArgs,
-    /// Its name, as list has it; the newest without one
+    /// The name of the checkpoint, as in the list [default: the newest]
     name: Option<CheckpointName>,
-    /// Show the state of this city in it
+    /// Show the state of the city with this key
     #[arg(long, value_name = "KEY")]
     city: Option<String>,
 }
@@ -103,7 +104,7 @@ impl CheckpointLocationArgs {
             && !folder.is_dir()
         {
             let line = format!(
-                "{} is not a folder: --data-dir, --url or --config says where checkpoints are",
+                "{} is not a folder: name the checkpoints with --data-dir, --url or --config",
                 folder.display()
             );
             return Err(CliError::Failed(line));
@@ -273,7 +274,7 @@ impl ShowArgs {
     fn show_city(&self, checkpoints: &Checkpoints, manifest: &Manifest, city: &str) -> Result<(), CliError> {
         let found = checkpoints.load_city(manifest, city).map_err(checkpoint_error)?;
         let (partition, state) = found.ok_or_else(|| {
-            CliError::Failed(format!("the checkpoint {} does not have the city {city:?}", manifest.name()))
+            CliError::Failed(format!("the checkpoint {} has no city {city:?}", manifest.name()))
         })?;
         self.location
             .print_report(|| city_json(&partition, &state), |out| write_city(&partition, &state, out))

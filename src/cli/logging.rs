@@ -46,7 +46,9 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
             // The dataflow's connection to another process is lost. The short wait lets another
             // thread log which process it is.
             std::thread::sleep(std::time::Duration::from_millis(200));
-            tracing::error!("a connection to another process of the cluster is gone, so all end");
+            tracing::error!(
+                "a connection of the dataflow to another process of the cluster is lost, so all processes end"
+            );
             std::process::exit(1);
         }
         log_panic(panic);

@@ -207,12 +207,12 @@ impl Stage {
                 match ours == theirs {
                     true => Verdict::Welcome,
                     false => Verdict::Refused(format!(
-                        "process {process} is of generation {theirs}, this is {ours}"
+                        "process {process} is of generation {theirs}, and this one of {ours}"
                     )),
                 }
             }
             (Stage::Meeting(_) | Stage::Starting, Purpose::Data { .. }) => {
-                Verdict::NotYet(format!("process {process} is at another point of its start"))
+                Verdict::NotYet(format!("process {process} is in another phase of its start"))
             }
             (Stage::Starting | Stage::Connecting { .. }, Purpose::Link) => {
                 Verdict::Taken(already_connected(*process))
@@ -238,7 +238,7 @@ impl Stage {
 }
 
 fn already_connected(process: usize) -> String {
-    format!("another process {process} has come already: give each a --process of its own")
+    format!("another process {process} is connected already: give each process its own --process")
 }
 
 fn accept(room: &Arc<AcceptorState>, listener: &TcpListener) {
@@ -259,12 +259,14 @@ fn accept(room: &Arc<AcceptorState>, listener: &TcpListener) {
                 }
                 match spawn_handshake(room, socket, from) {
                     Ok(guest) => guests.add(guest),
-                    Err(error) => room.strangers.refuse(Some(from), format!("it is dropped: {error}")),
+                    Err(error) => {
+                        room.strangers.refuse(Some(from), format!("a connection is dropped: {error}"))
+                    }
                 }
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
-                    room.strangers.refuse(None, format!("none can be taken: {error}"));
+                    room.strangers.refuse(None, format!("no connection can be accepted: {error}"));
                 }
                 late_calls = 0;
                 thread::sleep(if is_late { LATE_ACCEPT_INTERVAL } else { ACCEPT_INTERVAL });

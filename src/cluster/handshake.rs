@@ -186,13 +186,13 @@ impl Hello {
         let (who, ours) = (theirs.process, plan.topology);
         if version != env!("CARGO_PKG_VERSION") {
             return Some(format!(
-                "process {who} is version {version}, this one is {}: use one version",
+                "process {who} has version {version}, and this one {}: use one version",
                 env!("CARGO_PKG_VERSION")
             ));
         }
         if (ours.processes, ours.workers_per_process) != (theirs.processes, theirs.workers_per_process) {
             return Some(format!(
-                "process {who} counts {} processes of {} workers, this one {} of {}: give all the same --processes and --workers",
+                "process {who} has {} processes of {} workers configured, and this one {} of {}: give all the same --processes and --workers",
                 theirs.processes, theirs.workers_per_process, ours.processes, ours.workers_per_process
             ));
         }
@@ -242,8 +242,7 @@ pub fn start_handshake(
         Reply::Proven { proof } => {
             let says = proof_input(Side::Listener { process }, &binding, &nonce, &said);
             if !proves(&plan.secret, &says, &proof) {
-                let why =
-                    "who listens there does not know the cluster secret, whatever it says: look who that is";
+                let why = "the listener at this address does not know the cluster secret: find out which program listens there";
                 return Err(HandshakeFailure::Unproven(why.into()));
             }
         }
@@ -262,7 +261,7 @@ fn failure(reply: Reply) -> HandshakeFailure {
         Reply::Verdict(Verdict::Taken(why)) => HandshakeFailure::Taken(why),
         Reply::Verdict(Verdict::NotYet(why)) => HandshakeFailure::Broken(why),
         Reply::Verdict(Verdict::Welcome) | Reply::Challenge { .. } | Reply::Proven { .. } => {
-            HandshakeFailure::Broken("it does not keep to the protocol of a cluster".into())
+            HandshakeFailure::Broken("it violates the protocol of a cluster".into())
         }
     }
 }
@@ -272,10 +271,12 @@ fn unproven(reply: Reply) -> HandshakeFailure {
     match reply {
         Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
             let why: String = why.chars().take(QUOTED_CHARS).collect();
-            HandshakeFailure::Unproven(format!("who listens there has proved nothing, and says {why:?}"))
+            HandshakeFailure::Unproven(format!(
+                "the listener has not proved that it knows the cluster secret, and says {why:?}"
+            ))
         }
         Reply::Proven { .. } | Reply::Challenge { .. } | Reply::Verdict(Verdict::Welcome) => {
-            HandshakeFailure::Unproven("who listens there has proved nothing".into())
+            HandshakeFailure::Unproven("the listener has not proved that it knows the cluster secret".into())
         }
     }
 }
@@ -302,7 +303,7 @@ fn authenticate(
 ) -> Result<Caller, HandshakeFailure> {
     let (Protocol { magic }, said) = talk.receive_line(MAX_UNPROVEN_LINE)?;
     if magic != MAGIC {
-        let why = "it is no process of a cluster of this protocol: use one version of swelter";
+        let why = "it uses another version of the cluster protocol: use one version of swelter";
         return if magic.starts_with(PROTOCOL) {
             talk.refuse(why.into())
         } else {
@@ -330,7 +331,7 @@ fn authenticate(
         && let Err(why) = talk.stream.check_host(host)
     {
         return talk
-            .refuse(format!("process {process} is at {host} by cluster.hosts of process {ours}, and {why}"));
+            .refuse(format!("cluster.hosts of process {ours} has process {process} at {host}, and {why}"));
     }
     Ok(Caller { process, purpose: hello.purpose })
 }
@@ -361,7 +362,9 @@ fn proof_input(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8>
 /// A random value that is fresh and cannot be guessed.
 fn nonce() -> Result<String, String> {
     let mut bytes = [0u8; NONCE_BYTES];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| "the operating system gives no random numbers".to_owned())?;
     Ok(hex(&bytes))
 }
 
@@ -430,7 +433,7 @@ impl HandshakeLines<'_> {
             self.stream.read_exact(&mut piece[..taken]).map_err(failed)?;
             line.extend_from_slice(&piece[..end.unwrap_or(there)]);
             if line.len() > longest {
-                return Err("it says too much".to_owned().into());
+                return Err("its line is longer than allowed".to_owned().into());
             }
             if end.is_some() {
                 break;
@@ -454,7 +457,7 @@ impl HandshakeLines<'_> {
 pub(crate) fn fuzz_line(line: &[u8]) -> bool {
     let _ = (tls_without(line), no_protocol(line));
     let is_hello = serde_json::from_slice::<Hello>(line).is_ok();
-    assert!(!is_hello || serde_json::from_slice::<Protocol>(line).is_ok(), "each hello says its protocol");
+    assert!(!is_hello || serde_json::from_slice::<Protocol>(line).is_ok(), "each hello has its protocol");
     let reply = serde_json::from_slice::<Reply>(line);
     if let Ok(Reply::Proven { proof }) = &reply {
         let says = proof_input(Side::Listener { process: 0 }, &[], "", line);
@@ -474,7 +477,9 @@ fn no_protocol(line: &[u8]) -> String {
 /// Recognizes a TLS handshake or alert by its first byte, which no line of ours has.
 fn tls_without(line: &[u8]) -> Option<String> {
     let is_tls = matches!(line, [0x15 | 0x16, 3, ..]);
-    is_tls.then(|| "it speaks TLS, and this process has no cluster.tls: give all processes theirs".to_owned())
+    is_tls.then(|| {
+        "it uses TLS, and this process has no cluster.tls: set cluster.tls for all processes".to_owned()
+    })
 }
 
 fn failed(error: io::Error) -> HandshakeFailure {

@@ -129,7 +129,10 @@ pub(super) fn connect_with_retry(
             Err(HandshakeFailure::Refused(why)) => return Err(ClusterError::Refused(why)),
             Err(HandshakeFailure::Taken(why)) => {
                 if taken.is_none() {
-                    tracing::warn!(peer = process, "this process is not taken in yet: {why}");
+                    tracing::warn!(
+                        peer = process,
+                        "another process does not accept this one yet; it is retried: {why}"
+                    );
                 }
                 // The connection of a dead process would have timed out by now.
                 if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
@@ -142,7 +145,7 @@ pub(super) fn connect_with_retry(
                     tracing::warn!(
                         peer = process,
                         address,
-                        "another process is not found, and is called again: {why}"
+                        "another process of the cluster cannot be found at its address; it is retried: {why}"
                     );
                 }
                 (taken, is_warned) = (None, true);
@@ -180,7 +183,7 @@ pub(super) fn connect_once(
 }
 
 fn connect_socket(address: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for address in address.to_socket_addrs()? {
         let address: SocketAddr = address;
         match TcpStream::connect_timeout(&address, handshake::HANDSHAKE_TIMEOUT) {

@@ -57,17 +57,19 @@ pub struct SupervisorPlan {
 pub enum SupervisorError {
     #[error("processes of the cluster: {}", start_failure_text(.0))]
     Start(#[from] io::Error),
-    #[error("the cluster has failed {MAX_FAILED_STARTS} times in a row before it listened: its log says why")]
+    #[error(
+        "the cluster has failed {MAX_FAILED_STARTS} times in a row before it listened: see the errors above"
+    )]
     FailedStarts,
-    #[error("process {0} of the cluster does not take its configuration: its log says why")]
+    #[error("process {0} of the cluster refuses its configuration: see its error above")]
     Refused(usize),
     #[error("another generation has taken over: the cluster ends, and is not started again")]
     TakenOver,
     #[error("process {0} has ended with {1} while the cluster was stopped")]
     BadEnd(usize, ExitStatus),
-    #[error("processes of the cluster had not stopped after {} s, and were killed", .0.as_secs())]
+    #[error("processes of the cluster had not stopped after {} s and were killed", .0.as_secs())]
     Killed(Duration),
-    #[error("the cluster was asked to stop twice")]
+    #[error("a second stop was requested, so the processes of the cluster were killed")]
     Asked,
 }
 
@@ -167,7 +169,7 @@ impl Supervisor {
                 return Err(SupervisorError::FailedStarts);
             }
             backoff = if began.elapsed() > STABLE_AFTER { FIRST_BACKOFF } else { backoff };
-            tracing::warn!(peer = process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
+            tracing::warn!(peer = process, %status, "a process of the cluster has ended: all processes start again in {} ms", backoff.as_millis());
             if self.pause(happened, backoff) {
                 return Ok(());
             }
@@ -194,7 +196,7 @@ impl Supervisor {
             let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                 return Err(SupervisorError::Start(io::ErrorKind::BrokenPipe.into()));
             };
-            tracing::info!(peer = process, pid = child.id(), "started");
+            tracing::info!(peer = process, pid = child.id(), "a process of the cluster was started");
             let (events, start) = (self.events.clone(), self.start);
             thread::Builder::new().name(format!("output {process}")).spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -358,10 +360,10 @@ pub fn follow_supervisor(
             match line.strip_prefix("hosts ") {
                 Some(hosts) => drop(say_hosts.send(hosts.split(' ').map(str::to_owned).collect())),
                 None if line == "stop" => stop(),
-                None => tracing::warn!("the supervisor says what is not understood: {line:?}"),
+                None => tracing::warn!("the supervisor sent an unknown line: {line:?}"),
             }
         }
-        tracing::error!("the supervisor is gone, or has given this start up: ending");
+        tracing::error!("the supervisor has ended or has cancelled this start: the process ends");
         end_process(ExitReason::Failed);
     })?;
     while !asked.is_raised() {

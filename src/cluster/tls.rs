@@ -79,7 +79,7 @@ impl PeerTls {
         if identity.check(soon).is_err() {
             let (path, days) = (plan.certificate.display(), EXPIRY_WARNING.as_secs() / 86_400);
             tracing::warn!(
-                "cluster.tls: {path} or the CA expires within {days} days; then no process can join: make new ones"
+                "cluster.tls: {path} or the CA expires within {days} days, and then no process can join: replace them"
             );
         }
         identity.configure().map_err(|error| unusable_file(&plan.certificate, &error))
@@ -107,7 +107,7 @@ impl PeerTls {
 }
 
 fn unusable_file(path: &Path, error: &Error) -> ClusterError {
-    ClusterError::Tls { path: path.to_owned(), problem: format!("{}: make it anew", describe(error)) }
+    ClusterError::Tls { path: path.to_owned(), problem: format!("{}: make a new one", describe(error)) }
 }
 
 impl PeerCertificate {
@@ -171,7 +171,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClusterErro
     let all = CertificateDer::pem_file_iter(path).and_then(|all| all.collect::<Result<Vec<_>, _>>());
     let all = all.map_err(|error| unreadable(path, error))?;
     if all.is_empty() {
-        return Err(unreadable(path, "there is no certificate in it"));
+        return Err(unreadable(path, "it holds no certificate"));
     }
     Ok(all)
 }
@@ -216,7 +216,7 @@ fn finish_handshake(
 }
 
 fn closed() -> TlsFailure {
-    let why = "the connection was closed in the TLS handshake: its log says why; if it has no cluster.tls, give it its own";
+    let why = "the other process closed the connection in the TLS handshake: see its log, and set cluster.tls for all processes";
     TlsFailure::Broken(why.into())
 }
 

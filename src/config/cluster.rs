@@ -57,17 +57,17 @@ fn read_cluster_secret(keys: &mut ConfigReader, spans_hosts: bool) -> Option<Str
         Some(ClusterSecretKind::Mistyped) => {
             keys.add_error(
                 key,
-                "is not as `swelter cluster secret` has printed it: some of it is missing or changed",
+                "differs from what `swelter cluster secret` prints: part of it is missing or changed; copy it again",
             );
         }
         Some(ClusterSecretKind::Chosen) if spans_hosts => keys.add_error(
             key,
-            format!("was chosen by somebody and can be guessed, and cluster.hosts are not all on this host: {SECRET_HINT}"),
+            format!("was not made by `swelter cluster secret`, so it may be guessed, and cluster.hosts are not all on this host: {SECRET_HINT}"),
         ),
         None if spans_hosts => keys.add_error(
             key,
             format!(
-                "is empty, and cluster.hosts are not all on this host, so that everybody who reaches them could join: {SECRET_HINT}"
+                "is empty, and cluster.hosts are not all on this host, so any process that reaches them could join: {SECRET_HINT}"
             ),
         ),
         Some(ClusterSecretKind::Chosen | ClusterSecretKind::Generated) | None => {}
@@ -133,8 +133,7 @@ fn read_hosts(path: &Path, processes: usize) -> Result<Vec<String>, String> {
 pub(super) fn cluster_warnings(plan: &ServicePlan) -> Option<String> {
     let is_open = plan.cluster.spans_hosts && plan.cluster.tls.is_none();
     is_open.then(|| {
-        "cluster.hosts are not all on this host and there is no cluster.tls: what the processes send each other can be read \
-         and changed on its way, unless the network is a private one such as WireGuard's; see docs/cluster.md"
+        "cluster.hosts are not all on this host and cluster.tls is not set: others on the network can read and change the traffic between the processes, unless it is encrypted as by WireGuard; see docs/cluster.md"
             .to_owned()
     })
 }

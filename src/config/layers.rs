@@ -211,7 +211,7 @@ impl MergedLayers {
                 DeValue::Table(table) => self.add_item(list, i + 1, table, here, at),
                 _ => {
                     let problem =
-                        format!("holds something that is no table: write [[{list}]] and keys below");
+                        format!("holds a value that is not a table: write [[{list}]] and keys below");
                     self.errors.push(ConfigError { key: Some(list.into()), origin: Some(here), problem });
                 }
             }
@@ -232,7 +232,7 @@ impl MergedLayers {
         let name = text("name").or_else(topic).or_else(|| text("type")).unwrap_or_else(|| number.to_string());
         let key = format!("{list}.{}", key_segment(&name));
         if self.tables.contains_key(&key) {
-            let problem = "is there twice: give one another name, as in name = \"second\"".into();
+            let problem = "is used twice: give one another name, as in name = \"second\"".into();
             return self.errors.push(ConfigError { key: Some(key), origin: Some(here), problem });
         }
         for (name, value) in table {
@@ -276,7 +276,7 @@ impl MergedLayers {
             VariableOwner::OtherProgram => return,
             VariableOwner::Unknown => {
                 return self.warnings.push(format!(
-                    "{name} is not a variable of swelter, and changes nothing: a key of --print-config is written as in SWELTER_SERVE__LISTEN"
+                    "{name} is not a variable of swelter and is ignored: variables are named after the keys of --print-config, as in SWELTER_SERVE__LISTEN"
                 ));
             }
         }
@@ -371,14 +371,14 @@ fn to_config_value(value: &DeValue<'_>) -> ConfigValue {
         DeValue::Float(number) => number
             .as_str()
             .parse()
-            .map_or(ConfigValue::Other("a number that is not one"), ConfigValue::Decimal),
+            .map_or(ConfigValue::Other("a number in an unknown notation"), ConfigValue::Decimal),
         DeValue::Boolean(value) => ConfigValue::Bool(*value),
         DeValue::Datetime(time) => ConfigValue::Time(time.to_string()),
         DeValue::Array(items) => {
             let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
             texts
                 .collect::<Option<_>>()
-                .map_or(ConfigValue::Other("a list of other things than texts"), ConfigValue::List)
+                .map_or(ConfigValue::Other("a list that holds other values than texts"), ConfigValue::List)
         }
         DeValue::Table(_) => ConfigValue::Other("a table"),
     }

@@ -25,13 +25,12 @@ pub enum DataDirError {
     #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy_for(source, path))]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "the data directory {} is in use by another process: stop that, or choose another data directory",
+        "the data directory {} is in use by another process: stop that process, or choose another data directory",
         .0.display()
     )]
     InUse(PathBuf),
     #[error(
-        "the data directory {} has lost its generation: neither {} nor {} can be read; restore one from a backup, or remove \
-         both to count from 1 again",
+        "the generation of the data directory {} is unknown, since neither {} nor {} can be read: restore one from a backup, or remove both to count from 1 again",
         .0.display(), RECORD_FILES[0], RECORD_FILES[1]
     )]
     Damaged(PathBuf),

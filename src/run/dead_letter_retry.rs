@@ -206,7 +206,9 @@ impl RetryLedger {
             None => Ok(()),
             Some(place) => Err(damaged_ledger(
                 &self.path,
-                format!("the journal has no {place}: it is of another journal"),
+                format!(
+                    "it names {place}, which the journal does not have, so it belongs to another journal"
+                ),
             )),
         }
     }
@@ -235,7 +237,9 @@ fn cannot_write_ledger(path: &Path, error: &io::Error) -> DlqCommandError {
 }
 
 fn damaged_ledger(path: &Path, problem: String) -> DlqCommandError {
-    let problem = format!("{problem}: repair the file, or move it away, and all letters can be sent again");
+    let problem = format!(
+        "{problem}: repair the file, or move it away; without it, all dead letters can be sent again"
+    );
     DlqCommandError::Sent { path: path.into(), problem }
 }
 
@@ -333,7 +337,7 @@ impl RetryThreads {
                 wait = often;
                 match pass() {
                     Ok(outcome) if outcome.total_sent() > 0 => {
-                        tracing::info!(letters = outcome.total_sent(), "dead letters were sent again");
+                        tracing::info!(letters = outcome.total_sent(), "dead letters were retried");
                     }
                     Ok(_) => {}
                     Err(error @ DlqCommandError::Topics(DlqTopicError::Fenced(_))) => {
@@ -341,7 +345,7 @@ impl RetryThreads {
                         wait = FAULT_BACKOFF;
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "dead letters cannot be sent again yet");
+                        tracing::warn!(%error, "dead letters cannot be retried now; the next attempt follows");
                         wait = FAULT_BACKOFF;
                     }
                 }

@@ -182,15 +182,15 @@ impl<'a> DeadLetterStores<'a> {
         for (line, text) in (1..).zip(lines).filter(|(_, text)| !text.trim().is_empty()) {
             let wrong = |problem: String| DlqCommandError::Line { line, problem };
             let edited: ExportedDeadLetter = serde_json::from_str(text)
-                .map_err(|error| wrong(format!("is not one of export ({error})")))?;
-            let bytes =
-                edited.record_bytes().ok_or_else(|| wrong("has neither raw nor raw_base64".into()))?;
+                .map_err(|error| wrong(format!("is not a line that export writes ({error})")))?;
+            let bytes = edited.record_bytes().ok_or_else(|| {
+                wrong("has neither raw nor raw_base64: keep one of them, with the bytes of the record".into())
+            })?;
             let source = edited.source.clone();
             let kafka = self.topics().find(|(name, _)| *name == source);
             let is_journal = source == journal::SOURCE_NAME && self.journal().is_some();
             if kafka.is_none() && !is_journal {
-                let problem =
-                    format!("{source:?} is no source that takes records: correct them where they are");
+                let problem = format!("source {source:?} accepts no records: correct them in its files");
                 return Err(wrong(problem));
             }
             if kafka.is_some_and(|(_, kafka)| kafka.format != RecordFormat::Json) {

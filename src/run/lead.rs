@@ -89,7 +89,7 @@ impl Lead {
     }
 
     fn next(&self) -> Result<MainEvent, RunError> {
-        self.events.recv().map_err(|_| RunError::Failed("a bug: the control thread has ended".into()))
+        self.events.recv().map_err(|_| RunError::bug("the control thread has ended"))
     }
 }
 
@@ -99,10 +99,16 @@ pub fn ended_by(event: MainEvent) -> RunError {
         MainEvent::Command(ControlCommand::Stop) => RunError::Cluster(ClusterError::Stopped),
         MainEvent::Failed(failure) => failure.into(),
         MainEvent::WorkersExited(Err(error)) => error,
-        MainEvent::WorkersExited(Ok(())) => RunError::Failed("the workers have ended".into()),
-        MainEvent::Command(command) => RunError::Failed(format!("a bug: {command:?} comes out of turn")),
-        MainEvent::Reported { process, event } => {
-            RunError::Failed(format!("a bug: process {process} reports {event:?} out of turn"))
+        MainEvent::WorkersExited(Ok(())) => {
+            RunError::Failed("the workers ended before the run was stopped: see the errors above".into())
         }
+        MainEvent::Command(command) => RunError::bug(format!(
+            "the command `{}` came while process 0 waited for something else",
+            command.kind()
+        )),
+        MainEvent::Reported { process, event } => RunError::bug(format!(
+            "process {process} reported `{}` while process 0 waited for something else",
+            event.kind()
+        )),
     }
 }

@@ -212,7 +212,7 @@ impl Logs {
             if let Some(path) = letters.file_beyond(&name, journal.log_end(partition)) {
                 let path = path.display();
                 return Err(RunError::Failed(format!(
-                    "{path} has dead letters of records that the journal does not have: move it away with the full files beside it (dead-letters*.part-*.jsonl), they are of another journal"
+                    "{path} has dead letters of records that the journal does not have, so it belongs to another journal: move it away, and with it the full files beside it (dead-letters*.part-*.jsonl)"
                 )));
             }
         }
@@ -244,7 +244,7 @@ impl Logs {
     pub fn check_position(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
-        let log = log.ok_or_else(|| SourceError::Fatal(format!("partition {partition} is not there")))?;
+        let log = log.ok_or_else(|| SourceError::Fatal(format!("it has no partition {partition}")))?;
         log.check_position(partition, at)
     }
 
@@ -288,7 +288,7 @@ impl Logs {
                 known.iter().any(|known| known.source == name && known.partition == partition)
             };
             for partition in (0..source.partitions()).filter(|partition| !is_known(*partition)) {
-                tracing::info!(source = &*name, partition, "a partition has come");
+                tracing::info!(source = &*name, partition, "a source has a new partition");
                 let start = match registry.start_of(source, partition) {
                     // It is tried again soon.
                     Err(RunError::Source { error: SourceError::Transient(error), .. }) => {
@@ -296,7 +296,7 @@ impl Logs {
                             source = &*name,
                             partition,
                             error,
-                            "a partition that has come cannot be read yet"
+                            "a new partition cannot be read yet; it is retried"
                         );
                         return Ok(());
                     }

@@ -61,7 +61,7 @@ impl<'a> Owner<'a> {
         let backups = logs.journal().and_then(|(journal, dir)| {
             let started = BackupService::start(journal, &dir, place);
             started
-                .inspect_err(|error| tracing::warn!(%error, "backups cannot be taken while this runs"))
+                .inspect_err(|error| tracing::warn!(%error, "this process cannot serve `swelter backup`: back up while it is stopped, or remove the cause and restart it"))
                 .ok()
         });
         let coordinator = reporter.map(|reporter| {
@@ -137,7 +137,7 @@ impl<'a> Owner<'a> {
             self.retries.stop();
             for (name, feed) in self.feeds.drain(..) {
                 if let Err(error) = feed.stop() {
-                    tracing::warn!(source = name, %error, "a generator has ended early");
+                    tracing::warn!(source = name, %error, "a generator has stopped, and its source sends no more readings until a restart");
                 }
             }
         }

@@ -100,7 +100,7 @@ impl PeerRequests {
 
     fn schema(&self, source: &str, id: u32) -> Result<String, String> {
         let schemas = locked(&self.schemas).get(source).cloned();
-        let schemas = schemas.ok_or_else(|| "it is still starting".to_owned())?;
+        let schemas = schemas.ok_or_else(|| "process 0 is still starting".to_owned())?;
         match schemas.lookup(id) {
             SchemaLookup::Known(answer) => serde_json::to_string(&answer).map_err(|error| error.to_string()),
             SchemaLookup::Pending => Err(String::new()),

@@ -82,7 +82,7 @@ pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
         let (folder, others) = (folder.display(), if mode == DataDirMode::Private { "go" } else { "o" });
         tracing::warn!(
             entries = count, example = %example.display(),
-            "others may read or change what is in {folder}: close it with `chmod -R {others}-rwx {folder}`, or see data_dir_mode"
+            "other users can read or change the files in {folder}: run `chmod -R {others}-rwx {folder}`, or see data_dir_mode"
         );
     }
 }

@@ -167,7 +167,7 @@ impl PrimaryFollower {
         let expected = self.successors.get(outlet);
         if expected.is_some_and(|expected| expected.is_overtaken_by(claim)) {
             seen.trouble.get_or_insert(format!(
-                "generation {} has taken over from the one that was followed: this one begins anew",
+                "generation {} has taken over from the followed one, so this process ends: start it again to follow the new one",
                 claim.generation
             ));
         }
@@ -235,7 +235,7 @@ impl PrimaryFollower {
         match looked {
             Ok(kept) => self.recheck_takeover(&kept),
             Err(error) if is_transient(&error) => {
-                tracing::warn!(%error, "it cannot be taken over yet");
+                tracing::warn!(%error, "the takeover is not possible yet; the run keeps following");
                 self.state().restart_observation();
                 Ok(false)
             }
@@ -281,7 +281,7 @@ impl PrimaryFollower {
             match recorded.and_then(|json| serde_json::from_slice::<RegistryResponse>(&json).ok()) {
                 Some(answer) => Ok(answer),
                 None if following.is_ours.load(Ordering::Relaxed) => ask(id),
-                None => Err("the generation that is followed has not recorded it yet".into()),
+                None => Err("the followed generation has not recorded the response yet".into()),
             }
         })
     }
@@ -323,7 +323,7 @@ impl PrimaryState {
         if let Some(partition) = partitions.find(is_new) {
             let source = key.strip_prefix(START_PREFIX).unwrap_or(key);
             self.trouble.get_or_insert(format!(
-                "the generation that is followed reads partition {partition} of source {source}, which has come since: this one begins anew"
+                "the followed generation reads partition {partition} of source {source}, which was added after this start, so this process ends: start it again"
             ));
         }
     }

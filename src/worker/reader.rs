@@ -187,7 +187,7 @@ impl PartitionReader {
                 let faults = if let PollTime::Retry { faults, .. } = self.due { faults + 1 } else { 0 };
                 if faults == 0 {
                     let PartitionReader { name, position, .. } = self;
-                    tracing::warn!(source = %name.source, partition = name.partition, position, error, "a partition cannot be read; it is tried again");
+                    tracing::warn!(source = %name.source, partition = name.partition, position, error, "a partition cannot be read; it is retried");
                 }
                 self.due = PollTime::Retry {
                     at: now + (FIRST_RETRY * 2u32.pow(faults.min(10))).min(MAX_RETRY),

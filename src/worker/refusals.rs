@@ -99,8 +99,7 @@ impl Refusals {
             return Some(AppendHold { cause, detail, retry_after_s: DLQ_FULL_RETRY_AFTER_S });
         }
         let wait = self.shares.as_ref()?.retry_after(client?)?;
-        let detail = "too many of the readings that you have sent within a day were refused after they were taken (dead letters): send \
-                      readings of the present, dated right";
+        let detail = "too many of the readings that you sent within a day were refused later and became dead letters: send current readings with the right time";
         let retry_after_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
         Some(AppendHold { cause: HoldCause::DeadLetterShare, detail: detail.into(), retry_after_s })
     }

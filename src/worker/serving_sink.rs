@@ -137,7 +137,7 @@ impl ServingSink {
         if counts.split_city > 0 {
             tracing::warn!(
                 cities = counts.split_city,
-                "cities come from more than one partition: their results hold for this run only; give each city one log"
+                "readings of the same cities come from more than one partition, so their results may differ after a restart: send all readings of a city to one partition"
             );
         }
         if counts != OutcomeCounts::default() {

@@ -30,6 +30,7 @@ use crate::dataflow::{self, Graph};
 use crate::model::{
     Arrival, BatchBuilder, CheckpointBarrier, CityIntroduction, EncodedBatch, Query, SnapshotSink,
 };
+use crate::panics::bug_text;
 use crate::sources::SourceError;
 
 /// Interval between two epochs of a worker. While it catches up, an epoch holds more records.
@@ -52,7 +53,7 @@ pub fn run_worker(worker: &mut Worker, plan: &WorkerPlan) {
     let snapshots = snapshots.map(|sink| sink as Box<dyn SnapshotSink>);
     let graph = dataflow::build_graph(worker, &plan.graph, initial, snapshots);
     let Some(commands) = plan.commands.subscribe(own) else {
-        return plan.shared.fail("a bug: a worker is started twice".into());
+        return plan.shared.fail(bug_text("a worker was started twice"));
     };
     let mut own = WorkerLoop::new(worker.index(), graph, plan, commands);
     loop {
@@ -86,7 +87,7 @@ struct PendingPartition {
 impl PendingPartition {
     fn retry_later(self, now: Instant, error: &SourceError) -> PendingPartition {
         let LogPartition { name, .. } = &self.log;
-        tracing::warn!(source = %name.source, partition = name.partition, %error, "a partition that has come cannot be opened; it is tried again");
+        tracing::warn!(source = %name.source, partition = name.partition, %error, "a new partition cannot be opened; it is retried");
         let backoff = (self.backoff * 2).min(MAX_RETRY);
         PendingPartition { at: now + self.backoff, backoff, ..self }
     }

@@ -449,6 +449,6 @@ fn plot_shows_withdrawn_readings() {
     run.run_ok("batch gone.csv --epoch-size 1 -o rows.csv --plot gone.svg");
     run.write("empty.csv", header);
     assert!(
-        run.run_failing("batch empty.csv -o rows.csv --plot empty.svg", 4).contains("the plot is not drawn")
+        run.run_failing("batch empty.csv -o rows.csv --plot empty.svg", 4).contains("the plot was not drawn")
     );
 }

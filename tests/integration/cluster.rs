@@ -223,7 +223,7 @@ fn missing_peer_ends_start_after_timeout() {
     std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
     let config = "[cluster]\nconnect_time = \"1s\"\n";
     for (process, expected) in
-        [("0", "process 1 of 2 has not come within 1 s"), ("1", "process 0 at 127.0.0.1")]
+        [("0", "process 1 of 2 has not connected within 1 s"), ("1", "process 0 at 127.0.0.1")]
     {
         let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
         let mut alone = start_cluster(data.path(), config, &arguments, None);
@@ -253,7 +253,7 @@ fn lost_peer_ends_process_soon_with_error() {
         send_signal(both[killed].pid(), Signal::KILL);
         let other = &mut both[1 - killed];
         assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
-        assert!(other.log().contains("it is gone"), "{}", other.log());
+        assert!(other.log().contains("its connection is lost"), "{}", other.log());
     }
 }
 

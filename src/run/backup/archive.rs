@@ -143,7 +143,9 @@ impl ArchiveWriter {
         if let Err(error) =
             self.store.delete_objects(manifest.into_iter().chain(self.put.iter().cloned()).collect())
         {
-            tracing::warn!("what was written of a backup cannot be removed: {error}");
+            tracing::warn!(
+                "the files of an unfinished backup cannot be removed: {error}; remove them by hand, since no later backup does"
+            );
         }
         if let CheckpointLocation::Folder(folder) = self.store.location() {
             remove_empty_folders(folder);
@@ -182,7 +184,7 @@ impl ArchiveReader {
             && !folder.is_dir()
         {
             return Err(BackupError::Refused(format!(
-                "{place} is not a folder: name a backup, or the place of many"
+                "{place} is not a folder: name a backup, or the folder that holds the backups"
             )));
         }
         let store = BlobStore::open(place)?;
@@ -212,7 +214,7 @@ impl ArchiveReader {
         let content = found.into_content(&entry.bytes.to_string()).map_err(wrong)?;
         match ArchiveEntry::of(entry.path.clone(), &content) == *entry {
             true => Ok(content),
-            false => Err(wrong("does not have its digest".into())),
+            false => Err(wrong("does not match its digest".into())),
         }
     }
 
@@ -226,7 +228,7 @@ impl ArchiveReader {
             let mut rest = &plain[..];
             while !rest.is_empty() {
                 let (key, stored) = split_block(&mut rest)
-                    .ok_or_else(|| self.damaged(format!("{} is cut off", chunk.object.path)))?;
+                    .ok_or_else(|| self.damaged(format!("{} is truncated", chunk.object.path)))?;
                 sequence.push_block(key, stored).map_err(|what| self.damaged(what))?;
                 each(key, stored)?;
             }
@@ -237,13 +239,13 @@ impl ArchiveReader {
     fn decompress_chunk(&self, chunk: &JournalChunk) -> Result<Vec<u8>, BackupError> {
         let wrong = |what: &str| self.damaged(format!("{} {what}", chunk.object.path));
         if chunk.plain_bytes > MAX_CHUNK_BYTES {
-            return Err(wrong("is larger than any chunk"));
+            return Err(wrong("is larger than the greatest chunk"));
         }
         let plain = zstd::bulk::decompress(&self.read(&chunk.object)?, chunk.plain_bytes as usize);
-        let plain = plain.map_err(|error| wrong(&format!("cannot be unpacked: {error}")))?;
+        let plain = plain.map_err(|error| wrong(&format!("cannot be decompressed: {error}")))?;
         match plain.len() as u64 == chunk.plain_bytes {
             true => Ok(plain),
-            false => Err(wrong("does not have its length")),
+            false => Err(wrong("does not have the length that the manifest gives")),
         }
     }
 
@@ -273,15 +275,15 @@ fn read_manifest(store: &BlobStore) -> Result<Option<BackupManifest>, BackupErro
         found => found.into_content("less").map_err(|what| damaged(&what))?,
     };
     let lines = std::str::from_utf8(&content).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
-    let (json, sum) = lines.ok_or_else(|| damaged("is cut off"))?;
+    let (json, sum) = lines.ok_or_else(|| damaged("is truncated"))?;
     if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
-        return Err(damaged("does not have its checksum"));
+        return Err(damaged("does not match its checksum"));
     }
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let unreadable = |error: serde_json::Error| damaged(&format!("is none ({error})"));
+    let unreadable = |error: serde_json::Error| damaged(&format!("is not a manifest ({error})"));
     let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
     if format != FORMAT {
         return Err(BackupError::Format { place: place(), found: format, known: FORMAT });
@@ -290,7 +292,7 @@ fn read_manifest(store: &BlobStore) -> Result<Option<BackupManifest>, BackupErro
     let JournalPart { begins, ends, .. } = &manifest.journal;
     match !begins.is_empty() && begins.len() == ends.len() && begins.iter().zip(ends).all(|(b, e)| b <= e) {
         true => Ok(Some(manifest)),
-        false => Err(damaged("does not have the partitions of a journal")),
+        false => Err(damaged("does not list the partitions of a journal")),
     }
 }
 

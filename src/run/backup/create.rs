@@ -70,7 +70,7 @@ fn check_destination(data_dir: &Path, to: &CheckpointLocation) -> Result<(), Bac
     if existing.is_some_and(|existing| existing.starts_with(&data_dir)) {
         let folder = folder.display();
         return Err(BackupError::Refused(format!(
-            "{folder} is in the data directory, with which it would be lost: name a place outside of it, best on another disk"
+            "{folder} is in the data directory, so the backup would be lost with it: name a folder outside of it, best on another disk"
         )));
     }
     Ok(())
@@ -108,8 +108,7 @@ fn copy_all(
         kept.copy(archive)?;
     if checkpoints.is_empty() && journal.begins.iter().any(|begin| *begin > 0) {
         return Err(BackupError::Refused(format!(
-            "no checkpoint is whole, and the journal does not reach back to its beginning, so nothing could be restored from this ({}): mend the \
-             checkpoints first",
+            "no checkpoint is complete, and the journal does not reach back to its beginning, so the backup could not be restored ({}): repair the checkpoints first",
             left_out.join("; ")
         )));
     }
@@ -202,7 +201,7 @@ impl ChosenCheckpoints {
         for (name, manifest) in checkpoints.read_manifests()? {
             match manifest {
                 Ok(manifest) if is_of_backed_up_journal(&manifest, origin) => kept.manifests.push(manifest),
-                Ok(_) => kept.left_out.push(format!("the checkpoint {name} is of another journal")),
+                Ok(_) => kept.left_out.push(format!("the checkpoint {name} was made of another journal")),
                 Err(error) => kept.left_out.push(error.to_string()),
             }
         }
@@ -219,8 +218,10 @@ impl ChosenCheckpoints {
         for manifest in &self.manifests {
             let base = manifest.adds_to.as_ref().map(|base| base.parse::<CheckpointName>());
             if !base.is_none_or(|base| base.is_ok_and(|base| good.contains(&base))) {
-                self.left_out
-                    .push(format!("the checkpoint {} adds to one that is not there", manifest.name()));
+                self.left_out.push(format!(
+                    "the checkpoint {} is an increment, and its base is missing",
+                    manifest.name()
+                ));
                 continue;
             }
             let mut own = Vec::new();

@@ -50,7 +50,7 @@ impl OpenFiles {
             }
             names = again;
         }
-        Err(io::Error::other("its files are renamed all the time"))
+        Err(io::Error::other("its files were renamed during each of several attempts: try again"))
     }
 
     /// Passes the files to `each` in pieces. A line file's last line is left out if it is

@@ -42,14 +42,14 @@ pub fn restore_backup(from: &CheckpointLocation, data_dir: &Path) -> Result<Rest
 fn refuse_existing_data(data_dir: &Path) -> Result<(), BackupError> {
     let refused = |what: &str| {
         Err(BackupError::Refused(format!(
-            "{} {what}: name a folder that is not there yet, or an empty one",
+            "{} {what}: name a folder that does not exist yet, or an empty one",
             data_dir.display()
         )))
     };
     let first = fs::read_dir(data_dir).map(|mut entries| entries.next());
     match first {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => refused("is not a folder that can be read"),
+        Err(_) => refused("is not a readable folder"),
         Ok(None) => Ok(()),
         Ok(Some(_)) => refused("is not empty"),
     }
@@ -63,7 +63,10 @@ impl UnfinishedMarker {
     fn begin(data_dir: &Path) -> Result<UnfinishedMarker, BackupError> {
         let absolute = std::path::absolute(data_dir).map_err(BackupError::io(data_dir))?;
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            return Err(BackupError::Refused(format!("{} is no name for a folder", data_dir.display())));
+            return Err(BackupError::Refused(format!(
+                "{} is not the name of a folder: write the path of the data directory to make",
+                data_dir.display()
+            )));
         };
         fs::create_dir_all(parent).map_err(BackupError::io(parent))?;
         let path = parent.join(format!(".{}.restoring-{}", name.display(), std::process::id()));
@@ -112,7 +115,9 @@ fn restore_journal(found: &ArchiveReader, dir: &Path) -> Result<String, BackupEr
 fn restore_files(found: &ArchiveReader, data_dir: &Path) -> Result<(), BackupError> {
     for piece in &found.manifest.files {
         if !files::is_allowed(&piece.file) {
-            return Err(found.damaged(format!("it names the file {:?}", piece.file)));
+            return Err(
+                found.damaged(format!("its manifest names the file {:?}, which no backup holds", piece.file))
+            );
         }
         let path = data_dir.join(&piece.file);
         if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {

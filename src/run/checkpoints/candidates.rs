@@ -90,7 +90,7 @@ impl<'a> CheckpointCandidates<'a> {
             }
         }
         Err(RunError::Failed(
-            "checkpoints are given up faster than one can be loaded: set checkpoints.keep or checkpoints.every higher"
+            "checkpoints are removed faster than one can be loaded: raise checkpoints.keep or checkpoints.every"
                 .into(),
         ))
     }
@@ -109,7 +109,7 @@ impl<'a> CheckpointCandidates<'a> {
         let lacks = missing_in_sinks(manifest, written, self.beginning.partitions);
         let why = match verdict {
             LogVerdict::Copy(why) if self.beginning.adopt_logs => {
-                tracing::info!(checkpoint = %name, "a copy of the logs is gone on with: {why}");
+                tracing::info!(checkpoint = %name, "the logs are a copy of those that were read, and --adopt-logs allows it: the checkpoint is used: {why}");
                 lacks.clone()
             }
             LogVerdict::Another(why) | LogVerdict::Copy(why) if self.has_own => Some(why),
@@ -117,9 +117,7 @@ impl<'a> CheckpointCandidates<'a> {
             LogVerdict::Copy(why) => return Err(self.of_another_service(name, &why, true)),
             LogVerdict::Behind(why) if !self.has_own && !self.beginning.adopt_logs => {
                 return Err(RunError::Failed(format!(
-                    "the newest checkpoint in {}, {name}, includes more than the log has ({why}): it was restored from an older copy, or two have \
-                     gone on from one. Restore the newer log; to go on with this one, without what the checkpoint includes, start it once \
-                     with --adopt-logs; to leave the checkpoints to another service, give this one a place of its own with checkpoints.url",
+                    "the newest checkpoint in {}, {name}, includes more records than the log has ({why}): the log was restored from an older copy, or two services have continued the same one. Restore the newer log; to continue with this log, without the records that only the checkpoint includes, start once with --adopt-logs; to leave the checkpoints to another service, set checkpoints.url to another location",
                     self.checkpoints.location()
                 )));
             }
@@ -129,7 +127,7 @@ impl<'a> CheckpointCandidates<'a> {
         // A usable copy that was adopted counts as a checkpoint of these logs.
         self.has_own |= why.is_none();
         if let Some(why) = &why {
-            tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
+            tracing::warn!(checkpoint = %name, "a checkpoint cannot be used, and an older one is tried: {why}");
         }
         if let (Some(lacks), None) = (lacks, &self.lacking) {
             self.lacking = Some((name, lacks));
@@ -150,13 +148,12 @@ impl<'a> CheckpointCandidates<'a> {
         let place = self.checkpoints.location();
         let remedy = match is_copy {
             true => {
-                "if this log is a copy of that one, or a restored one, start once with --adopt-logs; if not"
+                "if this log is a copy or a restored backup of that one, start once with --adopt-logs; if not"
             }
-            false => "restore the log that it was made of; if it is another service's",
+            false => "restore the log that it was made of; if the checkpoint belongs to another service",
         };
         RunError::Failed(format!(
-            "the newest checkpoint in {place}, {name}, was made of another log ({why}), and a place for checkpoints belongs to one service: \
-             {remedy}, give this one a place of its own with checkpoints.url, or begin with another data directory"
+            "the newest checkpoint in {place}, {name}, was made of another log ({why}), and each service needs a location of its own for checkpoints: {remedy}, set checkpoints.url to another location, or start with another data directory"
         ))
     }
 
@@ -173,8 +170,7 @@ impl<'a> CheckpointCandidates<'a> {
                 let more = self.unusable.len().saturating_sub(MAX_NAMED);
                 let more = if more > 0 { format!("; and {more} more") } else { String::new() };
                 return Err(RunError::Failed(format!(
-                    "none of the checkpoints in {} can be used ({shown}{more}), and the logs do not reach back to their beginnings (source {}: {why}): \
-                     put the right files back in their places, or restore a backup with `swelter restore` into a new data directory",
+                    "none of the checkpoints in {} can be used ({shown}{more}), and the logs do not reach back to their beginnings (source {}: {why}): restore the missing or damaged files, or restore a backup with `swelter restore` into a new data directory",
                     self.checkpoints.location(),
                     partition.source,
                 )));
@@ -194,9 +190,7 @@ impl<'a> CheckpointCandidates<'a> {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
             if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
                 return Err(RunError::Failed(format!(
-                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): if the sink is new, \
-                     leave the sink out; if it was written before, configure it as it was, or restore its progress topic or folder; to begin anew, \
-                     take another data directory and another place for checkpoints, and send the readings again"
+                    "the checkpoint {name} includes records whose results a sink lacks ({lacks}), and the log no longer has them ({why}): if the sink is new, remove it from the configuration; if it was written before, configure it as it was, or restore its progress topic or folder; to begin anew, name another data directory and another location for checkpoints, and send the readings again"
                 )));
             }
         }
@@ -227,7 +221,10 @@ pub(super) fn missing_in_sinks(
             let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
             let has = has.unwrap_or_else(|| start_of(source, partition));
             (has < at).then(|| {
-                format!("{} is complete up to {source}/{partition}/{has}, it up to {at}", shard.sink)
+                format!(
+                    "{} is complete up to {source}/{partition}/{has}, the checkpoint up to {at}",
+                    shard.sink
+                )
             })
         })
     };
@@ -245,9 +242,7 @@ pub(super) fn retry_until_answered<T>(
         match ask() {
             Ok(answer) => return Ok(Ok(answer)),
             Err(SourceError::Transient(why)) if Instant::now() >= deadline => {
-                return Err(RunError::Failed(format!(
-                    "whether checkpoints fit the logs cannot be found out: {why}"
-                )));
+                return Err(RunError::Failed(format!("checkpoints cannot be compared with the logs: {why}")));
             }
             Err(SourceError::Transient(_)) => thread::sleep(retry),
             Err(error) => return Ok(Err(error.to_string())),

@@ -19,7 +19,7 @@ pub fn checkpoint_place(plan: &ServicePlan, in_data_dir: bool) -> Option<String>
     match &checkpoints.location {
         _ if !checkpoints.is_configured && !in_data_dir => {
             tracing::info!(
-                "there are no checkpoints, so every start reads all of the logs: see checkpoints.url"
+                "no location for checkpoints is configured, so every start reads all of the logs: set checkpoints.url"
             );
             None
         }

@@ -50,7 +50,7 @@ pub fn choose_checkpoint_settings(
         tracing::info!(
             generation,
             named = name,
-            "generations are counted anew: in the names of checkpoints they go on"
+            "the generation count has restarted below that of earlier checkpoints; the names of checkpoints continue the earlier count"
         );
     }
     Ok(Some(CheckpointSettings { place, generation: name, log_ids }))
@@ -68,7 +68,9 @@ fn results_identity(plan: &ServicePlan) -> BTreeMap<String, String> {
 impl CheckpointRepository {
     pub fn open(plan: &ServicePlan, settings: &CheckpointSettings) -> Result<CheckpointRepository, RunError> {
         let CheckpointSettings { place, generation, log_ids } = settings.clone();
-        let without = || RunError::Failed("checkpoints: this process has none in its configuration".into());
+        let without = || {
+            RunError::Failed("process 0 restores a checkpoint, and this process has no checkpoints configured: give all processes the same configuration".into())
+        };
         Ok(CheckpointRepository {
             checkpoints: open_checkpoints(&place)?,
             plan: plan.checkpoints.clone().ok_or_else(without)?,
@@ -148,8 +150,7 @@ impl CheckpointRepository {
         let read = read.and_then(|manifest| self.checkpoints.verify_contents(&manifest));
         match read.map_err(|error| (load_failure(&error).kind, error)) {
             Ok(_) if process != 0 => Err(RunError::Failed(format!(
-                "process {process}: {why}: but process 0 can read all of it, so it is not the same store: make sure that all processes \
-                 reach the same checkpoints"
+                "process {process}: {why}: but process 0 can read all of this checkpoint, so the two read different stores: give all processes the same checkpoints.url, or a file system that they share"
             ))),
             // It was removed meanwhile, or can be read now.
             Ok(_) | Err((LoadFailureKind::Missing, _)) => Ok(()),
@@ -161,7 +162,7 @@ impl CheckpointRepository {
                 tracing::warn!(
                     checkpoint = %name,
                     path,
-                    "a file of a checkpoint is damaged: it is renamed to end in .damaged; with the right file in its place, what needs it is used again"
+                    "a file of a checkpoint is damaged: it was renamed to end in .damaged, and an older checkpoint is tried; restore the right file, and checkpoints that need it can be used again"
                 );
                 Ok(())
             }

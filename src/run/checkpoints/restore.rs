@@ -34,7 +34,7 @@ pub fn restore_newest(
         };
         let all = lead.order(member, ControlCommand::LoadCheckpoint(request), loaded)?;
         if repository.verdict(&manifest, all, context.is_following)? {
-            tracing::info!(checkpoint = name, took = ?began.elapsed(), "a checkpoint is taken up");
+            tracing::info!(checkpoint = name, took = ?began.elapsed(), "a checkpoint was restored");
             return Ok(Some(manifest));
         }
     }

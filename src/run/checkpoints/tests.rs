@@ -170,7 +170,7 @@ fn only_locally_damaged_files_are_quarantined() {
     // A checkpoint that process 0 can read is neither damaged nor missing.
     for kind in [Damaged, Missing] {
         let line = kept.verdict(&whole, vec![None, failed(kind)], false).unwrap_err().to_string();
-        assert!(line.contains("process 1") && line.contains("not the same store"), "{line}");
+        assert!(line.contains("process 1") && line.contains("the two read different stores"), "{line}");
     }
     assert!(!kept.verdict(&whole, vec![failed(Damaged), None], false).unwrap(), "it was read better since");
     assert!(!kept.verdict(&whole, vec![None, failed(Unfit)], false).unwrap());
@@ -276,7 +276,9 @@ fn start_without_checkpoint_names_damage_and_remedy() {
     };
     assert!(next(0).unwrap().is_none(), "the log reaches back");
     let line = next(1).unwrap_err().to_string();
-    for says in [&*file, "is missing", "it begins at 1", "put the right files back", "swelter restore"] {
+    for says in
+        [&*file, "is missing", "it begins at 1", "restore the missing or damaged files", "swelter restore"]
+    {
         assert!(line.contains(says), "{says}: {line}");
     }
 }

@@ -117,7 +117,7 @@ impl VerifierThread {
                 Ok(()) | Err(CheckpointError::Cancelled) => {}
                 Err(error) => {
                     tracing::warn!(
-                        "checkpoints cannot be read back, so nothing older is given up yet; it is tried again: {error}"
+                        "checkpoints cannot be verified, so no older ones are removed; it is retried: {error}"
                     );
                     due = Instant::now() + STORE_RETRY.min(self.verify_every);
                 }
@@ -241,8 +241,7 @@ impl VerifierThread {
         tracing::warn!(
             checkpoint = %name,
             path,
-            "a file of a checkpoint is damaged: a full checkpoint is made now, and nothing is trimmed before it is whole; the file, if it is there, is \
-             renamed to end in .damaged, and with the right one in its place what needs it is used again: {error}"
+            "a file of a checkpoint is damaged or missing: a full checkpoint is made now, and nothing is trimmed before it is complete; a damaged file is renamed to end in .damaged; restore the right file, and checkpoints that need it can be used again: {error}"
         );
     }
 
@@ -254,9 +253,7 @@ impl VerifierThread {
                 self.checkpoints.prune_checkpoints(self.keep, &|manifest| self.is_trusted(manifest))?;
             let Some(journal) = &self.journal else { return Ok(()) };
             if let Err(error) = journal.trim_before(&covered_by_all(&kept, &**journal)) {
-                tracing::warn!(
-                    "what checkpoints cover cannot be removed from the journal; it is tried again: {error}"
-                );
+                tracing::warn!("the journal cannot be trimmed below its checkpoints; it is retried: {error}");
             }
             Ok(())
         };

@@ -159,9 +159,7 @@ pub(super) fn check_dead_letters_topic(
     match start.flatten() {
         None => Ok(()),
         Some(_) => Err(RunError::Failed(format!(
-            "source {name}: its dead letters, where it was first read from, and the answers of its registry are kept in progress topic \
-             {own}, not in {used}, as before there was this sink, or with other properties: set it back; to begin anew, delete {own}, \
-             {first} and {second}"
+            "source {name}: its dead letters, its first positions and the responses of its registry are recorded in progress topic {own}, not in {used}: the sink was added later, or properties have changed; set the configuration back, or, to begin anew, delete {own}, {first} and {second}"
         ))),
     }
 }
@@ -170,8 +168,6 @@ pub(super) fn check_dead_letters_topic(
 pub(super) fn unknown_dead_letters(name: &str, source: &KafkaSourcePlan, used: &str) -> RunError {
     let [first, second] = dead_letter_topics(&source.topic);
     RunError::Failed(format!(
-        "source {name}: {first} or {second} holds dead letters, of which progress topic {used} knows nothing: where a sink was removed, set \
-         it back; where {used} was lost, restore it; to begin anew, delete both topics, or they would be written twice \
-         (docs/disaster-recovery.md)"
+        "source {name}: {first} or {second} holds dead letters that progress topic {used} does not know, so they would be written twice: if a sink was removed, set it back; if {used} was lost, restore it; to begin anew, delete both topics of dead letters (docs/disaster-recovery.md)"
     ))
 }

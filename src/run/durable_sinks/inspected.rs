@@ -315,8 +315,7 @@ impl InspectedSinks {
         for (inspected, snapshot) in self.sinks.iter().zip(snapshots).skip(self.kafka.len()) {
             if snapshot.get::<Claim>(CLAIM)?.is_none() {
                 return Err(RunError::Failed(format!(
-                    "cluster.start: the {} holds nothing of the generation that is to be taken over from: start where that one's folder is seen; \
-                     to add a sink, start without --takeover and --standby",
+                    "cluster.start: the {} has no claim of the generation to take over from: start on a host that sees the folder of that generation; to add a sink, start without --takeover and --standby",
                     inspected.shown_as
                 )));
             }

@@ -86,24 +86,21 @@ impl SinkTopics {
         let is_copy = is_compared && matches!(change, TopicChange::AnotherId { .. });
         let what = match (is_input, topic == progress) {
             (true, _) if is_copy => format!(
-                "what can be compared of its records fits what progress topic {progress} says was read, so it may be a copy or a restored one"
+                "its records, as far as they can be compared, match those that were read according to progress topic {progress}, so it may be a copy or a restored backup"
             ),
-            (true, _) if !is_compared => "it was deleted, or made anew, while it was read".to_owned(),
-            (true, _) => format!("progress topic {progress} says how far it was read"),
-            (false, true) => "it says what was read and written".to_owned(),
+            (true, _) if !is_compared => "it was deleted or recreated while it was read".to_owned(),
+            (true, _) => format!("progress topic {progress} has positions of the earlier topic"),
+            (false, true) => "it holds the positions of all that was read and written".to_owned(),
             (false, false) => {
-                format!("progress topic {progress} says what was written to it, and that does not come again")
+                format!("results that progress topic {progress} records as written to it would be missing")
             }
         };
         let adopt = match is_copy {
-            true => {
-                "if it is a copy with all that the other one had, start once with --adopt-logs; otherwise "
-            }
+            true => "if it is a complete copy, start once with --adopt-logs; otherwise ",
             false => "",
         };
         RunError::Failed(format!(
-            "{change}: {what}: {adopt}restore it and start with --adopt-logs, or begin anew: delete {outputs} \
-             (docs/disaster-recovery.md)"
+            "{change}: {what}: {adopt}restore it and start once with --adopt-logs, or, to begin anew, delete {outputs} (docs/disaster-recovery.md)"
         ))
     }
 }
@@ -112,9 +109,7 @@ impl SinkTopics {
     /// Why a run does not append to outputs that its progress does not know.
     fn refuse_unknown(&self, topic: &str, what: &str) -> RunError {
         RunError::Failed(format!(
-            "topic {topic} holds {what}, of which progress topic {} knows nothing: it was lost, or made anew, or is not the one that they \
-             were written with; they would be written twice: restore it and start with --adopt-logs, name the right one, or begin anew: \
-             delete {} (docs/disaster-recovery.md)",
+            "topic {topic} holds {what} that progress topic {} does not know, so they would be written twice: the progress topic was lost or recreated, or is another one; restore it and start once with --adopt-logs, name the right one, or, to begin anew, delete {} (docs/disaster-recovery.md)",
             self.progress,
             self.outputs()
         ))
@@ -194,8 +189,7 @@ fn check_checkpoints<'a>(
     match gone.into_iter().find(|topic| known.contains(*topic)) {
         None => Ok(()),
         Some(topic) => Err(RunError::Failed(format!(
-            "topic {topic} is gone, and checkpoints include what was read of it: restore it and start with --adopt-logs, or begin anew: \
-             name another place for checkpoints (checkpoints.url) (docs/disaster-recovery.md)"
+            "topic {topic} is gone, and checkpoints include its records: restore it and start once with --adopt-logs, or, to begin anew, name another location for checkpoints (checkpoints.url) (docs/disaster-recovery.md)"
         ))),
     }
 }
@@ -246,7 +240,7 @@ impl RecordedTopics {
             match record.detect_change(topic, state, is_written) {
                 None => {}
                 Some(change @ TopicChange::AnotherId { .. }) if self.adopt => {
-                    tracing::warn!("{change}: it is gone on with, as --adopt-logs says");
+                    tracing::warn!("{change}: the run continues with it, because --adopt-logs allows it");
                 }
                 Some(change) => return Err(topics.refuse(&change, true)),
             }
@@ -307,7 +301,7 @@ impl RecordedTopics {
         }
         let kept = keeper.write(TOPICS, &records);
         if let Err(error) = &kept {
-            tracing::debug!(%error, "what was written to is not recorded yet");
+            tracing::debug!(%error, "topics that were written for the first time cannot be recorded now; it is retried");
             return false;
         }
         if let Some(own) = self.lock().get_mut(sink) {

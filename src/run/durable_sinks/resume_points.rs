@@ -45,8 +45,7 @@ fn order_resume_points(
                 |(slot, before): (&PartitionIndex, &u64)| positions.get(slot).is_none_or(|now| now < before);
             if cuts.points.last().is_some_and(|before| before.iter().any(falls)) {
                 return Err(
-                    "the shards' progress records contradict each other: were their topics restored from different times? Name \
-                     new progress and result topics to begin anew"
+                    "the progress records of the shards contradict each other, as if their topics were restored from different times: restore all of them from the same time, or name new progress and result topics to begin anew"
                         .into(),
                 );
             }
@@ -68,8 +67,7 @@ fn locate_partitions(
         };
         if let Some(gone) = of_source.keys().find(|partition| !is_there(partition)) {
             return Err(format!(
-                "the results include source {source}, partition {gone}, which is not there any more: configure the source \
-                 again, or name new progress and result topics to begin anew"
+                "the results include source {source}, partition {gone}, which no longer exists: configure the source again, or name new progress and result topics to begin anew"
             ));
         }
     }

@@ -91,7 +91,7 @@ pub(super) fn check_claim(layout: &FolderLayout, own: &NumberedClaim) -> Result<
         Some(NumberedClaim { claim, .. }) => {
             Err(FolderError::SameGeneration { path, generation: claim.generation })
         }
-        None => Err(FolderError::Damaged { path: layout.claims(), problem: "its claims are gone".into() }),
+        None => Err(FolderError::Damaged { path: layout.claims(), problem: "its claims are missing".into() }),
     }
 }
 

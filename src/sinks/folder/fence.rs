@@ -64,7 +64,7 @@ fn find_segment(
     };
     let damaged = |path, has: u64| FolderError::Damaged {
         path,
-        problem: format!("it has {has} bytes, and the transactions say {}", segment.bytes),
+        problem: format!("it has {has} bytes, and its transactions have {}", segment.bytes),
     };
     let length = |path: &Path| match fs::metadata(path) {
         Ok(metadata) => Ok(Some(metadata.len())),
@@ -164,7 +164,7 @@ fn copy_segment(from: &WorkingFolder, to: &WorkingFolder, segment: &OpenSegment)
     };
     let copied = copy().map_err(FolderError::at(&from))?;
     if copied < segment.bytes {
-        let problem = format!("it has {copied} bytes, and the transactions say {}", segment.bytes);
+        let problem = format!("it has {copied} bytes, and its transactions have {}", segment.bytes);
         return Err(FolderError::Damaged { path: from, problem });
     }
     Ok(())

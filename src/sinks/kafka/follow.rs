@@ -153,7 +153,7 @@ pub(super) fn start_heartbeat(plan: &KafkaOutputPlan, claim: &Claim) -> Result<H
     let beat = move || {
         while ended.recv_timeout(HEARTBEAT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = writer.write(MARKER, &nonce) {
-                tracing::debug!(%error, "a heartbeat was not written");
+                tracing::debug!(%error, "a heartbeat cannot be written to the progress topic; the next one follows");
             }
         }
     };

@@ -76,7 +76,7 @@ impl ClientContext for DeliveryErrors {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "sink");
+        tracing::debug!(%error, reason, "a producer of a sink reports an error");
     }
 }
 
@@ -85,7 +85,7 @@ impl ProducerContext for DeliveryErrors {
 
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = delivered {
-            tracing::debug!(%error, topic = message.topic(), "a record was not written");
+            tracing::debug!(%error, topic = message.topic(), "a record was not acknowledged by the brokers; its transaction is aborted and its results are written again");
             self.record_failure(message.topic(), error);
         }
     }

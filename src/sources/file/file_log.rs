@@ -118,7 +118,7 @@ impl FileLog {
                 SeekOutcome::EndsBefore(end) => ends = Some(end),
                 SeekOutcome::Differs => {}
                 SeekOutcome::Unreadable(why) => {
-                    tracing::warn!(file = %file.path.display(), "not looked at: {why}")
+                    tracing::warn!(file = %file.path.display(), "the file is skipped in the search for the next one of the log, because it cannot be read: {why}")
                 }
             }
         }
@@ -157,8 +157,7 @@ impl FileLog {
         let files = self.list_files()?;
         let gone = || {
             SourceError::Fatal(format!(
-                "{}: the files of the log from position 0 to {} are not there: restore them beside it, or begin anew with another data \
-                 directory",
+                "{}: the files of the log from position 0 to {} are missing: restore them to its folder, or begin anew with another data directory",
                 self.name(),
                 first.begin
             ))
@@ -191,8 +190,7 @@ impl FileLog {
             }
         }
         Err(SourceError::Fatal(format!(
-            "{}: the file that the log was read from at position {} is not there, nor beside it under the name of a rotated one: restore it, or \
-             begin anew with another data directory",
+            "{}: the file that held the log from position {} is missing, also under the names of rotated files: restore it, or begin anew with another data directory",
             self.name(),
             known.begin
         )))
@@ -303,7 +301,7 @@ impl FileLog {
             Ok(reader) => Ok(reader),
             // An unreadable file under another name is not the one that is searched for.
             Err(error) if !file.is_current() => {
-                tracing::debug!(file = %file.path.display(), %error, "not a file of the log");
+                tracing::debug!(file = %file.path.display(), %error, "an unreadable file is not counted as part of the log");
                 Ok(None)
             }
             Err(DecodeError::Io(error)) if is_missing(&error) => Ok(None),
@@ -332,15 +330,14 @@ impl FileLog {
 
     pub(super) fn ends_before_error(&self, end: u64, position: u64) -> SourceError {
         SourceError::EndsBefore(format!(
-            "{} has {end} records, but {position} were read from it before: restore it, or begin anew with another data directory",
+            "{} has {end} records, but {position} were read from it earlier: restore it, or begin anew with another data directory",
             self.name()
         ))
     }
 
     pub(super) fn record_differs_error(&self, position: u64) -> SourceError {
         SourceError::RecordDiffers(format!(
-            "{} is not the file that was read: what stands in it before record {position} is something else, and no rotated file beside it has \
-             it; it was written anew, or is another one. Restore it, or begin anew with another data directory",
+            "{} is not the file that was read: its content before record {position} differs, and no rotated file beside it has that content, so it was rewritten or replaced: restore it, or begin anew with another data directory",
             self.name()
         ))
     }

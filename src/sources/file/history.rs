@@ -137,7 +137,7 @@ impl FileHistory {
 }
 
 fn io_error_text(path: &Path, error: &io::Error) -> String {
-    format!("{}: {error}: make room, or make it readable and writable", path.display())
+    format!("{}: {error}: free space, or make it readable and writable", path.display())
 }
 
 fn append_lines(path: &Path, whole: u64, lines: &[HistoryLine]) -> io::Result<u64> {

@@ -199,8 +199,7 @@ impl FilePartition {
         if let Some((_, length)) = grown {
             let log = lock_log(&self.log);
             tracing::error!(
-                "{}: the file that was rotated has grown beyond its {length} bytes after the next one was begun: those records are not \
-                 read; append them to {0}, and have whoever writes open it anew when it is rotated",
+                "{}: the rotated file has grown beyond its {length} bytes after the next file was begun, and the added records are not read: append them to {0}, and configure the writer to reopen the file after a rotation",
                 log.name()
             );
         }
@@ -320,11 +319,14 @@ impl RotationWatch {
             current.filter(|current| reader.records > 0 && self.differing_file != Some(*current))
         {
             if let Some(same) = log.open_replacement(reader)? {
-                tracing::info!("{} was replaced by a file with the same records: it is read on", log.name());
+                tracing::info!(
+                    "{} was replaced by a file with the same records: reading continues in the new one",
+                    log.name()
+                );
                 return Ok(RotationStep::Replaced(Box::new(same)));
             }
             if log.begins_with_same_record(reader)? && !log.is_rotated(reader)? {
-                return Err(SourceError::RecordDiffers(changed("was replaced by one with other records")));
+                return Err(SourceError::RecordDiffers(changed("was replaced by a file with other records")));
             }
             // A file without a record may still become the same.
             self.differing_file = log.current_has_record()?.then_some(current);
@@ -363,7 +365,7 @@ impl RotationWatch {
         if !self.is_warned {
             self.is_warned = true;
             tracing::warn!(
-                "{} was moved away while it is followed: it is read on, and so is what comes in its place",
+                "{} was moved away while it is followed: reading continues in it, and then in the file that replaces it",
                 log.name()
             );
         }

@@ -43,7 +43,7 @@ pub enum FeedError {
     #[error("{}", start_failure_text(.0))]
     Thread(io::Error),
     #[error(
-        "{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew"
+        "{path} does not hold the position of a generator ({error}): remove it, and the generator starts from its beginning"
     )]
     Damaged { path: PathBuf, error: serde_json::Error },
 }
@@ -95,8 +95,8 @@ impl GeneratorFeed {
         let (log, stopped) = (paced.cursor(), Arc::clone(&stop));
         let retries = RetryBackoff::new(
             "generator",
-            "write down the generator's place",
-            "after a restart it begins earlier",
+            "save the position of the generator",
+            "after a restart it repeats some readings",
         );
         let feeding = FeedLoop { cursor: log, paced, kept, path, appender, stop: stopped, retries };
         let thread = thread::Builder::new().name(format!("feed {name}")).spawn(move || feeding.run());
@@ -107,7 +107,7 @@ impl GeneratorFeed {
     /// Stops the feed once the appends in flight are durable.
     pub fn stop(self) -> Result<(), AppendError> {
         self.stop.store(true, Ordering::Relaxed);
-        let panicked = || Err(AppendError::Failed("its feed has panicked".into()));
+        let panicked = || Err(AppendError::Failed("the thread of the generator has panicked".into()));
         self.thread.join().unwrap_or_else(|_| panicked())
     }
 }

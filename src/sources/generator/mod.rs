@@ -65,16 +65,16 @@ pub enum PlanError {
     NoCities,
     #[error("the interval must be longer than 0")]
     NoInterval,
-    #[error("from {from} to {to} there is no time: the end must be later than the beginning")]
+    #[error("the end {to} must be later than the beginning {from}")]
     NoTime { from: EventTime, to: EventTime },
     #[error("{} weather begins at {start}, after {from}", weather.name())]
     BeforeWeather { weather: WeatherKind, start: EventTime, from: EventTime },
     #[error(
-        "late arrivals would come after {}, the last time that can be written: end sooner",
+        "late arrivals would be after {}, the greatest time that can be written: choose an earlier end",
         EventTime::MAX
     )]
     EndOfTime,
-    #[error("{name} is a share of all readings, from 0 to 1, not {share}")]
+    #[error("{name} must be a share of all readings from 0 to 1, not {share}")]
     Share { name: &'static str, share: f64 },
     #[error("{0}")]
     Weather(String),
@@ -277,7 +277,7 @@ impl Generator {
         let temperature = (steps + sign(1) * up_to(0, 5.0 * steps_per_degree)) / steps_per_degree;
         let humidity = (wrong.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
         Measurement::new(temperature, humidity, wrong.wind_speed())
-            .expect("made-up weather is far enough within what is accepted")
+            .expect("generated weather is far within the accepted ranges")
     }
 
     fn generate_record(&self, due: ScheduledRecord) -> TimedRecord<'_> {

@@ -161,7 +161,7 @@ impl ArrivalClock {
             let time = format_time(wall);
             tracing::warn!(
                 time,
-                "the clock of this host says so for a minute now, and is believed: it was put forward by {}",
+                "the clock of this host has been ahead for a minute without a change, so it is trusted now: it was put forward by {}",
                 format_span(ahead)
             );
             self.accept_clock(offset, uptime);
@@ -202,7 +202,7 @@ impl ArrivalClock {
         self.saved = Some((uptime, offset));
         let saved = SavedClock { boot_id: self.clock.boot_id(), uptime_ms: uptime, wall_ms: uptime + offset };
         if let Err(error) = self.save_clock(&saved) {
-            tracing::debug!(path = %self.path.display(), %error, "the time cannot be written down: it is tried again in a minute");
+            tracing::debug!(path = %self.path.display(), %error, "the time cannot be saved; it is retried in a minute");
         }
     }
 
@@ -218,7 +218,7 @@ impl ArrivalClock {
 
     fn release_hold(&self) {
         if self.hold.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            tracing::info!("readings are taken again");
+            tracing::info!("the clock of this host is trusted again: readings are accepted");
         }
     }
 
@@ -230,13 +230,12 @@ impl ArrivalClock {
             let time = format_time(wall);
             tracing::warn!(
                 time,
-                "the clock of this host is {} ahead of what it should say: readings are held back until it says so for a minute; set it right",
+                "the clock of this host is {} ahead of the expected time: readings are refused until it is right or has been steady for a minute; set it right",
                 format_span(ahead)
             );
         }
         let detail = format!(
-            "the clock of this host says {}, {} ahead of what it should by the last arrival and the time since: readings are taken once \
-             it is set right, or has said the same for a minute",
+            "the clock of this host says {}, {} ahead of the expected time (the last arrival and the time since): readings are accepted once it is set right, or has been steady for a minute",
             format_time(wall),
             format_span(ahead)
         );
@@ -250,8 +249,7 @@ fn warn_clock_set_back(wall: i64, ahead: i64) {
     let time = format_time(wall);
     tracing::warn!(
         time,
-        "the clock of this host was put back by {}: arrivals are stamped by it from now on, and epochs go on from their bound; readings \
-         that were taken while it was ahead stay (/v1/status has their cities under ahead_of_clock)",
+        "the clock of this host was put back by {}: new arrivals are stamped by it, and epochs continue from their bound; readings that were accepted while it was ahead stay (/v1/status lists their cities under ahead_of_clock)",
         format_span(-ahead)
     );
 }

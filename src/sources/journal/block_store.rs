@@ -80,7 +80,7 @@ impl BlockStore {
             let file = file.strip_prefix(dir).unwrap_or(&file).display().to_string();
             return Err(JournalError::damaged_error(
                 dir,
-                &format!("its file {file:?} says more contents than it has"),
+                &format!("its file {file:?} declares more contents than it has"),
             ));
         }
         catch_store_panics(|| open_store(&path)).map_err(|failure| match failure {
@@ -305,19 +305,19 @@ fn check_table_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
         };
         let current = read("current")?;
         let Some((version, rest)) = current.split_first_chunk::<8>() else {
-            return Err(damaged("the file \"current\" is cut off"));
+            return Err(damaged("the file \"current\" is truncated"));
         };
         let list = read(&format!("v{}", u64::from_le_bytes(*version)))?;
         if rest.first_chunk::<16>() != Some(&xxh3_128(&list).to_le_bytes()) {
-            return Err(damaged("the list of tables does not have its checksum"));
+            return Err(damaged("the list of tables does not match its checksum"));
         }
     }
     Ok(())
 }
 
 fn position_of_key(key: &[u8]) -> Result<u64, StoreError> {
-    let parsed = block::parse_block_key(key)
-        .ok_or_else(|| StoreError::Damaged("a block has a key that is none".into()));
+    let parsed =
+        block::parse_block_key(key).ok_or_else(|| StoreError::Damaged("a block has an invalid key".into()));
     parsed.map(|(_, first)| first)
 }
 
@@ -325,7 +325,7 @@ fn decode_entry(guard: fjall::Guard, decoder: &mut BlockDecoder) -> Result<Journ
     let (key, value) = guard.into_inner()?;
     decoder.decode(&key, &value).ok_or_else(|| match block::parse_block_key(&key) {
         Some((partition, first)) => StoreError::damaged_block(partition, first),
-        None => StoreError::Damaged("a block has a key that is none".into()),
+        None => StoreError::Damaged("a block has an invalid key".into()),
     })
 }
 

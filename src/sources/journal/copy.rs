@@ -69,7 +69,7 @@ impl BlockSequence {
 
     /// Checks the next block, and returns the position of its end.
     pub fn push_block(&mut self, key: &[u8], stored: &[u8]) -> Result<u64, String> {
-        let (partition, first) = block::parse_block_key(key).ok_or("a block has a key that is none")?;
+        let (partition, first) = block::parse_block_key(key).ok_or("a block has an invalid key")?;
         let damaged = || format!("partition {partition} of the journal is damaged at position {first}");
         let next = self.next_positions.get_mut(partition as usize).ok_or_else(damaged)?;
         let block = self.decoder.decode(key, stored).filter(|_| first == *next).ok_or_else(damaged)?;
@@ -116,8 +116,8 @@ impl JournalCopy {
             .push_block(key, stored)
             .map_err(|what| JournalError::damaged_error(&self.dir, &what))?;
         // The key is valid: the sequence has parsed it.
-        let key =
-            BlockKey::try_from(key).map_err(|_| JournalError::damaged_error(&self.dir, "a key is none"))?;
+        let key = BlockKey::try_from(key)
+            .map_err(|_| JournalError::damaged_error(&self.dir, "a key is invalid"))?;
         self.pending_blocks.push((key, stored.to_vec()));
         self.pending_bytes += stored.len();
         if self.pending_bytes >= COPY_BATCH_BYTES { self.commit_pending() } else { Ok(()) }

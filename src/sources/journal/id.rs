@@ -69,7 +69,7 @@ impl JournalId {
         let parent = read.parent.as_ref().map(|parent| parent.id);
         match known.is_none_or(|known| known == read.id || Some(known) == parent) {
             true => Ok(Some(read)),
-            false => Err(unknown("is of another journal")),
+            false => Err(unknown("belongs to another journal")),
         }
     }
 

@@ -31,7 +31,7 @@ impl LogStarts {
             Err(source) => return Err(JournalError::Io { path, source }),
         };
         if positions.len() != partitions as usize {
-            return Err(JournalError::damaged_error(dir, "its file \"begins\" has other partitions"));
+            return Err(JournalError::damaged_error(dir, "its file \"begins\" lists other partitions"));
         }
         Ok(LogStarts { dir: dir.into(), positions: Mutex::new(positions) })
     }

@@ -43,8 +43,7 @@ impl JournalReader {
         let end = shared.tail_of(partition)?.log_end();
         if position > end {
             return Err(SourceError::Fatal(format!(
-                "partition {partition} of the journal in {} ends at position {end}, before position {position}, from which it \
-                 is to be read: restore the journal from a backup, or move it away together with what was made of it",
+                "partition {partition} of the journal in {} ends at position {end}, and reading starts at position {position}: restore the journal from a backup, or move it away together with its checkpoints and outputs",
                 shared.dir.display()
             )));
         }

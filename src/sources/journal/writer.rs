@@ -114,7 +114,7 @@ impl JournalWriter {
     /// the disk is full, unless the journal is closing.
     fn write_acked_ends(&mut self) -> Result<(), StoreError> {
         let mut retries =
-            RetryBackoff::new("journal", "note the ends of the journal", "posted readings wait");
+            RetryBackoff::new("journal", "record the ends of the journal", "posted readings wait");
         loop {
             match self.acked_ends.write_ends() {
                 Ok(()) => {
@@ -160,7 +160,7 @@ impl JournalWriter {
     fn fail_all(&mut self, failure: &StoreError, appends: Vec<QueuedAppend>) {
         let dir = self.shared.dir.display();
         let line: Arc<str> = format!(
-            "the journal in {dir} cannot be written ({failure}): {}, then start again; what was acknowledged is there",
+            "the journal in {dir} cannot be written ({failure}): {}, then start again; acknowledged readings are durable",
             failure.remedy(&self.shared.dir)
         )
         .into();
@@ -269,7 +269,7 @@ impl SizeWarning {
         }
         tracing::warn!(
             bytes,
-            "the journal in {} holds {} MB: without checkpoints it keeps every reading, and takes as long to replay at a start",
+            "the journal in {} holds {} MB: without checkpoints it keeps every reading, and each start replays all of it; set checkpoints.url",
             dir.display(),
             bytes / 1_000_000,
         );

@@ -124,7 +124,7 @@ impl KafkaAppender {
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         if let Err(error) = self.producer.flush(FLUSH_TIMEOUT) {
-            tracing::warn!(source = &*self.source, topic = self.topic, %error, "records are left that were not acknowledged");
+            tracing::warn!(source = &*self.source, topic = self.topic, %error, "the producer is closed with records that were not acknowledged");
         }
     }
 

@@ -73,8 +73,7 @@ impl FetchedTopic {
 
 pub(super) fn topic_recreated_text(topic: &str, id: &str, own: &str) -> String {
     format!(
-        "topic {topic} was deleted and made anew while it was read: it has the id {id}, and had {own}; nothing of the new one was read: \
-         {TOPIC_REMEDY}"
+        "topic {topic} was deleted and recreated while it was read: it has the id {id}, and had {own}; no record of the new one was read: {TOPIC_REMEDY}"
     )
 }
 

@@ -49,21 +49,18 @@ impl ComparedTopic<'_> {
         match found {
             ProbedRecord::Removed => match (id, recorded.id.as_deref()) {
                 (Some(id), Some(was)) if id != was => Err(format!(
-                    "topic {topic} is another one than was read: its id is {id}, and was {was}, and its record at position {position} of \
-                     partition {partition}, which would tell whether it is a copy, is gone: {TOPIC_REMEDY}"
+                    "topic {topic} is not the one that was read: its id is {id}, and was {was}, and its record at position {position} of partition {partition}, which would show whether it is a copy, is gone: {TOPIC_REMEDY}"
                 )),
                 _ => Ok(()),
             },
             ProbedRecord::Record(now) if now.digest != before.digest => Err(format!(
-                "topic {topic} is another one than was read: its record at position {position} of partition {partition} is another one; \
-                 it was made anew, or its records were replaced: {TOPIC_REMEDY}"
+                "topic {topic} is not the one that was read: its record at position {position} of partition {partition} differs, so it was recreated or its records were replaced: {TOPIC_REMEDY}"
             )),
             ProbedRecord::Record(now) => match (now.leader_epoch, before.leader_epoch) {
                 // A copy has other leader epochs.
                 (Some(now), Some(was)) if now != was && id.is_some() && recorded.is_original_id(id) => {
                     Err(format!(
-                        "partition {partition} of topic {topic} was cut back and written anew: its record at position {position} was taken in \
-                     leader epoch {now}, the one that was read in {was}, as after an unclean leader election: {TOPIC_REMEDY}"
+                        "partition {partition} of topic {topic} was truncated and rewritten: its record at position {position} has leader epoch {now}, and the one that was read had {was}, as after an unclean leader election: {TOPIC_REMEDY}"
                     ))
                 }
                 _ => Ok(()),
@@ -116,8 +113,7 @@ impl KafkaSourceShared {
     /// were read.
     pub(super) fn truncation_error(&self, partition: u32, position: u64) -> SourceError {
         SourceError::Fatal(format!(
-            "partition {partition} of topic {} was cut back before position {position}, up to which it was read, as after an unclean \
-             leader election: {TOPIC_REMEDY}",
+            "partition {partition} of topic {} was truncated below position {position}, up to which it was read, as after an unclean leader election: {TOPIC_REMEDY}",
             self.plan.topic
         ))
     }
@@ -132,7 +128,8 @@ impl KafkaSourceShared {
         };
         let number = self.kafka_partition(partition)?;
         let queue = RecordQueue::split_from_consumer(&consumer, &self.plan.topic, number, || ());
-        let mut queue = queue.ok_or_else(|| self.transient_error(partition, "it has no queue"))?;
+        let mut queue = queue
+            .ok_or_else(|| self.transient_error(partition, "the client has no queue for the partition"))?;
         let mut assigned = TopicPartitionList::with_capacity(1);
         let offset = Offset::Offset(i64::try_from(position).unwrap_or(i64::MAX));
         assigned.add_partition_offset(&self.plan.topic, number, offset).map_err(failed)?;
@@ -176,7 +173,7 @@ impl KafkaSourceShared {
                 None => thread::sleep(PROBE_POLL_INTERVAL),
             }
         }
-        Err(self.transient_error(partition, "the record before its position cannot be read in time"))
+        Err(self.transient_error(partition, "the record before the position was not received in time"))
     }
 
     fn new_prober(&self) -> Result<BaseConsumer<SourceClientContext>, KafkaError> {
@@ -221,7 +218,7 @@ mod tests {
         for id in [Some("a"), Some("b"), None] {
             assert!(compare(id, &own, Some(read)).is_ok());
             let another = Fingerprint { digest: 2, ..read };
-            assert!(compare(id, &own, Some(another)).unwrap_err().contains("is another one than was read"));
+            assert!(compare(id, &own, Some(another)).unwrap_err().contains("is not the one that was read"));
         }
         // If the record is gone, the id decides.
         assert!(compare(Some("a"), &own, None).is_ok() && compare(None, &own, None).is_ok());

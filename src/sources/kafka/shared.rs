@@ -106,7 +106,7 @@ impl Drop for KafkaSourceShared {
         if !self.consumer.closed() {
             tracing::debug!(
                 source = &*self.name,
-                "the consumer is left behind, since the cluster does not answer"
+                "the consumer could not be closed, because the cluster does not answer; it ends with the process"
             );
             std::mem::forget(self.consumer.clone());
         }

@@ -35,7 +35,7 @@ impl TopicDecoder {
             RecordFormat::AvroRegistry(_) => {
                 let schemas = shared.schema_cache.get().cloned();
                 let schemas = schemas.ok_or_else(|| {
-                    SourceError::Fatal(format!("topic {topic}: there is no client of its schema registry"))
+                    SourceError::Fatal(format!("topic {topic}: no schema registry is configured for it"))
                 })?;
                 Some(AvroRecordDecoder::from_registry(schemas, read))
             }

@@ -60,7 +60,7 @@ impl OpenTransactions {
                         source = &*shared.name,
                         partition,
                         position,
-                        "the open transaction has ended: records are read on"
+                        "the open transaction has ended: records behind it are read"
                     );
                 }
                 if stands {
@@ -80,9 +80,7 @@ impl OpenTransactions {
                     partition,
                     position,
                     withheld,
-                    "records wait behind a transaction that another producer of topic {topic} has left open: they are read once it is \
-                     committed or aborted, or the broker gives it up (transaction.timeout.ms of that producer); \
-                     `kafka-transactions.sh find-hanging` shows one that hangs"
+                    "records wait behind an open transaction of another producer of topic {topic}: they are read once it is committed or aborted, or times out (transaction.timeout.ms of that producer); `kafka-transactions.sh find-hanging` shows hanging ones"
                 );
             }
         }
@@ -162,7 +160,13 @@ fn poll_partition_count(shared: &KafkaSourceShared) {
     let partitions = found.partitions().len() as u32;
     let before = shared.partitions.fetch_max(partitions, Ordering::Relaxed);
     if partitions > before {
-        tracing::info!(source = &*shared.name, topic, before, partitions, "the topic has more partitions");
+        tracing::info!(
+            source = &*shared.name,
+            topic,
+            before,
+            partitions,
+            "the topic has new partitions, which are read from now on"
+        );
     }
 }
 

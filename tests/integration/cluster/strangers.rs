@@ -133,8 +133,8 @@ fn weak_secret_is_refused_across_hosts() {
     let mut strong = start_cluster(&folder.path().join("data"), config, &arguments, Some(&made));
     assert_eq!(strong.wait_for_exit().code(), Some(1));
     let log = strong.log();
-    assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
-    assert_eq!(log.matches("there is no cluster.tls").count(), 1, "warned of once: {log}");
+    assert!(log.contains("process 1 of 2 has not connected within 1 s"), "{log}");
+    assert_eq!(log.matches("cluster.tls is not set").count(), 1, "warned of once: {log}");
 }
 
 #[test]
