@@ -63,12 +63,14 @@ impl From<BackupError> for CliError {
 impl BackupArgs {
     pub(super) fn run(self) -> Result<(), CliError> {
         start_warning_log();
-        if let Some(place) = &self.verify {
-            let checked = backup::verify_backup(place)?;
+        if let Some(location) = &self.verify {
+            let checked = backup::verify_backup(location)?;
             return print_report(self.json, &checked, &format!("complete: {}\n", contents_text(&checked)));
         }
         let Some(to) = &self.to else {
-            return Err(CliError::Usage("--to is missing: name the folder or object store of backups".into()));
+            return Err(CliError::Usage(
+                "--to is missing: name the folder or object store of backups".into(),
+            ));
         };
         let plan = self.load_plan()?;
         // The folder that the service would use by default.
@@ -83,7 +85,7 @@ impl BackupArgs {
             contents_text(&report.checked),
             report.seconds
         );
-        report.left_out.iter().for_each(|what| text.push_str(&format!("left out: {what}\n")));
+        report.left_out.iter().for_each(|item| text.push_str(&format!("left out: {item}\n")));
         print_report(self.json, &report, &text)
     }
 

@@ -97,8 +97,8 @@ impl BatchArgs {
         signals::catch_file_size_limit().map_err(|error| CliError::Failed(start_failure_text(&error)))?;
         let start = Instant::now();
         let bar = progress_bar();
-        let shown = bar.clone();
-        let result = batch::run(&plan, move |records| shown.set_position(records));
+        let shared_bar = bar.clone();
+        let result = batch::run(&plan, move |records| shared_bar.set_position(records));
         bar.finish_and_clear();
         let summary = result.map_err(|error| match &error {
             BatchError::Output { name, error: io } if name == STDOUT_NAME => CliError::write_error(None, io),

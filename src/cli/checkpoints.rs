@@ -157,20 +157,20 @@ fn kind_name(manifest: &Manifest) -> &'static str {
 impl ListArgs {
     fn run(self) -> Result<(), CliError> {
         let checkpoints = self.location.open_checkpoints()?;
-        let mut found = Vec::new();
+        let mut manifests = Vec::new();
         for name in checkpoints.list_names().map_err(checkpoint_error)? {
             match checkpoints.read_manifest(name) {
                 Err(error) if !error.is_specific_to_checkpoint() => return Err(checkpoint_error(error)),
-                read => found.push((name, read)),
+                read => manifests.push((name, read)),
             }
         }
         // An object store has no empty folders: an empty location does not exist.
-        if found.is_empty() && !matches!(checkpoints.location(), CheckpointLocation::Folder(_)) {
+        if manifests.is_empty() && !matches!(checkpoints.location(), CheckpointLocation::Folder(_)) {
             return Err(CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location())));
         }
-        let json = || found.iter().map(|(name, read)| line_json(*name, read)).collect();
+        let json = || manifests.iter().map(|(name, read)| line_json(*name, read)).collect();
         self.location.print_report(json, |out| {
-            if found.is_empty() {
+            if manifests.is_empty() {
                 return writeln!(out, "no checkpoints");
             }
             writeln!(
@@ -178,15 +178,15 @@ impl ListArgs {
                 "{:<26} {:<24} {:<9} {:>9} {:>13} {:>10}",
                 "name", "made", "kind", "cities", "readings", "bytes"
             )?;
-            for (name, read) in &found {
+            for (name, read) in &manifests {
                 match read {
                     Ok(manifest) => {
-                        let made = manifest.created_at.to_string();
+                        let created_at = manifest.created_at.to_string();
                         let (cities, readings, bytes) =
                             (manifest.cities, manifest.readings, format_bytes(manifest.own_bytes()));
                         writeln!(
                             out,
-                            "{name:<26} {made:<24} {:<9} {cities:>9} {readings:>13} {bytes:>10}",
+                            "{name:<26} {created_at:<24} {:<9} {cities:>9} {readings:>13} {bytes:>10}",
                             kind_name(manifest)
                         )?;
                     }
@@ -272,8 +272,8 @@ impl ShowArgs {
     }
 
     fn show_city(&self, checkpoints: &Checkpoints, manifest: &Manifest, city: &str) -> Result<(), CliError> {
-        let found = checkpoints.load_city(manifest, city).map_err(checkpoint_error)?;
-        let (partition, state) = found.ok_or_else(|| {
+        let city_state = checkpoints.load_city(manifest, city).map_err(checkpoint_error)?;
+        let (partition, state) = city_state.ok_or_else(|| {
             CliError::Failed(format!("the checkpoint {} has no city {city:?}", manifest.name()))
         })?;
         self.location

@@ -269,19 +269,21 @@ fn write_list_json(
 impl ShowArgs {
     fn run(self) -> Result<(), CliError> {
         let plan = self.service_config.load_plan()?;
-        let found =
+        let dead_letters =
             DeadLetterStores::of(&plan).find_by_position(&self.position).map_err(dead_letters_error)?;
-        if found.is_empty() {
+        if dead_letters.is_empty() {
             return Err(CliError::Failed(format!(
                 "there is no dead letter of {}: `swelter dead-letters list` shows the positions of the newest",
                 self.position
             )));
         }
-        if let (true, Some((_, letter))) = (self.raw, found.first()) {
-            return write_to_stdout(|out| out.write_all(letter.value.as_deref().unwrap_or_default()));
+        if let (true, Some((_, dead_letter))) = (self.raw, dead_letters.first()) {
+            return write_to_stdout(|out| out.write_all(dead_letter.value.as_deref().unwrap_or_default()));
         }
         write_to_stdout(|out| {
-            found.iter().try_for_each(|(source, letter)| write_dead_letter(source, letter, out))
+            dead_letters
+                .iter()
+                .try_for_each(|(source, dead_letter)| write_dead_letter(source, dead_letter, out))
         })
     }
 }
@@ -323,10 +325,10 @@ impl ExportArgs {
             Some(file) => Box::new(io::BufWriter::new(file.writer().map_err(writing)?)),
             None => Box::new(io::BufWriter::new(io::stdout())),
         };
-        let (mut written, mut letters) = (Ok(()), 0u64);
+        let (mut written, mut count) = (Ok(()), 0u64);
         let read = DeadLetterStores::of(&plan).read_all(|source, letter| {
             if written.is_ok() && self.filter.matches_filter(source, &letter) {
-                letters += 1;
+                count += 1;
                 let line = ExportedDeadLetter::from_dead_letter(source, &letter);
                 let text = serde_json::to_writer(&mut out, &line).map_err(io::Error::from);
                 written = text.and_then(|()| writeln!(out));
@@ -336,7 +338,7 @@ impl ExportArgs {
         written.and_then(|()| out.flush()).map_err(writing)?;
         drop(out);
         file.map_or(Ok(()), OutputFile::commit).map_err(writing)?;
-        let _ = writeln!(io::stderr(), "exported {letters} dead letters");
+        let _ = writeln!(io::stderr(), "exported {count} dead letters");
         Ok(())
     }
 }
@@ -346,9 +348,9 @@ impl RetryArgs {
         let plan = self.service_config.load_plan()?;
         restrict_new_files(plan.data_dir_mode);
         let reasons: BTreeSet<String> = self.filter.reasons.into_iter().collect();
-        let wanted = DeadLetterFilter { reasons, written_before_ms: None };
+        let filter = DeadLetterFilter { reasons, written_before_ms: None };
         let outcome = DeadLetterStores::of(&plan)
-            .retry(self.filter.source.as_deref(), &wanted)
+            .retry(self.filter.source.as_deref(), &filter)
             .map_err(dead_letters_error)?;
         write_to_stdout(|out| write_retry_report(&outcome, out))
     }
@@ -359,7 +361,7 @@ fn write_retry_report(outcome: &RetryOutcome, out: &mut dyn Write) -> io::Result
     for (reason, sent) in &outcome.sent {
         writeln!(out, "  {}: {sent}", printable(reason))?;
     }
-    let left = [
+    let not_sent = [
         (outcome.already_sent, "were sent by an earlier retry"),
         (outcome.withdrawals, "are withdrawals, which are not retried: resubmit those that you still want"),
         (
@@ -367,7 +369,7 @@ fn write_retry_report(outcome: &RetryOutcome, out: &mut dyn Write) -> io::Result
             "come from a source that accepts no records: correct them there, or resubmit them",
         ),
     ];
-    for (count, why) in left.into_iter().filter(|(count, _)| *count > 0) {
+    for (count, why) in not_sent.into_iter().filter(|(count, _)| *count > 0) {
         writeln!(out, "{count} {why}")?;
     }
     Ok(())

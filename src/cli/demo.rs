@@ -73,8 +73,8 @@ impl DemoArgs {
             let _ = writeln!(io::stderr(), "{DEFAULT_ADDRESS} is in use: a free port is used instead");
             listen.set_port(0);
         }
-        let joining = Membership::alone(&config.plan);
-        run::run_service(config.plan, joining, |url| {
+        let membership = Membership::alone(&config.plan);
+        run::run_service(config.plan, membership, |url| {
             // A failure to print the hint is ignored.
             let _ = io::stderr().write_all(usage_hint(url, current_time()).as_bytes());
         })

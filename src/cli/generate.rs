@@ -142,14 +142,14 @@ fn write_log(generator: &Generator, mut log: GeneratedLogWriter) -> io::Result<(
 }
 
 impl GeneratedLogWriter {
-    fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
-        match bad.text(self.format, self.ops) {
+    fn write_bad(&mut self, reading: &BadReading<'_>) -> io::Result<()> {
+        match reading.text(self.format, self.ops) {
             Some(text) => self.writer.write_raw(text.as_bytes()),
             // Parquet columns are typed: the only fault they can have is a missing value.
-            None if bad.kind.needs_text() => {
-                self.writer.write_fields(&RecordFields { temperature: None, ..bad.fields() })
+            None if reading.kind.needs_text() => {
+                self.writer.write_fields(&RecordFields { temperature: None, ..reading.fields() })
             }
-            None => self.writer.write_fields(&bad.fields()),
+            None => self.writer.write_fields(&reading.fields()),
         }
     }
 }

@@ -121,13 +121,13 @@ where
 
 /// Logs a panic that ended one client, at a limited rate: a client may be able to repeat it.
 fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::PanicScope) {
-    let Some(place) = panic.location() else { return };
-    let Some(unreported) = panics::unreported_count_if_due(place) else { return };
-    let (scope, place, backtrace) = (scope.name(), place.to_string(), capture_backtrace());
+    let Some(location) = panic.location() else { return };
+    let Some(unreported) = panics::unreported_count_if_due(location) else { return };
+    let (scope, location, backtrace) = (scope.name(), location.to_string(), capture_backtrace());
     let what = panics::panic_message(panic).unwrap_or(UNKNOWN_CAUSE);
     tracing::error!(
         scope,
-        place,
+        place = location,
         unreported,
         backtrace,
         "a bug in swelter ended one {scope}, and nothing else; please report it: panicked: {what}"

@@ -128,21 +128,21 @@ impl ProduceArgs {
         let shift = self.shift_to.map(|to| TimeShift::measure(&files, &options, to)).transpose()?;
         let generator =
             self.generate.then(|| log.unwrap_or_else(default_generator_args).into_generator()).transpose()?;
-        let mut producing = ProduceRun::new(self.open_appender()?, self.rate);
+        let mut run = ProduceRun::new(self.open_appender()?, self.rate);
         let start = Instant::now();
         let result = match &generator {
-            Some(generator) => producing.push_generated(generator),
-            None => files.iter().try_for_each(|file| self.push_file(file, &options, shift, &mut producing)),
+            Some(generator) => run.push_generated(generator),
+            None => files.iter().try_for_each(|file| self.push_file(file, &options, shift, &mut run)),
         };
-        let result = result.and_then(|()| producing.append_batch());
-        let waited = producing.wait_for_all();
-        producing.bar.finish_and_clear();
-        let _ = producing.counts.report_counts(&self.topic, start.elapsed().as_secs_f64());
-        for warning in producing.read_statistics.warnings(&options) {
+        let result = result.and_then(|()| run.append_batch());
+        let waited = run.wait_for_all();
+        run.bar.finish_and_clear();
+        let _ = run.counts.report_counts(&self.topic, start.elapsed().as_secs_f64());
+        for warning in run.read_statistics.warnings(&options) {
             let _ = writeln!(io::stderr(), "warning: {}", printable(&warning));
         }
         result.and(waited)?;
-        if producing.counts.acknowledged == 0 && !self.generate && !self.allow_empty {
+        if run.counts.acknowledged == 0 && !self.generate && !self.allow_empty {
             return Err(CliError::NothingTaken(NOTHING_TAKEN_TEXT.into()));
         }
         Ok(())
@@ -152,8 +152,9 @@ impl ProduceArgs {
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
         let properties: BTreeMap<String, String> = self.properties.iter().cloned().collect();
         let cluster = KafkaCluster { brokers: self.brokers.clone(), properties };
-        let found = topic_admin::describe_topics(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
-        if !matches!(found.get(&self.topic), Some(Some(_))) {
+        let topics =
+            topic_admin::describe_topics(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
+        if !matches!(topics.get(&self.topic), Some(Some(_))) {
             return Err(CliError::Failed(format!(
                 "{} does not have topic {}: create it (kafka-topics.sh --create)",
                 self.brokers, self.topic
@@ -191,7 +192,7 @@ impl ProduceArgs {
         file: &InputFile,
         options: &ReadOptions,
         shift: Option<TimeShift>,
-        producing: &mut ProduceRun,
+        run: &mut ProduceRun,
     ) -> Result<(), CliError> {
         let name = file.name();
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{name}: {error}"));
@@ -205,25 +206,25 @@ impl ProduceArgs {
             bytes.clear();
             let (city, refusal) = match decoder.next().map_err(|error| failed(&error))? {
                 None => {
-                    producing.read_statistics.local_times += decoder.local_times();
+                    run.read_statistics.local_times += decoder.local_times();
                     return Ok(());
                 }
                 Some(Ok(upsert)) => {
                     let reading_at =
                         shift.map_or(upsert.reading_at, |shift| shift.apply_to(upsert.reading_at));
                     let upsert = Upsert { reading_at, ..upsert };
-                    producing.read_statistics.humidities.count_reading(&upsert);
+                    run.read_statistics.humidities.count_reading(&upsert);
                     push_json_record(&RecordFields::from_upsert(&upsert), &mut bytes);
                     (Some(Box::from(upsert.city)), None)
                 }
                 Some(Err(refusal)) => (None, Some(refusal)),
             };
             if as_it_is {
-                producing.push_record(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
+                run.push_record(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
             } else if let Some(refusal) = refusal {
-                producing.report_refusal(&name, decoder.line(), &refusal);
+                run.report_refusal(&name, decoder.line(), &refusal);
             } else {
-                producing.push_record(NewRecord::new(city.as_deref(), &*bytes))?;
+                run.push_record(NewRecord::new(city.as_deref(), &*bytes))?;
             }
         }
     }
@@ -339,7 +340,7 @@ impl ProduceRun {
     fn handle_append_results(&mut self, mut wait: Duration) -> Result<(), CliError> {
         loop {
             let (records, result) = match self.append_results.recv_timeout(wait) {
-                Ok(heard) => heard,
+                Ok(append_result) => append_result,
                 Err(RecvTimeoutError::Timeout) if wait.is_zero() => return Ok(()),
                 Err(_) => return Err(CliError::Failed("the brokers have not acknowledged the records in time: check the cluster, then try again".into())),
             };
@@ -372,11 +373,11 @@ impl ProduceRun {
     fn report_refusal(&mut self, file: &str, line: u64, refusal: &Refusal) {
         self.counts.refused += 1;
         if self.counts.refused <= MAX_SHOWN_REFUSALS {
-            let shown = || {
+            let print_refusal = || {
                 let refused = format!("{file}:{line}: {refusal}");
                 writeln!(io::stderr(), "refused {}", printable(&refused))
             };
-            let _ = self.bar.suspend(shown);
+            let _ = self.bar.suspend(print_refusal);
         }
     }
 }

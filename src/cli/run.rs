@@ -103,7 +103,7 @@ impl RunArgs {
         match process {
             None if processes > 1 => run_supervisor(config.plan),
             process => match self.join_cluster(&config.plan, process.unwrap_or(0))? {
-                Some(joining) => run_service(config.plan, joining, |_| ()),
+                Some(membership) => run_service(config.plan, membership, |_| ()),
                 None => Ok(()),
             },
         }
@@ -128,8 +128,8 @@ impl RunArgs {
             )
             .map_err(failed)?;
             let Some(SupervisorLink { listener, hosts }) = supervised else { return Ok(None) };
-            let joining = member_of_hosts(plan, process, hosts)?;
-            return Ok(Some(Membership { listener: Some(listener), shutdown, ..joining }));
+            let membership = member_of_hosts(plan, process, hosts)?;
+            return Ok(Some(Membership { listener: Some(listener), shutdown, ..membership }));
         }
         if plan.cluster.hosts.is_empty() {
             let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
@@ -198,7 +198,7 @@ fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
 /// Runs the service. Prints its address to standard output, then calls `then` with it as a URL.
 pub(super) fn run_service(
     mut plan: ServicePlan,
-    joining: Membership,
+    membership: Membership,
     then: impl FnOnce(&str),
 ) -> Result<(), CliError> {
     let refused = |error: LimitError| CliError::Failed(error.to_string());
@@ -220,7 +220,7 @@ pub(super) fn run_service(
         let _ = print_to_stdout(&format!("listening on {url}\n"));
         then(&url);
     };
-    service::run(plan, joining, announce).map_err(|error| match error {
+    service::run(plan, membership, announce).map_err(|error| match error {
         error if error.is_takeover() => CliError::TakenOver(error.to_string()),
         error => CliError::Failed(error.to_string()),
     })

@@ -170,7 +170,7 @@ fn read_retention(keys: &mut ConfigReader) -> Retention {
 
 fn read_checkpoints(keys: &mut ConfigReader, data_dir: &Path) -> Option<CheckpointPlan> {
     let location = match keys.read_optional_text("checkpoints.url").map(|url| url.parse()).transpose() {
-        Ok(place) => place,
+        Ok(parsed) => parsed,
         Err(problem) => {
             keys.add_error("checkpoints.url", format!("is not a location for checkpoints: {problem}"));
             None
@@ -224,18 +224,18 @@ fn read_ingest(keys: &mut ConfigReader, sources: &[SourcePlan], lateness: Millis
 
 fn read_ingest_into(keys: &mut ConfigReader, sources: &[SourcePlan]) -> Option<String> {
     let key = "ingest.into";
-    let given = keys.read_optional_text(key);
+    let source_name = keys.read_optional_text(key);
     let topics = sources.iter().filter(|source| matches!(source.kind, SourceKind::Kafka(_)));
     let mut names = topics.map(|source| source.name.clone());
-    let Some(given) = given else { return names.next() };
+    let Some(source_name) = source_name else { return names.next() };
     let all_are_known = keys.list_items("sources").len() == sources.len();
-    if all_are_known && !names.any(|name| name == given) {
+    if all_are_known && !names.any(|name| name == source_name) {
         let problem = format!(
-            "{given:?} is not the name of a Kafka source: name one, or leave it empty for the first one"
+            "{source_name:?} is not the name of a Kafka source: name one, or leave it empty for the first one"
         );
         keys.add_error(key, problem);
     }
-    Some(given)
+    Some(source_name)
 }
 
 fn read_serve(keys: &mut ConfigReader) -> ServePlan {
@@ -293,7 +293,7 @@ fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
     let file =
         keys.read_optional_text("serve.tokens_file").map(|path| tokens::tokens_from_file(Path::new(&path)));
     let variable = keys.take_tokens().map(|text| tokens::tokens_from_variable(&text));
-    let given: Vec<&str> =
+    let origins: Vec<&str> =
         [file.is_some().then_some("serve.tokens_file"), variable.is_some().then_some("SWELTER_TOKENS")]
             .into_iter()
             .flatten()
@@ -304,7 +304,7 @@ fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
             Ok(tokens) if tokens.iter().any(|token| all.iter().any(|other| other.secret == token.secret)) => {
                 keys.add_error(key, "holds a token that serve.tokens_file has as well: list it once");
             }
-            Ok(tokens) if tokens.is_empty() && given.contains(&key) => {
+            Ok(tokens) if tokens.is_empty() && origins.contains(&key) => {
                 keys.add_error(key, "holds no token, and without tokens everybody may do everything: add one, or remove the setting");
             }
             Ok(tokens) => all.extend(tokens),

@@ -83,14 +83,14 @@ pub fn read_kafka_source(
 ) -> Option<KafkaSourcePlan> {
     let key = |name: &str| format!("{at}.{name}");
     let topic = read_topic(keys, &key("topic"), MAX_SOURCE_TOPIC_BYTES);
-    let shown = topic.as_deref().unwrap_or("topic");
+    let topic_name = topic.as_deref().unwrap_or("topic");
     for (name, value) in [
         ("format", "json"),
         ("start", "earliest"),
         ("schema_file", ""),
         ("partitioner", "murmur2_random"),
-        ("progress_topic", &format!("{shown}.progress")),
-        ("group", &format!("swelter-{shown}")),
+        ("progress_topic", &format!("{topic_name}.progress")),
+        ("group", &format!("swelter-{topic_name}")),
         ("retry_after", ""),
     ] {
         keys.set_default(&key(name), ConfigValue::Text(value.into()));
@@ -155,15 +155,15 @@ pub fn read_kafka_sink(keys: &mut ConfigReader, at: &str, topics: &mut TopicUses
         keys.add_error(&timeout, problem);
     }
     let (cluster, progress_topic, delivery) = (cluster?, progress_topic?, delivery?);
-    let outlet =
+    let sink =
         KafkaOutputPlan { cluster, progress_topic, delivery, shards, commit_interval, transaction_timeout };
     let topic = topic?;
-    topics.use_topic(keys, &outlet.cluster, &topic, &key("topic"));
+    topics.use_topic(keys, &sink.cluster, &topic, &key("topic"));
     if let Some(current_topic) = &current_topic {
-        topics.use_topic(keys, &outlet.cluster, current_topic, &current);
+        topics.use_topic(keys, &sink.cluster, current_topic, &current);
     }
-    topics.use_progress_topic(keys, &outlet.cluster, &outlet.progress_topic, &key("progress_topic"));
-    Some(KafkaSinkPlan { output: outlet, topic, current_topic, format: format?, create_topics })
+    topics.use_progress_topic(keys, &sink.cluster, &sink.progress_topic, &key("progress_topic"));
+    Some(KafkaSinkPlan { output: sink, topic, current_topic, format: format?, create_topics })
 }
 
 fn read_topic(keys: &mut ConfigReader, key: &str, most: usize) -> Option<String> {

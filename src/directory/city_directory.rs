@@ -82,8 +82,8 @@ impl<'a> Directory<'a> {
 
     /// The city of this id, if the directory has it.
     pub fn city_by_id(&self, id: u32) -> Option<&DirectoryCity<'a>> {
-        let found = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
-        self.cities.get(self.by_id[found].1 as usize)
+        let index = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        self.cities.get(self.by_id[index].1 as usize)
     }
 
     /// What is known of the city of a key: from the places file, or else by the key as an id in its
@@ -146,7 +146,7 @@ impl ColumnIndexes {
         let mut fields = CsvLineFields(Some(record));
         let mut index = 0;
         while let Some(field) = fields.next()? {
-            if let Some(column) = self.0.iter().position(|&place| place == index) {
+            if let Some(column) = self.0.iter().position(|&column_index| column_index == index) {
                 values[column] = Some(field);
             }
             index += 1;

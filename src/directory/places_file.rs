@@ -65,13 +65,13 @@ impl PlacesFile {
         let mut places = BTreeMap::new();
         let mut first_lines: BTreeMap<Box<str>, usize> = BTreeMap::new();
         for (line, record) in lines {
-            let (key, place) = parse_entry(record, &columns).map_err(at(line))?;
+            let (key, entry) = parse_entry(record, &columns).map_err(at(line))?;
             if let Some(first) = first_lines.insert(key.clone(), line) {
                 let problem =
                     format!("{} is in line {first} too: write each city once", quoted_excerpt(&key));
                 return Err(at(line)((Some("id"), problem)));
             }
-            places.insert(key, place);
+            places.insert(key, entry);
         }
         Ok(PlacesFile(places))
     }
@@ -87,43 +87,43 @@ impl PlacesFile {
 
 /// For each field of a line, its column.
 fn map_header(header: &str) -> Result<Vec<Option<usize>>, ColumnProblem> {
-    let mut found = Vec::new();
+    let mut columns = Vec::new();
     for name in split_fields(header).map_err(|problem| (None, problem))? {
         let name = name.trim().to_ascii_lowercase();
         let name = if TIME_ZONE_SPELLINGS.contains(&&*name) { PLACE_COLUMNS[5] } else { &name };
         let column = PLACE_COLUMNS.iter().position(|column| *column == name);
-        if let Some(column) = column.filter(|_| found.contains(&column)) {
+        if let Some(column) = column.filter(|_| columns.contains(&column)) {
             return Err((Some(PLACE_COLUMNS[column]), "is there twice: remove or rename one".into()));
         }
-        found.push(column);
+        columns.push(column);
     }
     for (at, name) in PLACE_COLUMNS.into_iter().enumerate() {
-        if !found.contains(&Some(at)) {
+        if !columns.contains(&Some(at)) {
             let problem = format!("is missing: the header must name {}", PLACE_COLUMNS.join(", "));
             return Err((Some(name), problem));
         }
     }
-    Ok(found)
+    Ok(columns)
 }
 
 fn split_fields(line: &str) -> Result<Vec<Cow<'_, str>>, String> {
-    let (mut found, mut rest) = (Vec::new(), CsvLineFields(Some(line)));
+    let (mut fields, mut rest) = (Vec::new(), CsvLineFields(Some(line)));
     while let Some(field) = rest.next()? {
-        found.push(field);
+        fields.push(field);
     }
-    Ok(found)
+    Ok(fields)
 }
 
 fn parse_entry(record: &str, columns: &[Option<usize>]) -> Result<(Box<str>, PlacesEntry), ColumnProblem> {
-    let found = split_fields(record).map_err(|problem| (None, problem))?;
-    if found.len() != columns.len() {
-        let (fields, names) = (found.len(), columns.len());
+    let record_fields = split_fields(record).map_err(|problem| (None, problem))?;
+    if record_fields.len() != columns.len() {
+        let (fields, names) = (record_fields.len(), columns.len());
         let problem =
             format!("has {fields} fields, and the header {names}: put a name with a comma into quotes");
         return Err((None, problem));
     }
     let mut values = [""; PLACE_COLUMNS.len()];
-    for (field, column) in found.iter().zip(columns) {
+    for (field, column) in record_fields.iter().zip(columns) {
         if let Some(column) = *column {
             values[column] = field.trim();
         }

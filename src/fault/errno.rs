@@ -50,15 +50,15 @@ pub fn is_transient(error: &(dyn Error + 'static)) -> bool {
 
 /// What a person does about an error of the file or folder at `path`. It always has a text.
 pub fn remedy_for(error: &(dyn Error + 'static), path: &Path) -> String {
-    let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
-    known.unwrap_or_else(|| format!("check that {} is complete and can be read and written", path.display()))
+    let remedy = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
+    remedy.unwrap_or_else(|| format!("check that {} is complete and can be read and written", path.display()))
 }
 
 /// The remedy, with `": "` in front; empty if no remedy is known and the error's own text has to
 /// do.
 pub fn remedy_suffix(error: &(dyn Error + 'static), path: &Path) -> String {
-    let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
-    known.map_or(String::new(), |remedy| format!(": {remedy}"))
+    let remedy_text = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
+    remedy_text.map_or(String::new(), |remedy| format!(": {remedy}"))
 }
 
 /// What a person does if a limit of the process or of the host is reached; `None` for other errors.

@@ -48,14 +48,14 @@ pub enum VersionedArtifact {
 /// Data that was written under another version of the rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{made} by {}, and this is {}: the same readings may have other results now, so nothing is added to it. {} \
+    "{artifact} by {}, and this is {}: the same readings may have other results now, so nothing is added to it. {} \
      (docs/troubleshooting.md, \"Made by another version\")",
     ProducerVersion(.version.as_deref()),
     ProducerVersion(Some(&RULES_VERSION.to_string())),
-    .made.recovery_steps()
+    .artifact.recovery_steps()
 )]
 pub struct RulesVersionMismatch {
-    made: VersionedArtifact,
+    artifact: VersionedArtifact,
     /// As recorded.
     version: Option<String>,
 }
@@ -65,12 +65,12 @@ impl RulesVersionMismatch {
     pub fn check_version(
         recorded: Option<&String>,
         current: Option<&String>,
-        made: impl FnOnce() -> VersionedArtifact,
+        artifact: impl FnOnce() -> VersionedArtifact,
     ) -> Result<(), RulesVersionMismatch> {
         if recorded == current {
             return Ok(());
         }
-        Err(RulesVersionMismatch { made: made(), version: recorded.cloned() })
+        Err(RulesVersionMismatch { artifact: artifact(), version: recorded.cloned() })
     }
 }
 

@@ -254,8 +254,8 @@ impl BatchOutput {
             results.extend(end.results);
             outcomes.add(&end.outcomes);
             first_rows.extend(end.first_rows);
-            if let Some(own) = end.read {
-                read = own?;
+            if let Some(statistics) = end.read {
+                read = statistics?;
             }
         }
         // UTF-8 has the same order by bytes as by code points.

@@ -55,18 +55,21 @@ impl Lead {
 
     /// Appends a command, executes it here, and waits for the answers of all processes. Returns
     /// them by process.
-    pub fn order<T>(
+    pub fn execute_everywhere<T>(
         &self,
         member: &mut impl Member,
         command: ControlCommand,
         answer: impl Fn(ControlEvent) -> Option<T>,
     ) -> Result<Vec<T>, RunError> {
         self.execute(member, command)?;
-        self.answers(answer)
+        self.wait_for_answers(answer)
     }
 
     /// Waits for the answers of all processes.
-    pub fn answers<T>(&self, answer: impl Fn(ControlEvent) -> Option<T>) -> Result<Vec<T>, RunError> {
+    pub fn wait_for_answers<T>(
+        &self,
+        answer: impl Fn(ControlEvent) -> Option<T>,
+    ) -> Result<Vec<T>, RunError> {
         let mut answers: Vec<Option<T>> = (0..self.processes).map(|_| None).collect();
         while answers.iter().any(Option::is_none) {
             match self.next()? {

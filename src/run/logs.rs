@@ -151,10 +151,10 @@ impl Logs {
             let Some(RegistryPlan { urls, user }) = topic.registry_plan() else { continue };
             let settings =
                 RegistrySettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
-            let (known, record) = registry.answers(topic.name())?;
+            let (responses, record) = registry.schema_responses(topic.name())?;
             let ask = fetch_and_record(RegistryClient::new(&settings)?, record);
             let schemas = SchemaCache::with_verification(
-                known,
+                responses,
                 find(topic.name(), ask),
                 RegistryClient::new(&settings)?,
                 SCHEMA_VERIFY_DELAY,
@@ -173,8 +173,8 @@ impl Logs {
         requests: &Arc<PeerRequests>,
     ) -> Result<(), RunError> {
         for topic in self.topics.iter().filter(|topic| topic.registry_plan().is_some()) {
-            let (known, _) = registry.answers(topic.name())?;
-            let schemas = SchemaCache::new(known, requests.find_schemas_of(topic.name()));
+            let (responses, _) = registry.schema_responses(topic.name())?;
+            let schemas = SchemaCache::new(responses, requests.find_schemas_of(topic.name()));
             topic.set_schema_cache(schemas.map_err(RunError::Threads)?);
         }
         Ok(())
@@ -281,11 +281,11 @@ impl Logs {
         partitions: &PartitionTable,
         control: &Control,
     ) -> Result<(), RunError> {
-        let known = partitions.names();
+        let known_partitions = partitions.names();
         for source in &self.sources {
             let name: Arc<str> = source.name().into();
             let is_known = |partition: u32| {
-                known.iter().any(|known| known.source == name && known.partition == partition)
+                known_partitions.iter().any(|known| known.source == name && known.partition == partition)
             };
             for partition in (0..source.partitions()).filter(|partition| !is_known(*partition)) {
                 tracing::info!(source = &*name, partition, "a source has a new partition");

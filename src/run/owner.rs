@@ -46,7 +46,8 @@ impl<'a> Owner<'a> {
         let points = sinks.resume_points(&member.local_partitions)?;
         let reserved_until = bound.reserve_first(floor)?;
         let is_installed = |event| matches!(event, ControlEvent::ResumePointsInstalled).then_some(());
-        let installed = lead.order(&mut member, ControlCommand::InstallResumePoints(points), is_installed);
+        let installed =
+            lead.execute_everywhere(&mut member, ControlCommand::InstallResumePoints(points), is_installed);
         if let Err(error) = installed {
             return Err(member.stop_unreleased(error, lead.events()));
         }
@@ -57,9 +58,9 @@ impl<'a> Owner<'a> {
         let (control, shared) = (lead.control().clone(), Arc::clone(&member.shared));
         spawn_epoch_reservation(bound, control, shared, reserved_until, Arc::clone(&has_ended))?;
         let reporter = member.part_reporter.as_ref();
-        let place = reporter.map(|reporter| reporter.repository().location().to_string());
+        let location = reporter.map(|reporter| reporter.repository().location().to_string());
         let backups = logs.journal().and_then(|(journal, dir)| {
-            let started = BackupService::start(journal, &dir, place);
+            let started = BackupService::start(journal, &dir, location);
             started
                 .inspect_err(|error| tracing::warn!(%error, "this process cannot serve `swelter backup`: back up while it is stopped, or remove the cause and restart it"))
                 .ok()

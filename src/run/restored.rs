@@ -204,7 +204,7 @@ fn start_everywhere<'a>(
         return Err(RunError::bug("another command came in place of `start`"));
     };
     let mut running = member.start(plan)?;
-    lead.answers(|event| matches!(event, ControlEvent::Started).then_some(()))?;
+    lead.wait_for_answers(|event| matches!(event, ControlEvent::Started).then_some(()))?;
     lead.execute(&mut running, ControlCommand::RunWorkers)?;
     Ok(running)
 }

@@ -58,9 +58,9 @@ pub(super) fn log_slow_request(place: &CheckpointLocation, path: &str, most: Dur
 }
 
 fn configured_endpoint() -> String {
-    let given =
+    let endpoint =
         ENDPOINT_VARIABLES.iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()));
-    given.map_or_else(|| "of AWS, as AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
+    endpoint.map_or_else(|| "of AWS, as AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
 }
 
 /// Removes user and password from a URL, for logs.

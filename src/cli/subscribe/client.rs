@@ -264,8 +264,8 @@ impl SubscribeClient {
         if let Some(end) = self.style.snapshot_end_output(snapshot.as_of) {
             self.send_output(end).await?;
         }
-        if let Some(waits) = self.cities_without_rows_notice() {
-            self.send_output(PrinterOutput::Notice(waits)).await?;
+        if let Some(notice) = self.cities_without_rows_notice() {
+            self.send_output(PrinterOutput::Notice(notice)).await?;
         }
         Ok(SessionStage::Live)
     }

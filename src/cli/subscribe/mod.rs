@@ -131,8 +131,8 @@ impl SubscribeArgs {
         let rows = if self.rows == Rows::Window { "window" } else { "latest" };
         let units = self.output_units.map(|unit| ("units", json!(unit.name())));
         let wind_units = self.output_wind_units.map(|unit| ("wind_units", json!(unit.name())));
-        let asked = [(name, which), ("rows", json!(rows))].into_iter().chain(units).chain(wind_units);
-        Ok(asked.map(|(name, value)| (name.to_owned(), value)).collect())
+        let members = [(name, which), ("rows", json!(rows))].into_iter().chain(units).chain(wind_units);
+        Ok(members.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn connect_target(&self) -> Result<ConnectTarget, CliError> {
@@ -153,8 +153,8 @@ fn websocket_uri(url: &str) -> Result<Uri, String> {
     let bad = |problem: &str| {
         format!("{url:?} {problem}: write it as in http://127.0.0.1:8080 or wss://example.org")
     };
-    let whole = if url.contains("://") { url.to_owned() } else { format!("ws://{url}") };
-    let uri: Uri = whole.parse().map_err(|_| bad("is not a URL"))?;
+    let full_url = if url.contains("://") { url.to_owned() } else { format!("ws://{url}") };
+    let uri: Uri = full_url.parse().map_err(|_| bad("is not a URL"))?;
     let scheme = match uri.scheme_str() {
         Some("http" | "ws") => "ws",
         Some("https" | "wss") => "wss",

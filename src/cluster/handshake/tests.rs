@@ -112,7 +112,7 @@ fn other_build_version_is_refused_by_name() {
     let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("no challenge")
     };
-    talk.send_line(&Proof { proof: prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
+    talk.send_line(&Proof { proof: proof_of(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
         .unwrap();
     let (Reply::Proven { .. }, _) = talk.receive_line(MAX_LINE).unwrap() else { panic!("not proven") };
     talk.send_line(&plan(1).agreement).unwrap();
@@ -165,7 +165,7 @@ fn replayed_proof_is_refused() {
     let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("no challenge")
     };
-    let proof = prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said));
+    let proof = proof_of(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said));
     talk.send_line(&Proof { proof: proof.clone() }).unwrap();
     let (Reply::Proven { proof: of_listener }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("not proven")
@@ -239,7 +239,7 @@ fn call_to_wrong_process_index_is_reported() {
     let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("no challenge")
     };
-    talk.send_line(&Proof { proof: prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
+    talk.send_line(&Proof { proof: proof_of(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
         .unwrap();
     talk.receive_line::<Reply>(MAX_LINE).unwrap();
     talk.send_line(&plan(1).agreement).unwrap();
@@ -341,8 +341,8 @@ fn handshake_lines_are_those_of_868f70f() {
         link.clone(),
         line(&hello(Purpose::Data { generation: "17-9f2c41d06b3e8a55".into() })),
         line(&Reply::Challenge { nonce: "ffeeddccbbaa99887766554433221100".into() }),
-        line(&Proof { proof: prove(b"s3cr3t", &says(Side::Caller)) }),
-        line(&Reply::Proven { proof: prove(b"s3cr3t", &says(Side::Listener { process: 0 })) }),
+        line(&Proof { proof: proof_of(b"s3cr3t", &says(Side::Caller)) }),
+        line(&Reply::Proven { proof: proof_of(b"s3cr3t", &says(Side::Listener { process: 0 })) }),
         line(&plan(1).agreement),
         verdict(Verdict::Welcome),
         verdict(Verdict::NotYet("a".into())),

@@ -166,8 +166,8 @@ impl LineReader<'_> {
         let deadline = Instant::now() + patience;
         let mut line = Vec::new();
         loop {
-            let left = LINE_BYTES.saturating_sub(line.len() as u64);
-            match self.reader.by_ref().take(left).read_until(b'\n', &mut line) {
+            let max_bytes = LINE_BYTES.saturating_sub(line.len() as u64);
+            match self.reader.by_ref().take(max_bytes).read_until(b'\n', &mut line) {
                 Ok(_) if line.ends_with(b"\n") => return Ok(Some(line)),
                 Ok(_) if line.is_empty() => return Ok(None),
                 Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),

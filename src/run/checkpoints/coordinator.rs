@@ -46,7 +46,7 @@ struct PendingCheckpoint {
     barrier: CheckpointBarrier,
     began: Instant,
     /// Its last progress, and the time of that.
-    seen: PendingProgress,
+    progress: PendingProgress,
     since: Instant,
     /// Set once its epoch is complete.
     aligned: Option<AlignedBarrier>,
@@ -221,7 +221,7 @@ impl PendingCheckpoint {
         PendingCheckpoint {
             barrier,
             began: now,
-            seen: PendingProgress { is_aligned: false, parts: 0, files },
+            progress: PendingProgress { is_aligned: false, parts: 0, files },
             since: now,
             aligned: None,
             parts: BTreeMap::new(),
@@ -233,8 +233,8 @@ impl PendingCheckpoint {
     /// own.
     fn is_stalled(&mut self, files: u64, timeout: Duration) -> bool {
         let now = PendingProgress { is_aligned: self.aligned.is_some(), parts: self.parts.len(), files };
-        if self.seen != now || self.publishing.is_some() {
-            (self.seen, self.since) = (now, Instant::now());
+        if self.progress != now || self.publishing.is_some() {
+            (self.progress, self.since) = (now, Instant::now());
         }
         self.since.elapsed() > timeout
     }

@@ -44,8 +44,8 @@ pub fn choose_checkpoint_settings(
     log_ids: BTreeMap<String, String>,
     generation: &str,
 ) -> Result<Option<CheckpointSettings>, RunError> {
-    let Some(place) = checkpoint_place(plan, in_data_dir) else { return Ok(None) };
-    let name = open_checkpoints(&place)?.unused_generation_name(generation)?;
+    let Some(location) = checkpoint_place(plan, in_data_dir) else { return Ok(None) };
+    let name = open_checkpoints(&location)?.unused_generation_name(generation)?;
     if name != generation {
         tracing::info!(
             generation,
@@ -53,7 +53,7 @@ pub fn choose_checkpoint_settings(
             "the generation count has restarted below that of earlier checkpoints; the names of checkpoints continue the earlier count"
         );
     }
-    Ok(Some(CheckpointSettings { place, generation: name, log_ids }))
+    Ok(Some(CheckpointSettings { place: location, generation: name, log_ids }))
 }
 
 /// The settings that decide results.
@@ -103,10 +103,10 @@ impl CheckpointRepository {
         let indexes: HashMap<PartitionName, PartitionIndex> =
             (0..).map(PartitionIndex).zip(partitions.names()).map(|(index, name)| (name, index)).collect();
         let mut cities: HashMap<PartitionIndex, Vec<RestoredCity>> = HashMap::new();
-        for known in self.checkpoints.admission_states(&manifest, &|_| true)? {
-            if let Some(index) = indexes.get(&known.partition) {
-                let readings = u32::try_from(known.readings).unwrap_or(u32::MAX);
-                let city = RestoredCity { city: known.city, high: known.high, readings };
+        for state in self.checkpoints.admission_states(&manifest, &|_| true)? {
+            if let Some(index) = indexes.get(&state.partition) {
+                let readings = u32::try_from(state.readings).unwrap_or(u32::MAX);
+                let city = RestoredCity { city: state.city, high: state.high, readings };
                 cities.entry(*index).or_default().push(city);
             }
         }
@@ -201,14 +201,15 @@ impl CheckpointRepository {
             restored.map_or_else(Default::default, |restored| (restored.workers, restored.cities));
         states.resize_with(workers, WorkerState::default);
         for state in &mut states {
-            let (own, checkpoints) = (Arc::clone(parts), self.checkpoints.clone());
-            let done =
+            let (written_parts, checkpoints) = (Arc::clone(parts), self.checkpoints.clone());
+            let on_part =
                 Box::new(move |barrier: CheckpointBarrier, _, part: Result<WorkerPart, CheckpointError>| {
-                    let unwanted = own.add(barrier, part.map_err(|error| error.to_string()));
+                    let unwanted = written_parts.add(barrier, part.map_err(|error| error.to_string()));
                     checkpoints.discard_parts(unwanted.as_slice());
                 });
             let (checkpoints, writers) = (self.checkpoints.clone(), Arc::clone(&parts.writers));
-            let writer = PartWriter::spawn(checkpoints, &self.generation, partitions.clone(), writers, done);
+            let writer =
+                PartWriter::spawn(checkpoints, &self.generation, partitions.clone(), writers, on_part);
             state.snapshots = Some(Box::new(writer.map_err(RunError::Threads)?));
         }
         Ok(RestoredWorkers::new(states, cities))

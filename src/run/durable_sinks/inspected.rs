@@ -285,9 +285,9 @@ impl InspectedSinks {
     pub fn durable_shards(&self, snapshots: &[&ProgressSnapshot]) -> Result<Vec<DurableShard>, RunError> {
         let mut all = Vec::new();
         for (at, (inspected, snapshot)) in self.sinks.iter().zip(snapshots).enumerate() {
-            let own = self.dead_letters.iter().filter(|(_, route)| route.sink == at);
+            let routes_of_sink = self.dead_letters.iter().filter(|(_, route)| route.sink == at);
             let has_results = inspected.renderer.is_some();
-            let only = (!has_results).then(|| own.map(|(source, _)| source.clone()).collect());
+            let only = (!has_results).then(|| routes_of_sink.map(|(source, _)| source.clone()).collect());
             for shard in 0..inspected.sink.shards() {
                 let positions = snapshot.shard(shard)?.unwrap_or_default().positions;
                 all.push(DurableShard {

@@ -20,10 +20,10 @@ pub enum KafkaSinkError {
     Transactions { id: String, error: KafkaError },
     #[error(
         "topic {topic} was not read to its end in time: {}, before {}: look for hanging transactions of other producers with `kafka-transactions.sh find-hanging`",
-        seen.map_or("nothing was read".into(), |seen| format!("at offset {seen}")),
+        last_offset.map_or("nothing was read".into(), |offset| format!("at offset {offset}")),
         marker.map_or("its end".into(), |marker| marker.to_string())
     )]
-    Hangs { topic: String, seen: Option<i64>, marker: Option<i64> },
+    Hangs { topic: String, last_offset: Option<i64>, marker: Option<i64> },
     #[error(
         "generation {generation} of the same results has taken over (progress topic {topic}): this process ends; run one at a time, or give each its own progress and result topics"
     )]

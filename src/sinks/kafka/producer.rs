@@ -212,15 +212,15 @@ fn enqueue_record(
     record: &EncodedRecord<'_>,
     wait: &QueueWait,
 ) -> Result<(), ProducerFailure> {
-    let own = record.headers.clone();
-    let of_result = own.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
+    let headers = record.headers.clone();
+    let of_result = headers.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
     let next = ProducerRecord {
         topic: usize::from(record.topic),
         partition: record.partition as i32,
         timestamp,
         key: record.key,
         value: record.value,
-        headers: of_result.into_iter().chain(own),
+        headers: of_result.into_iter().chain(headers),
     };
     let mut deadline = None;
     loop {

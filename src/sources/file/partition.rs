@@ -94,10 +94,10 @@ impl FilePartition {
                 let may_have_record = reader.may_grow() || reader.is_poll_over();
                 return Ok(if may_have_record { ReadOutcome::NoneYet } else { ReadOutcome::EndOfFile });
             }
-            reader.head = self.known_file.map(|known| known.head);
+            reader.head = self.known_file.map(|file| file.head);
         }
-        if let Some(known) = &self.known_file
-            && is_at_known_end(reader, known)
+        if let Some(file) = &self.known_file
+            && is_at_known_end(reader, file)
                 .ok_or_else(|| lock_log(&self.log).record_differs_error(reader.position()))?
         {
             return Ok(ReadOutcome::EndOfFile);
@@ -109,8 +109,8 @@ impl FilePartition {
             Err(error) if would_block(&error) => return Ok(ReadOutcome::NoneYet),
             Err(error) => return Err(read_error(&lock_log(&self.log), error)),
         };
-        let taken = decoded.and_then(|upsert| handler.handle_upsert(record_position, &upsert));
-        if let Err(refusal) = taken {
+        let outcome = decoded.and_then(|upsert| handler.handle_upsert(record_position, &upsert));
+        if let Err(refusal) = outcome {
             handler.handle_refusal(record_position, &refusal, &RawRecord::from_value(&reader.raw_record()));
         }
         self.rotation.quiet_since = None;
@@ -264,11 +264,11 @@ fn begin_file(
 
 /// Whether the reader is at the end that the file had when the next one was begun; `None` if the
 /// content is not that of the known file.
-fn is_at_known_end(reader: &mut FileReader, known: &KnownFile) -> Option<bool> {
-    if reader.records == 1 && reader.digest() != known.head {
+fn is_at_known_end(reader: &mut FileReader, file: &KnownFile) -> Option<bool> {
+    if reader.records == 1 && reader.digest() != file.head {
         return None;
     }
-    match known.end.filter(|end| end.records == reader.records) {
+    match file.end.filter(|end| end.records == reader.records) {
         None => Some(false),
         Some(end) => (reader.digest() == end.digest).then_some(true),
     }

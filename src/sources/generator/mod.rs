@@ -267,16 +267,16 @@ impl Generator {
     }
 
     fn corrected_measurement(&self, city: u32, at: EventTime) -> Measurement {
-        let wrong = self.weather.measure(city, at);
+        let first_measurement = self.weather.measure(city, at);
         let hash = self.draw_hash(city, at, RandomDraw::CorrectedTo);
         // Whole numbers stay whole.
         let steps_per_degree = if self.plan.weather == WeatherKind::Uniform { 1.0 } else { 10.0 };
         let up_to = |shift: u32, limit: f64| ((unit_interval(hash << shift) * limit) as i64 + 1) as f64;
         let sign = |bit: u64| if hash & bit == 0 { -1.0 } else { 1.0 };
-        let steps = (wrong.temperature() * steps_per_degree).round_ties_even();
+        let steps = (first_measurement.temperature() * steps_per_degree).round_ties_even();
         let temperature = (steps + sign(1) * up_to(0, 5.0 * steps_per_degree)) / steps_per_degree;
-        let humidity = (wrong.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
-        Measurement::new(temperature, humidity, wrong.wind_speed())
+        let humidity = (first_measurement.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
+        Measurement::new(temperature, humidity, first_measurement.wind_speed())
             .expect("generated weather is far within the accepted ranges")
     }
 
@@ -301,7 +301,7 @@ impl Generator {
         let right = self.weather.measure(city, at);
         let hash = self.draw_hash(city, at, RandomDraw::InvalidHow);
         let fault = BadReadingKind::ALL[(hash % 5) as usize];
-        let mut bad = BadReading {
+        let mut bad_reading = BadReading {
             kind: fault,
             city: Some(self.weather.city_key(city)),
             at: Some(at),
@@ -310,17 +310,17 @@ impl Generator {
             wind_speed: right.wind_speed(),
         };
         match (fault, (hash >> 32) % 4) {
-            (BadReadingKind::OutOfRange, 0) => bad.temperature = Some(999.9),
-            (BadReadingKind::OutOfRange, 1) => bad.temperature = Some(-459.7),
-            (BadReadingKind::OutOfRange, 2) => bad.humidity = Some(-5.0),
-            (BadReadingKind::OutOfRange, _) => bad.wind_speed = Some(1048.4),
-            (BadReadingKind::MissingField, 0) => bad.city = None,
-            (BadReadingKind::MissingField, 1) => bad.at = None,
-            (BadReadingKind::MissingField, 2) => bad.temperature = None,
-            (BadReadingKind::MissingField, _) => bad.humidity = None,
+            (BadReadingKind::OutOfRange, 0) => bad_reading.temperature = Some(999.9),
+            (BadReadingKind::OutOfRange, 1) => bad_reading.temperature = Some(-459.7),
+            (BadReadingKind::OutOfRange, 2) => bad_reading.humidity = Some(-5.0),
+            (BadReadingKind::OutOfRange, _) => bad_reading.wind_speed = Some(1048.4),
+            (BadReadingKind::MissingField, 0) => bad_reading.city = None,
+            (BadReadingKind::MissingField, 1) => bad_reading.at = None,
+            (BadReadingKind::MissingField, 2) => bad_reading.temperature = None,
+            (BadReadingKind::MissingField, _) => bad_reading.humidity = None,
             (BadReadingKind::CutLine | BadReadingKind::NoOffset | BadReadingKind::BadNumber, _) => {}
         }
-        bad
+        bad_reading
     }
 }
 

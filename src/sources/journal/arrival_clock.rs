@@ -179,8 +179,8 @@ impl ArrivalClock {
     /// time.
     fn is_confirmed(&mut self, offset: i64, uptime: i64) -> bool {
         match self.unconfirmed {
-            Some(doubt) if (offset - doubt.offset).abs() <= DRIFT_TOLERANCE_MS => {
-                uptime - doubt.since >= self.clock.confirm_ms()
+            Some(unconfirmed) if (offset - unconfirmed.offset).abs() <= DRIFT_TOLERANCE_MS => {
+                uptime - unconfirmed.since >= self.clock.confirm_ms()
             }
             _ => {
                 self.unconfirmed = Some(UnconfirmedClockStep { offset, since: uptime });
@@ -193,8 +193,8 @@ impl ArrivalClock {
         self.estimate = ClockEstimate::Offset(offset);
         self.unconfirmed = None;
         self.release_hold();
-        let is_fresh = |(at, kept): (i64, i64)| {
-            uptime - at < SAVE_INTERVAL_MS && (offset - kept).abs() <= DRIFT_TOLERANCE_MS
+        let is_fresh = |(at, saved_offset): (i64, i64)| {
+            uptime - at < SAVE_INTERVAL_MS && (offset - saved_offset).abs() <= DRIFT_TOLERANCE_MS
         };
         if self.saved.is_some_and(is_fresh) {
             return;
@@ -223,7 +223,7 @@ impl ArrivalClock {
     }
 
     fn start_hold(&self, wall: i64, uptime: i64, ahead: i64) -> AppendHold {
-        let since = self.unconfirmed.map_or(uptime, |doubt| doubt.since);
+        let since = self.unconfirmed.map_or(uptime, |unconfirmed| unconfirmed.since);
         let left_s = (self.clock.confirm_ms() - (uptime - since)).max(0) / 1_000 + 1;
         let mut held = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {

@@ -203,7 +203,7 @@ impl BlockStore {
                 return Err(StoreError::damaged_block(partition, position));
             };
             let first = first.key()?;
-            let mut found = VecDeque::new();
+            let mut blocks = VecDeque::new();
             let (mut bytes, mut end) = (0, None);
             for guard in self.blocks.range(&first[..]..=&block::block_key(partition, u64::MAX)[..]) {
                 let block = decode_entry(guard, decoder)?;
@@ -216,12 +216,12 @@ impl BlockStore {
                 }
                 end = Some(block.end());
                 bytes += block.len();
-                found.push_back(Arc::new(block));
+                blocks.push_back(Arc::new(block));
                 if bytes >= READ_AHEAD_BYTES {
                     break;
                 }
             }
-            Ok(found)
+            Ok(blocks)
         })
     }
 
@@ -234,18 +234,18 @@ impl BlockStore {
         bytes: usize,
     ) -> Result<Vec<StoredBlock>, StoreError> {
         catch_store_panics(|| {
-            let mut found = Vec::new();
-            let mut left = bytes;
+            let mut blocks = Vec::new();
+            let mut remaining = bytes;
             let keys = block::block_key(partition, range.start)..block::block_key(partition, range.end);
             for guard in self.blocks.range(keys) {
                 let (key, value) = guard.into_inner()?;
-                found.push((key.to_vec(), value.to_vec()));
-                left = left.saturating_sub(value.len());
-                if left == 0 {
+                blocks.push((key.to_vec(), value.to_vec()));
+                remaining = remaining.saturating_sub(value.len());
+                if remaining == 0 {
                     break;
                 }
             }
-            Ok::<_, StoreError>(found)
+            Ok::<_, StoreError>(blocks)
         })
     }
 

@@ -22,7 +22,7 @@ const COPY_BATCH_BYTES: usize = 4 << 20;
 impl Journal {
     /// The number of partitions of the journal in a directory.
     pub fn partition_count_in(dir: &Path) -> Result<u32, JournalError> {
-        AckedEnds::open_file(dir).map(|marks| marks.partition_count())
+        AckedEnds::open_file(dir).map(|acked_ends| acked_ends.partition_count())
     }
 
     /// By partition, the first position that was not removed.

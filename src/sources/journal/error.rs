@@ -43,8 +43,8 @@ pub enum JournalError {
 
 pub(super) const DAMAGE_REMEDY: &str = "restore it from a backup, or move it away to begin anew";
 
-fn id_remedy(known: Option<u128>) -> String {
-    match known {
+fn id_remedy(recorded_id: Option<u128>) -> String {
+    match recorded_id {
         Some(id) => {
             format!("restore it, as the line {{\"id\":\"{}\"}}, or restore the journal from a backup", id_to_hex(id))
         }

@@ -86,9 +86,9 @@ fn parse_file(dir: &Path, bytes: &[u8]) -> Result<Vec<u64>, JournalError> {
         return Err(damaged());
     }
     let (format, positions) = content.split_first_chunk::<4>().ok_or_else(damaged)?;
-    let found = u32::from_le_bytes(*format);
+    let format_number = u32::from_le_bytes(*format);
     if found != FORMAT {
-        return Err(JournalError::Format { dir: dir.into(), found, known: FORMAT });
+        return Err(JournalError::Format { dir: dir.into(), found: format_number, known: FORMAT });
     }
     let (positions, rest) = positions.as_chunks::<8>();
     if !rest.is_empty() {

@@ -137,9 +137,9 @@ impl Partition for JournalReader {
                 let decoded = self.record_decoder.decode(raw);
                 let decoded =
                     if retried.is_some() { decoded.and_then(Upsert::into_retried) } else { decoded };
-                let taken =
+                let outcome =
                     decoded.and_then(|upsert| handler.handle_upsert(position_of(self.position), &upsert));
-                if let Err(refusal) = taken {
+                if let Err(refusal) = outcome {
                     let client = block.client_at(self.position);
                     let raw = RawRecord { retry: retried.as_ref(), client, ..RawRecord::from_value(raw) };
                     handler.handle_refusal(position_of(self.position), &refusal, &raw);

@@ -167,8 +167,8 @@ impl JournalWriter {
         let reason = AppendError::Failed(self.shared.failure.get_or_init(|| line).clone());
         self.queue.close(reason.clone());
         self.shared.tails.iter().for_each(|tail| tail.wake_readers());
-        let left = std::iter::from_fn(|| self.queue.take_appends(Duration::ZERO)).flatten();
-        for append in appends.into_iter().chain(left) {
+        let queued = std::iter::from_fn(|| self.queue.take_appends(Duration::ZERO)).flatten();
+        for append in appends.into_iter().chain(queued) {
             (append.acknowledge)(Err(reason.clone()));
         }
     }
@@ -215,7 +215,8 @@ fn refuse_future(
             .reading_at
             .filter(|at| record.retry.is_none() && at.millis() - now.millis() > max_ahead.millis())
     };
-    let (mut left, mut all_refused) = (Vec::with_capacity(appends.len()), Vec::with_capacity(appends.len()));
+    let (mut remaining, mut all_refused) =
+        (Vec::with_capacity(appends.len()), Vec::with_capacity(appends.len()));
     for QueuedAppend { mut records, acknowledge: done } in appends {
         let (mut refused, mut number) = (RefusedRecords::new(), 0);
         records.retain(|record| {
@@ -227,11 +228,11 @@ fn refuse_future(
         if records.is_empty() {
             done(Ok(AppendReport { ranges: Vec::new(), refusals: refused }));
         } else {
-            left.push(QueuedAppend { records, acknowledge: done });
+            remaining.push(QueuedAppend { records, acknowledge: done });
             all_refused.push(refused);
         }
     }
-    (left, all_refused)
+    (remaining, all_refused)
 }
 
 #[cold]

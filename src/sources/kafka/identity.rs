@@ -43,10 +43,10 @@ struct ComparedTopic<'a> {
 
 impl ComparedTopic<'_> {
     /// Checks that the record before a position is the one that was read.
-    fn check_record(&self, partition: u32, before: Fingerprint, found: ProbedRecord) -> Result<(), String> {
+    fn check_record(&self, partition: u32, before: Fingerprint, record: ProbedRecord) -> Result<(), String> {
         let ComparedTopic { topic, id, recorded_identity: recorded } = *self;
         let position = before.position;
-        match found {
+        match record {
             ProbedRecord::Removed => match (id, recorded.id.as_deref()) {
                 (Some(id), Some(was)) if id != was => Err(format!(
                     "topic {topic} is not the one that was read: its id is {id}, and was {was}, and its record at position {position} of partition {partition}, which would show whether it is a copy, is gone: {TOPIC_REMEDY}"
@@ -82,7 +82,7 @@ impl KafkaSourceShared {
         let low = self.check_in_range(partition, at.position)?.start;
         let Some(before) = at.before else { return Ok(()) };
         let recorded = self.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let found = match before.position < low {
+        let record = match before.position < low {
             true => ProbedRecord::Removed,
             false => self.probe_record(partition, before.position)?,
         };
@@ -91,7 +91,7 @@ impl KafkaSourceShared {
             id: self.fetched_topic.id(),
             recorded_identity: &recorded,
         };
-        topic.check_record(partition, before, found).map_err(SourceError::RecordDiffers)
+        topic.check_record(partition, before, record).map_err(SourceError::RecordDiffers)
     }
 
     /// Checks that the topic is the one that was opened. Call it if the client has lost its
@@ -99,8 +99,8 @@ impl KafkaSourceShared {
     pub(super) fn check_same_topic(&self) -> Result<(), SourceError> {
         self.fetched_topic.check_topic_id()?;
         let topic = &*self.plan.topic;
-        let found = describe_topic_ids(self.consumer.client(), &[topic], REQUEST_TIMEOUT);
-        let states = found.map_err(|error| SourceError::Transient(format!("topic {topic}: {error}")))?;
+        let ids = describe_topic_ids(self.consumer.client(), &[topic], REQUEST_TIMEOUT);
+        let states = ids.map_err(|error| SourceError::Transient(format!("topic {topic}: {error}")))?;
         match (states.get(topic), self.fetched_topic.id()) {
             (Some(TopicState::Present { id: Some(id), .. }), Some(own)) if id != own => {
                 Err(SourceError::Fatal(topic_recreated_text(topic, id, own)))
@@ -134,15 +134,15 @@ impl KafkaSourceShared {
         let offset = Offset::Offset(i64::try_from(position).unwrap_or(i64::MAX));
         assigned.add_partition_offset(&self.plan.topic, number, offset).map_err(failed)?;
         consumer.assign(&assigned).map_err(failed)?;
-        let found = self.read_first_record(&consumer, &mut queue, partition, position);
+        let record = self.read_first_record(&consumer, &mut queue, partition, position);
         queue.release_all();
         drop(queue);
         // It fails only if nothing is assigned.
         let _ = consumer.unassign();
-        if found.is_err() {
+        if record.is_err() {
             *probing = None;
         }
-        found
+        record
     }
 
     fn read_first_record(
@@ -158,10 +158,10 @@ impl KafkaSourceShared {
             queue.fetch_more();
             match queue.first_record() {
                 Some(Ok(record)) => {
-                    let found = record_fingerprint(record);
-                    if found.position >= position {
-                        return Ok(if found.position == position {
-                            ProbedRecord::Record(found)
+                    let fingerprint = record_fingerprint(record);
+                    if fingerprint.position >= position {
+                        return Ok(if fingerprint.position == position {
+                            ProbedRecord::Record(fingerprint)
                         } else {
                             ProbedRecord::Removed
                         });

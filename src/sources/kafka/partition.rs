@@ -103,8 +103,8 @@ impl KafkaPartition {
         let mut assigned = TopicPartitionList::with_capacity(1);
         let number = self.shared.kafka_partition(self.partition)?;
         let added = assigned.add_partition_offset(&plan.topic, number, Offset::Offset(position));
-        let done = added.and_then(|()| consumer.incremental_assign(&assigned));
-        done.map_err(|error| self.shared.transient_error(self.partition, &error.to_string()))
+        let assigned_result = added.and_then(|()| consumer.incremental_assign(&assigned));
+        assigned_result.map_err(|error| self.shared.transient_error(self.partition, &error.to_string()))
     }
 
     fn unassign_partition(&self) {
@@ -314,8 +314,8 @@ impl KafkaSourceShared {
     /// The low and high watermarks of the partition.
     pub(super) fn watermarks(&self, partition: u32) -> Result<(u64, u64), SourceError> {
         let number = self.kafka_partition(partition)?;
-        let found = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST_TIMEOUT);
-        let (low, high) = found.map_err(|error| self.transient_error(partition, &error.to_string()))?;
+        let watermarks = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST_TIMEOUT);
+        let (low, high) = watermarks.map_err(|error| self.transient_error(partition, &error.to_string()))?;
         match (u64::try_from(low), u64::try_from(high)) {
             (Ok(low), Ok(high)) => Ok((low, high)),
             _ => {

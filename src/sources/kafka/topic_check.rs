@@ -20,9 +20,9 @@ const LOG_APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime"
 pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<String>), SourceError> {
     let dead_letter_topics = dead_letter_topics(&plan.topic);
     let names = [&*plan.topic, &*dead_letter_topics[0], &*dead_letter_topics[1]];
-    let mut found = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
+    let mut described_topics = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
     let missing: Vec<&str> =
-        names.into_iter().filter(|name| !matches!(found.get(*name), Some(Some(_)))).collect();
+        names.into_iter().filter(|name| !matches!(described_topics.get(*name), Some(Some(_)))).collect();
     if !missing.is_empty() {
         let Some(partitions) = plan.create_topics else {
             return Err(SourceError::Fatal(format!(
@@ -31,25 +31,25 @@ pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<Strin
                 missing.join(", ")
             )));
         };
-        let input = found.get(&plan.topic).and_then(Option::as_ref);
+        let input = described_topics.get(&plan.topic).and_then(Option::as_ref);
         let partitions = input.map_or(partitions, |facts| facts.partitions);
         let new = missing.iter().map(|name| new_topic_plan(name, *name == plan.topic, partitions));
         create_topics(&plan.cluster, &new.collect::<Vec<_>>()).map_err(to_source_error)?;
         tracing::info!(brokers = plan.cluster.brokers, topics = missing.join(", "), "topics were created");
-        found = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
+        described_topics = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
     }
-    for (name, facts) in &found {
+    for (name, facts) in &described_topics {
         if facts.as_ref().is_some_and(|facts| facts.compacted) {
             return Err(SourceError::Fatal(compacted_text(name, *name == plan.topic)));
         }
     }
-    for (name, facts) in &found {
+    for (name, facts) in &described_topics {
         let warning = facts.as_ref().and_then(|facts| retention_warning(name, facts, *name == plan.topic));
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
     }
-    let facts = found.remove(&plan.topic).flatten();
+    let facts = described_topics.remove(&plan.topic).flatten();
     let facts = facts.ok_or_else(|| SourceError::Transient(format!("topic {} was deleted", plan.topic)))?;
     warn_of_producer_clocks(&plan.topic, &facts);
     let survey = survey_topics(&plan.cluster, &[&plan.topic]).map_err(to_source_error)?;

@@ -134,11 +134,11 @@ fn poll_log_ends(
         return;
     }
     // Brokers that do not respond are reported by the consumer's context.
-    let Ok(found) = shared.consumer.offsets_for_times(request, WATCH_REQUEST_TIMEOUT) else {
+    let Ok(end_offsets) = shared.consumer.offsets_for_times(request, WATCH_REQUEST_TIMEOUT) else {
         return silence.remind_if_silent(shared.consumer.client());
     };
     silence.record_response();
-    for element in found.elements() {
+    for element in end_offsets.elements() {
         let offsets = u32::try_from(element.partition()).ok().and_then(|partition| open.get(&partition));
         if let (Some(offsets), Ok(()), Offset::Offset(end)) = (offsets, element.error(), element.offset()) {
             offsets.end.fetch_max(end.unsigned_abs(), Ordering::Relaxed);
@@ -156,8 +156,11 @@ fn report_lag(shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffs
 fn poll_partition_count(shared: &KafkaSourceShared) {
     let topic = &*shared.plan.topic;
     let Ok(metadata) = shared.consumer.fetch_metadata(Some(topic), WATCH_REQUEST_TIMEOUT) else { return };
-    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return };
-    let partitions = found.partitions().len() as u32;
+    let Some(topic_metadata) = metadata.topics().iter().find(|topic_metadata| topic_metadata.name() == topic)
+    else {
+        return;
+    };
+    let partitions = topic_metadata.partitions().len() as u32;
     let before = shared.partitions.fetch_max(partitions, Ordering::Relaxed);
     if partitions > before {
         tracing::info!(
