@@ -54,7 +54,7 @@ impl ManifestCatalog {
                 .manifest(below)
                 .map_err(|error| damaged_error(format!("it adds to {below}, but {error}")))?;
             if found.identity != manifest.identity {
-                return Err(damaged_error(format!("it adds to {below}, which was computed otherwise")));
+                return Err(damaged_error(format!("it adds to {below}, which has other settings")));
             }
             chain.push(found);
         }

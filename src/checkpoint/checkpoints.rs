@@ -147,7 +147,7 @@ impl Checkpoints {
                     return Err(error);
                 }
                 Err(error) => {
-                    tracing::warn!("not used: {error}");
+                    tracing::warn!("the checkpoint cannot be used: {error}");
                     listed.unusable.push(error.to_string());
                 }
             }

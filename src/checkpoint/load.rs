@@ -143,7 +143,11 @@ impl Checkpoints {
         if cities.len() as u64 != file.rows
             || readings != segment.readings.as_ref().map_or(0, |readings| readings.rows)
         {
-            return Err(CheckpointError::damaged_object(name, &file.path, "does not have its rows"));
+            return Err(CheckpointError::damaged_object(
+                name,
+                &file.path,
+                "does not have the number of rows that the manifest gives",
+            ));
         }
         Ok(cities)
     }
@@ -176,7 +180,7 @@ fn load_in_parallel<T: Send>(
         for _ in 1..cores.min(MAX_LOAD_THREADS).min(shards.len()) {
             if let Err(error) = thread::Builder::new().name("load".into()).spawn_scoped(scope, take) {
                 tracing::warn!(
-                    "a checkpoint is read by fewer threads: {}",
+                    "a checkpoint is read with fewer threads: {}",
                     fault::start_failure_text(&error)
                 );
                 break;
@@ -220,7 +224,7 @@ impl ShardLoader<'_> {
         let mut cities = Vec::new();
         self.for_each_city(full, shard, |city, readings| {
             if city.since > EventTime::MIN {
-                return Err(ParquetError::General("it lacks readings, and adds to nothing".into()));
+                return Err(ParquetError::General("it lacks readings, and is not an increment".into()));
             }
             let newer = folding.remove(&city.name);
             let since = newer.as_ref().map(|newer| newer.since);
@@ -239,7 +243,7 @@ impl ShardLoader<'_> {
         for (_, newer) in folding {
             if newer.since > EventTime::MIN {
                 let what = format!(
-                    "an increment lacks readings of {:?}, and they are nowhere else",
+                    "an increment lacks readings of {:?}, and its base does not have them",
                     newer.city.name
                 );
                 return Err(CheckpointError::damaged(name, &what));

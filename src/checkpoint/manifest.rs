@@ -122,7 +122,9 @@ impl Manifest {
             }
             let segment_shards: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
             if part.barrier.full != adds_to.is_none() {
-                return Err(incompatible("a full checkpoint adds to none, and an increment to one"));
+                return Err(incompatible(
+                    "a full checkpoint must not have a base, and an increment must have one",
+                ));
             }
             if segment_shards.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
                 return Err(incompatible("two workers have written the same shard"));
@@ -217,15 +219,16 @@ impl Manifest {
         let damaged = |what: &str| CheckpointError::damaged(name, what);
         let lines =
             std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
-        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is cut off"))?;
+        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is truncated"))?;
         if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
-            return Err(damaged("its manifest does not have its checksum"));
+            return Err(damaged("its manifest does not match its checksum"));
         }
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
-        let unreadable = |error: serde_json::Error| damaged(&format!("its manifest is none ({error})"));
+        let unreadable =
+            |error: serde_json::Error| damaged(&format!("its manifest cannot be read ({error})"));
         let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
         if format != MANIFEST_FORMAT {
             return Err(CheckpointError::Format {
@@ -236,7 +239,7 @@ impl Manifest {
         }
         let manifest: Manifest = serde_json::from_str(json).map_err(unreadable)?;
         if manifest.name() != name || parse_generation(&manifest.generation).is_none() {
-            return Err(damaged("its manifest is of another checkpoint"));
+            return Err(damaged("its manifest belongs to another checkpoint"));
         }
         if manifest.state_shards != STATE_SHARDS
             || manifest.segments.iter().any(|segment| segment.shard >= STATE_SHARDS)

@@ -13,7 +13,7 @@ pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// Suffix of a quarantined object.
 pub const DAMAGED_SUFFIX: &str = ".damaged";
-pub const NO_CHECKSUM: &str = "does not have its checksum";
+pub const NO_CHECKSUM: &str = "does not match its checksum";
 
 /// The names of the published checkpoints, newest first.
 pub fn list_names(store: &BlobStore) -> Result<Vec<CheckpointName>, CheckpointError> {
@@ -36,7 +36,7 @@ pub fn parse_manifest(name: CheckpointName, fetch_result: FetchResult) -> Result
         FetchResult::SizeMismatch(bytes) => Err(CheckpointError::damaged_object(
             name,
             &manifest_path(name),
-            &format!("has {bytes} bytes, more than any manifest"),
+            &format!("has {bytes} bytes, more than a manifest can have"),
         )),
     }
 }

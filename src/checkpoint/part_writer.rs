@@ -333,10 +333,7 @@ impl PartInProgress<'_> {
         for state in states {
             let partition = self.thread.partitions.name(state.partition);
             let partition = partition.ok_or_else(|| {
-                CheckpointError::IncompatibleParts(format!(
-                    "{} is of a partition that is not known",
-                    state.name
-                ))
+                CheckpointError::IncompatibleParts(format!("{} belongs to an unknown partition", state.name))
             })?;
             cities.push(CityRecord::from_state(&state, partition));
             for block in &state.blocks {

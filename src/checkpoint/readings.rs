@@ -177,7 +177,7 @@ impl ReadingsFileReader {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
         check_footer_sizes(builder.metadata(), rows)?;
         if !builder.schema().fields().iter().eq(schema().fields().iter()) {
-            return Err(ParquetError::General("its columns are not those of readings".into()));
+            return Err(ParquetError::General("its columns are not those of a file of readings".into()));
         }
         let columns = ProjectionMask::columns(builder.parquet_schema(), LOADED_COLUMNS);
         let batches = builder.with_projection(columns).with_batch_size(READING_BATCH_ROWS).build()?;
@@ -200,7 +200,9 @@ impl ReadingsFileReader {
                 self.batch = Some(match self.batches.next() {
                     Some(batch) => ReadingColumns::from_batch(&batch?)?,
                     None => {
-                        return Err(ParquetError::General("it has less readings than its cities say".into()));
+                        return Err(ParquetError::General(
+                            "it has fewer readings than its cities declare".into(),
+                        ));
                     }
                 });
                 continue;
@@ -211,7 +213,7 @@ impl ReadingsFileReader {
                 let millis = batch.reading_at.value(row);
                 let reading = batch.reading(row, millis).filter(|_| millis > before);
                 before = millis;
-                each(reading.ok_or_else(|| ParquetError::General("it has a reading that is none".into()))?);
+                each(reading.ok_or_else(|| ParquetError::General("it has an invalid reading".into()))?);
             }
             remaining -= (end - self.at) as u64;
             self.at = end;

@@ -301,7 +301,7 @@ fn sources_are_validated_by_type() {
         "sources.made-up.late (swelter.toml, line 19): 1.5 is not a share from 0 to 1",
         "sources.made-up.folow (swelter.toml, line 20): is not a key",
         "sources.file.follow (swelter.toml, line 24): cannot be set for a compressed file",
-        "sources.file (swelter.toml, line 25): is there twice: give one another name",
+        "sources.file (swelter.toml, line 25): is used twice: give one another name",
         "sources.parquet.path (swelter.toml, line 31): is Parquet",
         "sources.nameless.path (swelter.toml, line 35): \"x\" does not say its format",
         "sources.10.type (swelter.toml, line 36): is missing",

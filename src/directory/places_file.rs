@@ -93,7 +93,7 @@ fn map_header(header: &str) -> Result<Vec<Option<usize>>, ColumnProblem> {
         let name = if TIME_ZONE_SPELLINGS.contains(&&*name) { PLACE_COLUMNS[5] } else { &name };
         let column = PLACE_COLUMNS.iter().position(|column| *column == name);
         if let Some(column) = column.filter(|_| columns.contains(&column)) {
-            return Err((Some(PLACE_COLUMNS[column]), "is there twice: remove or rename one".into()));
+            return Err((Some(PLACE_COLUMNS[column]), "occurs twice: remove or rename one".into()));
         }
         columns.push(column);
     }
@@ -130,11 +130,11 @@ fn parse_entry(record: &str, columns: &[Option<usize>]) -> Result<(Box<str>, Pla
     }
     let [id, name, country, latitude, longitude, time_zone] = values;
     check_city_key(id).map_err(|refusal| {
-        (Some("id"), format!("{}: write the city's key as readings have it", refusal.detail))
+        (Some("id"), format!("{}: write the key that readings have for the city", refusal.detail))
     })?;
     if name.is_empty() || name.chars().any(char::is_control) {
         let problem = format!(
-            "{} is empty or holds a control character: write how the city is called",
+            "{} is empty or holds a control character: write the name of the city",
             quoted_excerpt(name)
         );
         return Err((Some("name"), problem));
@@ -238,7 +238,7 @@ mod tests {
             ),
             (
                 "1,,DE,1,2,",
-                "line 2, column name: \"\" is empty or holds a control character: write how the city is called",
+                "line 2, column name: \"\" is empty or holds a control character: write the name of the city",
             ),
             (
                 "1,a,DE,1,2,\n\n2,b,DE,1,2,\n1,c,DE,1,2,",
@@ -252,7 +252,7 @@ mod tests {
         }
         let no_key = PlacesFile::from_csv(&format!("{HEADER},a,DE,1,2,\n")).unwrap_err();
         assert_eq!((no_key.line, no_key.column), (2, Some("id")));
-        assert!(no_key.problem.ends_with(": write the city's key as readings have it"), "{no_key}");
+        assert!(no_key.problem.ends_with(": write the key that readings have for the city"), "{no_key}");
         let empty = PlacesFile::from_csv("\n").unwrap_err().to_string();
         assert_eq!(
             empty,
@@ -264,6 +264,6 @@ mod tests {
             "line 1, column latitude: is missing: the header must name id, name, country, latitude, longitude, time_zone"
         );
         let twice = PlacesFile::from_csv(&format!("ID,{HEADER}")).unwrap_err().to_string();
-        assert_eq!(twice, "line 1, column id: is there twice: remove or rename one");
+        assert_eq!(twice, "line 1, column id: occurs twice: remove or rename one");
     }
 }

@@ -44,7 +44,7 @@ pub enum TopicChange {
     Gone { topic: String },
     #[error("topic {topic} is another one: it has the id {id}, and had {recorded}")]
     AnotherId { topic: String, recorded: String, id: String },
-    #[error("topic {topic} is another one: it was written to, and is empty as a new one is")]
+    #[error("topic {topic} is another one: records were written to it, and it is empty")]
     Empty { topic: String },
 }
 

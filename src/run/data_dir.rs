@@ -227,7 +227,7 @@ mod tests {
         // Opening it would block until there is a writer.
         fs::remove_file(&file).unwrap();
         mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        refused("a pipe, a device or a socket is in its place");
+        refused("it is a pipe, a device or a socket");
     }
 
     #[test]

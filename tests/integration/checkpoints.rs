@@ -341,7 +341,7 @@ fn new_journal_needs_another_checkpoint_location() {
     let known = list_checkpoints(&url, &[]);
     let (code, said) = ServiceBuilder::new(config(kept.to_str().unwrap())).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
-    assert!(code == Some(1) && last.contains("a place of its own"), "{said}");
+    assert!(code == Some(1) && last.contains("a location of its own"), "{said}");
     assert_eq!(list_checkpoints(&url, &[]), known);
 
     let (config, url) = (config(other.to_str().unwrap()), ["--url", other.to_str().unwrap()]);
@@ -379,6 +379,6 @@ fn restarted_generation_counter_still_makes_checkpoints() {
     let service = ServiceProcess::start(&data, &config).wait_until_ready();
     post_minutes(&service.address, 10..15);
     wait_for("a newer checkpoint", || (list_checkpoints(&url, &[])[0]["name"] != newest).then_some(()));
-    assert!(!service.log().contains("is not published"), "{}", service.log());
+    assert!(!service.log().contains("was not published"), "{}", service.log());
     service.terminate();
 }

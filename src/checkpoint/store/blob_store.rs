@@ -179,7 +179,7 @@ impl BlobStore {
         let access = self.client.clone();
         self.handle.spawn(async move {
             if let Err(error) = access.delete_objects(paths).await {
-                tracing::warn!("files of a checkpoint that is none cannot be removed yet: {error}");
+                tracing::warn!("files of a cancelled checkpoint cannot be removed now; the next start tries again: {error}");
             }
         });
     }
@@ -378,7 +378,7 @@ async fn put_if_absent(objects: &dyn ObjectStore, path: &Path, content: Bytes) -
 
 fn folder_store(folder: &FilePath) -> Result<LocalFileSystem, String> {
     std::fs::create_dir_all(folder).map_err(|error| {
-        format!("{error}: {}, or choose another place", fault::remedy_for(&error, folder))
+        format!("{error}: {}, or choose another location", fault::remedy_for(&error, folder))
     })?;
     let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
     Ok(store.with_fsync(true))

@@ -356,7 +356,7 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
         CheckpointCandidates::new(kept, &beginning).next().map(|next| next.is_some())
     };
     let refused = next(&kept, false).unwrap_err().to_string();
-    assert!(refused.contains("--adopt-logs") && refused.contains("a place of its own"), "{refused}");
+    assert!(refused.contains("--adopt-logs") && refused.contains("a location of its own"), "{refused}");
     assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
     assert!(next(&kept, true).unwrap());
     kept.log_ids = id("old");

@@ -33,7 +33,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     case.wait_for_results();
     let log = swelter.log();
     swelter.terminate();
-    assert!(log.contains("a checkpoint is not used: progress topic"), "{log}");
+    assert!(log.contains("a checkpoint cannot be used, and an older one is tried: progress topic"), "{log}");
     case.check_rows();
     case.check_current();
 
