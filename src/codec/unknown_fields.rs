@@ -145,7 +145,7 @@ mod tests {
         let mut fields = UnknownFields::default();
         (0..10 * MAX_REMEMBERED_NAMES).for_each(|n| fields.count_and_log(&format!("other field {n}")));
         assert!(
-            fields.known.len() <= MAX_NAMES_PER_DECODER
+            fields.names.len() <= MAX_NAMES_PER_DECODER
                 && unknown_field_names().len() <= MAX_REMEMBERED_NAMES
         );
     }

@@ -211,7 +211,7 @@ pub struct ProgressSnapshot {
 
 impl ProgressSnapshot {
     pub fn new(shown_as: &str) -> ProgressSnapshot {
-        ProgressSnapshot { place: shown_as.to_owned(), ..ProgressSnapshot::default() }
+        ProgressSnapshot { shown_as: shown_as.to_owned(), ..ProgressSnapshot::default() }
     }
 
     #[cfg(test)]
@@ -220,7 +220,7 @@ impl ProgressSnapshot {
         values: impl Iterator<Item = (String, Vec<u8>)>,
         last: i64,
     ) -> ProgressSnapshot {
-        ProgressSnapshot { values: values.collect(), place: shown_as.to_owned(), last_offset: Some(last) }
+        ProgressSnapshot { values: values.collect(), shown_as: shown_as.to_owned(), last_offset: Some(last) }
     }
 
     /// The offset of the last record that was read.

@@ -168,7 +168,7 @@ pub fn read_topic(
     while marker.is_none_or(|marker| snapshot.last_offset() < Some(marker)) {
         if limit.is_over() {
             let last_offset = snapshot.last_offset();
-            return Err(KafkaSinkError::Hangs { topic: topic.to_owned(), seen: last_offset, marker });
+            return Err(KafkaSinkError::Hangs { topic: topic.to_owned(), last_offset, marker });
         }
         match reader.poll() {
             Some(Ok(message)) => {

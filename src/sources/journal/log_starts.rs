@@ -87,7 +87,7 @@ fn parse_file(dir: &Path, bytes: &[u8]) -> Result<Vec<u64>, JournalError> {
     }
     let (format, positions) = content.split_first_chunk::<4>().ok_or_else(damaged)?;
     let format_number = u32::from_le_bytes(*format);
-    if found != FORMAT {
+    if format_number != FORMAT {
         return Err(JournalError::Format { dir: dir.into(), found: format_number, known: FORMAT });
     }
     let (positions, rest) = positions.as_chunks::<8>();
