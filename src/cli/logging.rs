@@ -46,7 +46,9 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
             // The dataflow's connection to another process is lost. The short wait lets another
             // thread log which process it is.
             std::thread::sleep(std::time::Duration::from_millis(200));
-            tracing::error!("a connection to another process of the cluster is gone, so all end");
+            tracing::error!(
+                "a connection of the dataflow to another process of the cluster is lost, so all processes end"
+            );
             std::process::exit(1);
         }
         log_panic(panic);
@@ -119,13 +121,13 @@ where
 
 /// Logs a panic that ended one client, at a limited rate: a client may be able to repeat it.
 fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::PanicScope) {
-    let Some(place) = panic.location() else { return };
-    let Some(unreported) = panics::unreported_count_if_due(place) else { return };
-    let (scope, place, backtrace) = (scope.name(), place.to_string(), capture_backtrace());
+    let Some(location) = panic.location() else { return };
+    let Some(unreported) = panics::unreported_count_if_due(location) else { return };
+    let (scope, location, backtrace) = (scope.name(), location.to_string(), capture_backtrace());
     let what = panics::panic_message(panic).unwrap_or(UNKNOWN_CAUSE);
     tracing::error!(
         scope,
-        place,
+        place = location,
         unreported,
         backtrace,
         "a bug in swelter ended one {scope}, and nothing else; please report it: panicked: {what}"

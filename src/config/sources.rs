@@ -108,7 +108,7 @@ fn read_generator_source(keys: &mut ConfigReader, at: &str) -> PacedPlan {
     if source.weather == WeatherKind::Plausible && source.cities as usize > most {
         keys.add_error(
             &key("cities"),
-            format!("plausible weather has {most} cities: ask for fewer, or for uniform weather"),
+            format!("plausible weather has at most {most} cities: ask for fewer, or for uniform weather"),
         );
     }
     source
@@ -140,11 +140,14 @@ fn read_file_source(
     if follow && compression != Compression::None {
         keys.add_error(
             &key("follow"),
-            "cannot be with a compressed file: its end is not known while it grows",
+            "cannot be set for a compressed file, whose end is unknown while it grows: use an uncompressed file",
         );
     }
     if follow && read.layout.wide.is_some() {
-        keys.add_error(&key("follow"), "cannot be with wide: both files would have to grow alike");
+        keys.add_error(
+            &key("follow"),
+            "cannot be set together with wide, because both files would have to grow alike",
+        );
         return None;
     }
     Some((SourceKind::File(FileSourcePlan { path, format, compression, follow }), read))
@@ -174,8 +177,7 @@ pub fn check_generated_readings(keys: &mut ConfigReader, plan: &ServicePlan) {
         return;
     }
     for source in plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Generator(_))) {
-        let problem = "makes readings up in °F and %, with the names of readings, but the log that takes them is read otherwise: \
-                       leave one of them out, or set ingest.enabled = false";
+        let problem = "generates readings in °F and % with the field names of readings, but the log that gets them is read with other units or names: remove one of the two, or set ingest.enabled = false";
         keys.add_error(&format!("sources.{}", source.name), problem);
     }
 }

@@ -97,7 +97,7 @@ fn target_name(target: &Option<OutputTarget>) -> String {
 }
 
 fn join_changes_writer(thread: ChangesThread) -> io::Result<()> {
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes the changes has panicked")))
 }
 
 /// State that the workers share.
@@ -253,8 +253,8 @@ impl BatchOutput {
             results.extend(end.results);
             outcomes.add(&end.outcomes);
             first_rows.extend(end.first_rows);
-            if let Some(own) = end.read {
-                read = own?;
+            if let Some(statistics) = end.read {
+                read = statistics?;
             }
         }
         // UTF-8 has the same order by bytes as by code points.
@@ -308,7 +308,7 @@ impl BatchOutput {
             .map_or(Ok(()), DailyWriter::finish)
             .map_err(|e| BatchError::output(&target_name(&plan.daily), e))?;
         if plan.plot.is_some() && summary.accepted() == 0 {
-            summary.warnings.push("the plot is not drawn: there are no readings".into());
+            summary.warnings.push("the plot was not drawn: the log has no readings".into());
         }
         if let Some(plot) = plan.plot.as_ref().filter(|_| summary.accepted() > 0) {
             let missing =

@@ -37,7 +37,7 @@ pub fn claim_sinks(
             ControlEvent::SinkFenced { sink: fenced } if fenced == sink => Some(()),
             _ => None,
         };
-        lead.order(member, ControlCommand::FenceSink(order), is_fenced)?;
+        lead.execute_everywhere(member, ControlCommand::FenceSink(order), is_fenced)?;
         // From now on, only this run adds to the progress.
         progress.push(member.sinks()?.inspected().read_progress(sink, &claim).map_err(lost)?);
     }

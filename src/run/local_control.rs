@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::protocol::{ControlCommand, ControlEvent, Phase, RefusedCounts};
 use crate::model::{PartitionIndex, PartitionName, PartitionTable, Reason};
+use crate::panics::bug_text;
 use crate::worker::{LogPartition, SharedState, WorkerCommand, WorkerCommandSender, WorkerEvent};
 
 /// Opens a partition that was added after the start, if this process can read it.
@@ -71,10 +72,11 @@ impl LocalControl {
     /// Applies the next command of the log.
     pub fn apply(&mut self, command: ControlCommand) -> Option<Effect> {
         if !command.is_allowed_in(self.phase) {
-            return Some(Effect::Fail(format!(
-                "a bug: process 0 sent {command:?} in the phase {:?}",
-                self.phase
-            )));
+            return Some(Effect::Fail(bug_text(&format!(
+                "process 0 sent the command `{}` in the phase `{}`",
+                command.kind(),
+                self.phase.name()
+            ))));
         }
         self.phase = command.phase_after(self.phase);
         match command {
@@ -131,9 +133,10 @@ impl LocalControl {
     fn add_partition(&mut self, index: PartitionIndex, name: PartitionName, start: u64) -> Option<Effect> {
         let workers = self.workers.as_ref()?;
         if workers.partitions.push(name.clone()) != index {
-            return Some(Effect::Fail(format!(
-                "the partitions have other numbers here than at process 0: {name:?}"
-            )));
+            return Some(Effect::Fail(bug_text(&format!(
+                "partition {} of source {} has another index here than at process 0",
+                name.partition, name.source
+            ))));
         }
         self.added.insert(index, (name, start));
         Some(Effect::Report(ControlEvent::PartitionKnown { index }))

@@ -51,5 +51,5 @@ impl LocalSinks {
 }
 
 fn not_claimed() -> RunError {
-    RunError::Failed("a bug: the sinks are to be written before they are claimed".into())
+    RunError::bug("the sinks were to be written before they were claimed")
 }

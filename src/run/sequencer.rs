@@ -27,7 +27,7 @@ pub struct Sequencer {
     /// All partitions, by index.
     partitions: Vec<PartitionName>,
     /// How many processes know each added partition.
-    known: BTreeMap<PartitionIndex, usize>,
+    processes_by_partition: BTreeMap<PartitionIndex, usize>,
 }
 
 impl Sequencer {
@@ -39,7 +39,7 @@ impl Sequencer {
             refused: BTreeMap::new(),
             newest_epoch: 0,
             partitions: Vec::new(),
-            known: BTreeMap::new(),
+            processes_by_partition: BTreeMap::new(),
         }
     }
 
@@ -93,17 +93,17 @@ impl Sequencer {
         }
         let index = PartitionIndex(self.partitions.len() as u16);
         self.partitions.push(name.clone());
-        self.known.insert(index, 0);
+        self.processes_by_partition.insert(index, 0);
         Some(ControlCommand::AddPartition { index, name, start })
     }
 
     fn note_known(&mut self, index: PartitionIndex) -> Option<ControlCommand> {
-        let known = self.known.get_mut(&index)?;
-        *known += 1;
-        if *known < self.processes {
+        let process_count = self.processes_by_partition.get_mut(&index)?;
+        *process_count += 1;
+        if *process_count < self.processes {
             return None;
         }
-        self.known.remove(&index);
+        self.processes_by_partition.remove(&index);
         Some(ControlCommand::ReadPartition { index })
     }
 }

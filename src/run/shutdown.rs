@@ -45,7 +45,7 @@ impl Shutdown {
         let (shutdown, mut requested) = (self.clone(), None::<Instant>);
         signals::handle_signals(move || {
             if requested.is_some_and(|since| since.elapsed() > REPEATED_SIGNAL_WINDOW) {
-                tracing::warn!("a second signal to stop: ending at once");
+                tracing::warn!("a second stop signal: the process ends at once");
                 end_process(ExitReason::StoppedAgain);
             }
             requested.get_or_insert_with(Instant::now);
@@ -100,7 +100,7 @@ impl Shutdown {
             let shutdown = self.clone();
             let watch = move || shutdown.end_start_that_hangs();
             if let Err(error) = thread::Builder::new().name("stop".into()).spawn(watch) {
-                tracing::warn!(%error, "a start that waits for something is not ended");
+                tracing::warn!(%error, "a stop cannot end this start if it hangs: no thread can be started");
             }
         }
         is_first
@@ -115,7 +115,7 @@ impl Shutdown {
             }
             thread::sleep(POLL_INTERVAL);
         }
-        tracing::info!("a stop was requested while the service starts: ending");
+        tracing::info!("a stop was requested during the start: the process ends");
         call(&self.0.on_abandon);
         end_process(ExitReason::Stopped);
     }

@@ -151,7 +151,7 @@ impl ShardThread {
                 Err(WriteFailure::Reopen(error)) => (error, false),
                 Err(WriteFailure::Final(error)) => return Err(error),
             };
-            tracing::warn!(shard = self.number, %error, "results could not be written; they are written again");
+            tracing::warn!(shard = self.number, %error, "a transaction of results failed; it is retried");
             self.pause_before_retry(retry)?;
             retry = (retry * 2).min(MAX_RETRY);
             let is_rolled_back = may_roll_back && self.writer.roll_back();
@@ -161,7 +161,7 @@ impl ShardThread {
             }
         }
         if retry > FIRST_RETRY {
-            tracing::info!(shard = self.number, took = ?begun.elapsed(), "results are written again");
+            tracing::info!(shard = self.number, took = ?begun.elapsed(), "results can be written again");
         }
         let settings = &self.settings;
         let metrics = self.metrics.get_or_insert_with(|| ShardMetrics::new(settings, self.number));
@@ -219,7 +219,7 @@ impl ShardThread {
             match self.writer.reopen(last_epoch) {
                 Err(error @ SinkError::Fenced(_)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(shard = self.number, %error, "the sink is tried again");
+                    tracing::warn!(shard = self.number, %error, "the sink is retried");
                     self.pause_before_retry(retry)?;
                     retry = (retry * 2).min(MAX_RETRY);
                 }

@@ -57,7 +57,7 @@ impl FileSource {
             let (called, InputFile { path, format, compression }) = (input.name(), input);
             let path = path.ok_or_else(|| {
                 let line =
-                    "standard input cannot be read again after a restart: write it to a file, or post it";
+                    "standard input cannot be read again after a restart: write it to a file, or post its readings";
                 SourceError::Fatal(line.into())
             })?;
             if format == Format::Parquet {
@@ -67,8 +67,9 @@ impl FileSource {
                 return Err(SourceError::Fatal(line));
             }
             if follow && compression != Compression::None {
-                let line =
-                    format!("{called} cannot be followed: only plain CSV and JSON lines can, read it once");
+                let line = format!(
+                    "{called} cannot be followed, because only uncompressed CSV and JSON lines can: set follow = false"
+                );
                 return Err(SourceError::Fatal(line));
             }
             let history_path = folder.map(|folder| match number {

@@ -175,7 +175,7 @@ fn backup_and_restore_under_load(place: &str, variables: &[(&str, String)]) {
     let restored = run_json(&["restore", "--from", place, "--data-dir", path_str(&other)], variables);
     assert_eq!(restored["records"], taken["records"]);
     let mut copied = ServiceProcess::start(&other, &config()).wait_until_ready();
-    assert!(copied.log().contains("a checkpoint is taken up"), "{}", copied.log());
+    assert!(copied.log().contains("a checkpoint was restored"), "{}", copied.log());
     let mine = acked.lock().clone();
     let mut theirs = restored_batches(&mine, before, wait_until_applied(&copied.address).0);
     assert!(theirs.len() <= ended, "a backup has nothing from behind its end");
@@ -315,6 +315,6 @@ fn backup_of_missing_or_locked_directory_is_refused() {
     assert_eq!(mode & 0o777, 0o600);
     fs::remove_file(data.join("backup.sock")).unwrap();
     let line = run_refused(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)]);
-    assert!(line.contains("in use by a process that takes no backups"), "{line}");
+    assert!(line.contains("in use by a process that does not answer backups"), "{line}");
     service.terminate();
 }

@@ -110,7 +110,7 @@ fn retried_reading_counts_only_if_nothing_newer_arrived() {
     assert!(first.contains("sent 3 dead letters") && first.contains("1 are withdrawals"), "{first}");
     for _ in 0..2 {
         let again = run_dead_letters_ok(&data, &["retry"]);
-        assert!(again.contains("sent 0 dead letters") && again.contains("3 were sent before"), "{again}");
+        assert!(again.contains("sent 0 dead letters") && again.contains("3 were sent by an earlier retry"), "{again}");
         let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
         assert_eq!(current_row(&service, "a").unwrap()["temperature"], 90);
         assert_eq!(current_row(&service, "b").unwrap()["temperature"], 70);
@@ -195,5 +195,5 @@ fn service_retries_dead_letters_after_delay() {
     assert_eq!(row["temperature"], 90);
     assert_eq!(service.get_json("/v1/status")["refused"]["too_late"], 1);
     service.terminate();
-    assert!(run_dead_letters_ok(&data, &["retry"]).contains("1 were sent before"));
+    assert!(run_dead_letters_ok(&data, &["retry"]).contains("1 were sent by an earlier retry"));
 }

@@ -216,7 +216,7 @@ fn dead_letters_of_an_earlier_build_are_listed_and_retried_once() {
     assert_eq!(counts_by_reason(&list), [("in_the_future", 2), ("too_late", 1), ("too_late", 1)], "{list}");
     // The earlier build has retried the dead letter that is too late.
     let sent = said(&["retry", "--reason", "too_late"]);
-    assert!(sent.contains("sent 0") && sent.contains("1 were sent before"), "{sent}");
+    assert!(sent.contains("sent 0") && sent.contains("1 were sent by an earlier retry"), "{sent}");
     let sent = said(&["retry"]);
     assert!(sent.contains("sent 2 dead letters") && sent.contains("in_the_future: 2"), "{sent}");
     assert!(said(&["retry"]).contains("sent 0"));

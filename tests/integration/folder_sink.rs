@@ -205,7 +205,7 @@ fn new_folder_beside_trimmed_journal_is_refused() {
     let with_folder = format!("{config}\n[[sinks]]\ntype = \"folder\"\npath = \"{}\"\n", archive.display());
     let (code, log) = ServiceBuilder::new(with_folder).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{log}");
-    for says in [archive.to_str().unwrap(), "leave the sink out", "another data directory"] {
+    for says in [archive.to_str().unwrap(), "remove it from the configuration", "another data directory"] {
         assert!(log.contains(says), "{says}: {log}");
     }
 }

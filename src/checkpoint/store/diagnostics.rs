@@ -23,7 +23,7 @@ pub(super) fn remedy_of_error(error: &Error) -> String {
             "allow these credentials to list, read, write and delete in the bucket"
         }
         Error::NotImplemented { .. } | Error::NotSupported { .. } => {
-            "the store must take conditional puts (If-None-Match): use one that does"
+            "use an object store with conditional puts (If-None-Match)"
         }
         _ => {
             "check that the endpoint can be reached and answers, AWS_ENDPOINT_URL, AWS_REGION and the bucket's name"
@@ -50,16 +50,16 @@ pub(super) fn log_slow_request(place: &CheckpointLocation, path: &str, most: Dur
     *told = Some(Instant::now());
     tracing::warn!(
         %place, path, endpoint = %configured_endpoint(),
-        "the store has not answered a request for {} s; it is waited for, {} s at most",
+        "the object store has not answered a request for {} s; the request ends after {} s",
         SLOW_REQUEST_THRESHOLD.as_secs(),
         most.as_secs()
     );
 }
 
 fn configured_endpoint() -> String {
-    let given =
+    let endpoint =
         ENDPOINT_VARIABLES.iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()));
-    given.map_or_else(|| "of AWS, as AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
+    endpoint.map_or_else(|| "of AWS, because AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
 }
 
 /// Removes user and password from a URL, for logs.

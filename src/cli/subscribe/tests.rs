@@ -242,7 +242,7 @@ async fn invalid_message_ends_session_and_resumes_subscription() {
     // No hello, no WebSocket, no HTTP, no response.
     let mut session = Session::new(stage.accept().await).await;
     session.send(snapshot(9, &[])).await;
-    assert!(stage.notice().await.contains("does not begin with a hello"));
+    assert!(stage.notice().await.contains("did not send a hello first"));
     stage.accept().await.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").await.unwrap();
     stage.notice().await;
     drop(stage.accept().await);
@@ -284,7 +284,7 @@ async fn answer(stage: &Stage, head: &str) -> String {
 #[tokio::test]
 async fn permanent_errors_end_and_temporary_ones_retry() {
     for (head, said) in [
-        ("401 Unauthorized", "asks for a token (401)"),
+        ("401 Unauthorized", "requires a token (401)"),
         ("403 Forbidden", "(403)"),
         ("404 Not Found", "is this the address of a swelter?"),
         ("301 Moved\r\nLocation: /x", "is this the address of a swelter?"),

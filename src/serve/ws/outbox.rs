@@ -100,12 +100,12 @@ impl Outbox {
     /// Moves messages of about `bytes` in all, at least one, to `messages`; false if there is none.
     pub(super) fn take_messages(&self, bytes: usize, messages: &mut Vec<OutboxMessage>) -> bool {
         let mut queue = self.lock_queue();
-        let mut left = bytes;
+        let mut remaining = bytes;
         while let Some(message) = queue.messages.pop_front() {
             queue.quota_share.shrink(message.text.len() + MESSAGE_OVERHEAD_BYTES);
-            left = left.saturating_sub(message.text.len());
+            remaining = remaining.saturating_sub(message.text.len());
             messages.push(message);
-            if left == 0 {
+            if remaining == 0 {
                 break;
             }
         }

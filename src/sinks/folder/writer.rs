@@ -189,7 +189,7 @@ impl FolderShardWriter {
         }
         match self.finish_segment() {
             Err(error) if error.is_transient() => {
-                tracing::warn!(shard = self.shard, %error, "a full segment could not be finished; it is written on, and finished later");
+                tracing::warn!(shard = self.shard, %error, "a full segment could not be finished; records are still appended to it, and finishing it is retried");
                 Ok(())
             }
             finished => finished,
@@ -228,7 +228,7 @@ impl ShardWriter for FolderShardWriter {
 
     fn unfinished(&self) -> SinkError {
         SinkError::Fatal(format!(
-            "the folder {} cannot be written: not all that was read is written; the next start goes on where it ends",
+            "the folder {} cannot be written, so it lacks results of records that were read; the next start writes them",
             self.layout.root().display()
         ))
     }

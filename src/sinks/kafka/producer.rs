@@ -77,7 +77,7 @@ impl ClientContext for DeliveryErrors {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "sink");
+        tracing::debug!(%error, reason, "a producer of a sink reports an error");
     }
 }
 
@@ -86,7 +86,7 @@ impl ProducerContext for DeliveryErrors {
 
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = delivered {
-            tracing::debug!(%error, topic = message.topic(), "a record was not written");
+            tracing::debug!(%error, topic = message.topic(), "a record was not acknowledged by the brokers; its transaction is aborted and its results are written again");
             self.record_failure(message.topic(), error);
         }
     }
@@ -213,15 +213,15 @@ fn enqueue_record(
     record: &EncodedRecord<'_>,
     wait: &QueueWait,
 ) -> Result<(), ProducerFailure> {
-    let own = record.headers.clone();
-    let of_result = own.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
+    let headers = record.headers.clone();
+    let of_result = headers.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
     let next = ProducerRecord {
         topic: usize::from(record.topic),
         partition: record.partition as i32,
         timestamp,
         key: record.key,
         value: record.value,
-        headers: of_result.into_iter().chain(own),
+        headers: of_result.into_iter().chain(headers),
     };
     let mut deadline = None;
     loop {

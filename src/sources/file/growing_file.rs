@@ -20,7 +20,7 @@ const COMPARED_TAIL_BYTES: usize = 64 * 1024;
 pub(super) enum RewriteError {
     #[error("was truncated")]
     Truncated,
-    #[error("was written anew")]
+    #[error("was rewritten")]
     Rewritten,
 }
 

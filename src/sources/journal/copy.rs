@@ -21,7 +21,7 @@ const COPY_BATCH_BYTES: usize = 4 << 20;
 impl Journal {
     /// The number of partitions of the journal in a directory.
     pub fn partition_count_in(dir: &Path) -> Result<u32, JournalError> {
-        AckedEnds::open_file(dir).map(|marks| marks.partition_count())
+        AckedEnds::open_file(dir).map(|acked_ends| acked_ends.partition_count())
     }
 
     /// By partition, the first position that was not removed.
@@ -68,7 +68,7 @@ impl BlockSequence {
 
     /// Checks the next block, and returns the position of its end.
     pub fn push_block(&mut self, key: &[u8], stored: &[u8]) -> Result<u64, String> {
-        let (partition, first) = block::parse_block_key(key).ok_or("a block has a key that is none")?;
+        let (partition, first) = block::parse_block_key(key).ok_or("a block has an invalid key")?;
         let damaged = || format!("partition {partition} of the journal is damaged at position {first}");
         let next = self.next_positions.get_mut(partition as usize).ok_or_else(damaged)?;
         let block = self.decoder.decode(key, stored).filter(|_| first == *next).ok_or_else(damaged)?;
@@ -115,8 +115,8 @@ impl JournalCopy {
             .push_block(key, stored)
             .map_err(|what| JournalError::damaged_error(&self.dir, &what))?;
         // The key is valid: the sequence has parsed it.
-        let key =
-            BlockKey::try_from(key).map_err(|_| JournalError::damaged_error(&self.dir, "a key is none"))?;
+        let key = BlockKey::try_from(key)
+            .map_err(|_| JournalError::damaged_error(&self.dir, "a key is invalid"))?;
         self.pending_blocks.push((key, stored.to_vec()));
         self.pending_bytes += stored.len();
         if self.pending_bytes >= COPY_BATCH_BYTES { self.commit_pending() } else { Ok(()) }

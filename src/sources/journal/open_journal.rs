@@ -132,7 +132,7 @@ impl Journal {
                 .write_file(dir)
                 .map_err(|source| JournalError::Io { path: dir.clone(), source })?;
             *is_new = false;
-            tracing::info!(id = self.shared.id.to_hex(), "the journal has an id from now on");
+            tracing::info!(id = self.shared.id.to_hex(), "the journal has got an id");
         }
         Ok(())
     }
@@ -226,7 +226,7 @@ fn recover_log_ends(
         let end = last.as_ref().map_or(0, |block| block.end());
         if end < *acked_end {
             let what = format!(
-                "partition {partition} ends at position {end}, but had acknowledged up to {acked_end}"
+                "partition {partition} ends at position {end}, but records were acknowledged up to {acked_end}"
             );
             return Err(JournalError::damaged_error(dir, &what));
         }
@@ -259,8 +259,7 @@ impl Source for Journal {
         let (position, end) = (at.position, self.log_end(partition));
         if position > end {
             return Err(SourceError::EndsBefore(format!(
-                "results were made of partition {partition} of the journal up to position {position}, but it ends at {end}: restore it, \
-                 or begin anew with empty outputs"
+                "results include partition {partition} of the journal up to position {position}, but it ends at {end}: restore it, or begin anew with empty outputs"
             )));
         }
         self.shared.check_not_trimmed(partition, position)?;

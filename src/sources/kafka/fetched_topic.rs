@@ -72,10 +72,9 @@ impl FetchedTopic {
     }
 }
 
-pub(super) fn topic_recreated_text(topic: &str, id: &str, own: &str) -> String {
+pub(super) fn topic_recreated_text(topic: &str, id: &str, read_id: &str) -> String {
     format!(
-        "topic {topic} was deleted and made anew while it was read: it has the id {id}, and had {own}; nothing of the new one was read: \
-         {TOPIC_REMEDY}"
+        "topic {topic} was deleted and recreated while it was read: it has the id {id}, and had {read_id}; no record of the new one was read: {TOPIC_REMEDY}"
     )
 }
 

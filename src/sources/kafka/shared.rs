@@ -55,8 +55,8 @@ impl KafkaSourceShared {
         request
             .add_partition_offset(&self.plan.topic, self.kafka_partition(partition)?, time)
             .map_err(failed)?;
-        let found = self.consumer.offsets_for_times(request, REQUEST_TIMEOUT).map_err(failed)?;
-        let Some(element) = found.elements().into_iter().next() else { return Ok(end) };
+        let offsets = self.consumer.offsets_for_times(request, REQUEST_TIMEOUT).map_err(failed)?;
+        let Some(element) = offsets.elements().into_iter().next() else { return Ok(end) };
         element.error().map_err(failed)?;
         match element.offset() {
             Offset::Offset(position) => Ok(position.unsigned_abs()),
@@ -107,7 +107,7 @@ impl Drop for KafkaSourceShared {
         if !self.consumer.closed() {
             tracing::debug!(
                 source = &*self.name,
-                "the consumer is left behind, since the cluster does not answer"
+                "the consumer could not be closed, because the cluster does not answer; it ends with the process"
             );
             std::mem::forget(self.consumer.clone());
         }

@@ -57,7 +57,7 @@ impl KafkaSource {
         let failed = |error: &dyn std::fmt::Display| SourceError::Fatal(format!("{}: {error}", plan.topic));
         let consumer = Arc::new(new_consumer(&name, &plan, partitions).map_err(|error| failed(&error))?);
         let fetched = FetchedTopic::new(&plan.topic, id, &consumer);
-        let fetched = fetched.ok_or_else(|| failed(&"the client does not give its log away"))?;
+        let fetched = fetched.ok_or_else(|| failed(&"the log queue of the Kafka client cannot be opened"))?;
         let shared = Arc::new(KafkaSourceShared {
             name,
             plan,

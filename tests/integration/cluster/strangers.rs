@@ -120,8 +120,8 @@ fn weak_secret_is_refused_across_hosts() {
     }
     let (code, log) = process("[cluster]\nconnect_time = \"1s\"\n", Some(&made));
     assert_eq!(code, Some(1));
-    assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
-    assert_eq!(log.matches("there is no cluster.tls").count(), 1, "warned of once: {log}");
+    assert!(log.contains("process 1 of 2 has not connected within 1 s"), "{log}");
+    assert_eq!(log.matches("cluster.tls is not set").count(), 1, "warned of once: {log}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn tls_refuses_other_certificates_and_plain_text() {
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     std::io::Read::read_to_end(&mut plain, &mut Vec::new()).unwrap();
     drop(plain);
-    let plain = "it does not speak TLS, and this process has cluster.tls";
+    let plain = "it does not use TLS, and this process has cluster.tls";
     wait_for("the line of the first stranger", || first.log().contains(plain).then_some(()));
     let expired = |params: &mut CertificateParams| {
         params.not_before = date_time_ymd(2001, 1, 1);
@@ -98,16 +98,16 @@ fn tls_refuses_other_certificates_and_plain_text() {
         (
             tls_config_for_host(&ours, "example.org", &ours.ca_file(), |_| ()),
             1,
-            "its certificate is not for the host",
+            "its certificate is not valid for its host",
         ),
-        (CONFIG.to_owned(), 1, "it speaks TLS, and this process has no cluster.tls"),
+        (CONFIG.to_owned(), 1, "it uses TLS, and this process has no cluster.tls"),
     ] {
         let (exit_code, log) = cluster.process(1, &config.replace("20s", "2s")).run_to_end();
         assert_eq!(exit_code, Some(code), "{log}");
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
     }
     let log = first.log();
-    assert!(log.contains("process 1 is at 127.0.0.1 by cluster.hosts of process 0"), "{log}");
+    assert!(log.contains("cluster.hosts of process 0 has process 1 at 127.0.0.1"), "{log}");
     let mut second = cluster.start(1, &valid_tls_config(&ours));
     check_results(&both_ready_addresses(&mut first, &mut second));
     terminate_together([second, first]);
@@ -126,7 +126,7 @@ fn tls_caller_of_plain_listener_names_missing_setting() {
     let config = valid_tls_config(&authority).replace("20s", "4s");
     let (code, log) = cluster.process(1, &config).run_to_end();
     assert_eq!(code, Some(1));
-    assert!(first.log().contains("it speaks TLS, and this process has no cluster.tls"), "{}", first.log());
+    assert!(first.log().contains("it uses TLS, and this process has no cluster.tls"), "{}", first.log());
     assert!(log.lines().last().unwrap().contains("in the TLS handshake"), "{log}");
 }
 
@@ -134,9 +134,9 @@ fn tls_caller_of_plain_listener_names_missing_setting() {
 fn lost_tls_peer_ends_all_soon() {
     let authority = CertificateAuthority::new("ours");
     for (lost, how, expected) in [
-        (0, Signal::KILL, "it is gone"),
-        (1, Signal::KILL, "it is gone"),
-        (1, Signal::STOP, "no sign of life"),
+        (0, Signal::KILL, "its connection is lost"),
+        (1, Signal::KILL, "its connection is lost"),
+        (1, Signal::STOP, "it has sent no heartbeat"),
     ] {
         let config = valid_tls_config(&authority);
         // Only the process that is stopped is lost by its silence.

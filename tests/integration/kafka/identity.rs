@@ -130,7 +130,7 @@ fn recreated_input_with_more_records_is_refused_at_start() {
             check_start_refused(
                 &case,
                 arguments,
-                &[&input, "is another one than was read", "disaster-recovery"],
+                &[&input, "is not the one that was read", "disaster-recovery"],
             );
         }
         assert_eq!(before, (uncommitted_outputs(&case.setup), progress_positions(&case.setup)));
@@ -170,7 +170,7 @@ fn input_recreated_while_read_ends_process() {
         }
         check_no_intruder_in_outputs(&case.setup);
         assert_eq!(progress_positions(&case.setup), before);
-        check_start_refused(&case, &[], &[&input, "is another one than was read"]);
+        check_start_refused(&case, &[], &[&input, "is not the one that was read"]);
     }
 }
 
@@ -202,7 +202,7 @@ fn lost_or_recreated_outputs_are_refused() {
         let topic = topic(&case.setup);
         let topics = TopicAdmin::of(&access);
         topics.delete(&topic);
-        check_start_refused(&case, &[], &[&topic, "is gone", "begin anew: delete", &case.setup.progress]);
+        check_start_refused(&case, &[], &[&topic, "is gone", "begin anew, delete", &case.setup.progress]);
         assert_eq!(topics.partitions(&topic), 0, "{topic} was made");
         topics.create(&topic, if topic.contains("failed") { PARTITIONS as i32 } else { 4 }, &[COMPACT]);
         topics.set_config(
@@ -212,7 +212,7 @@ fn lost_or_recreated_outputs_are_refused() {
         check_start_refused(
             &case,
             &[],
-            &[&topic, "is another one", "begin anew: delete", &case.setup.progress],
+            &[&topic, "is another one", "begin anew, delete", &case.setup.progress],
         );
     }
 }
@@ -225,7 +225,7 @@ fn lost_input_is_not_created() {
     enable_create_topics(&mut case.setup);
     let input = case.setup.input.clone();
     TopicAdmin::of(&access).delete(&input);
-    check_start_refused(&case, &[], &[&input, "is gone", "how far it was read"]);
+    check_start_refused(&case, &[], &[&input, "is gone", "has positions of the earlier topic"]);
     assert_eq!(TopicAdmin::of(&access).partitions(&input), 0);
 }
 
@@ -328,11 +328,11 @@ fn copied_input_is_refused_until_adopted() {
     let adopted = case.setup.service(case.data.path(), 1).args(&["--adopt-logs"]).spawn().wait_until_ready();
     case.produce_records(100);
     case.wait_for_results();
-    assert!(adopted.log().contains("a checkpoint is taken up"), "{}", adopted.log());
+    assert!(adopted.log().contains("a checkpoint was restored"), "{}", adopted.log());
     adopted.kill();
     // Adopted logs need no flag at the next start.
     let swelter = case.start_swelter(2).wait_until_ready();
-    assert!(swelter.log().contains("a checkpoint is taken up"), "{}", swelter.log());
+    assert!(swelter.log().contains("a checkpoint was restored"), "{}", swelter.log());
     case.produce_records(100);
     case.check_exactly_once();
     swelter.terminate();

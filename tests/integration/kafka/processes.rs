@@ -69,7 +69,7 @@ fn stop_succeeds_at_any_point_of_takeover() {
         let successor =
             case.setup.service(case.data.path(), 1).args(&["--takeover", "--processes", "2"]).spawn();
         wait_for("that it follows the other one", || {
-            successor.log().contains("another generation is followed").then_some(())
+            successor.log().contains("the run follows the generation").then_some(())
         });
         wait_for(&format!("point {number} of the takeover"), || {
             point(&successor, running.as_mut().unwrap()).then_some(())

@@ -148,7 +148,7 @@ fn invalid_configuration_does_not_fence_running_process() {
             assert!(words.iter().all(|word| said.contains(word)), "no {words:?} in: {said}");
         }
     };
-    refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["not there any more"]);
+    refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["which no longer exists"]);
     // Its second sink is in another cluster, judged by names.
     let second = format!("{}.progress", setup.input);
     TopicAdmin::of(&access).create(&second, 1, &[COMPACT]);

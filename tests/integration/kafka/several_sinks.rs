@@ -111,12 +111,12 @@ fn full_folder_is_retried_until_there_is_room() {
     set_file_size_limit(&swelter, &format!("--fsize={}:", 32 * 1024));
     case.produce_records(300);
     wait_for("that the folder is full", || {
-        swelter.log().contains("results could not be written").then_some(())
+        swelter.log().contains("a transaction of results failed").then_some(())
     });
     assert!(swelter.log().contains("ulimit -f"), "{}", swelter.log());
     thread::sleep(Duration::from_millis(500));
     set_file_size_limit(&swelter, "--fsize=unlimited:");
-    wait_for("that it goes on", || swelter.log().contains("results are written again").then_some(()));
+    wait_for("that it goes on", || swelter.log().contains("results can be written again").then_some(()));
     case.wait_for_results();
     swelter.terminate();
     check_both(&case, &archive);
@@ -146,7 +146,7 @@ fn takeover_and_standby_go_on_with_both_sinks() {
     }
     let standby = case.setup.service(case.data.path(), 1).args(&["--standby"]).spawn();
     wait_for("that it follows the other one", || {
-        standby.log().contains("another generation is followed").then_some(())
+        standby.log().contains("the run follows the generation").then_some(())
     });
     case.produce_records(100);
     running.kill();

@@ -107,7 +107,7 @@ impl TrialCluster {
     pub fn wait_until_following(&mut self, within: Duration) -> bool {
         let (until, mut left) = (Instant::now() + within, MAX_SELF_ENDS);
         let follows = |member: &ClusterMember| {
-            fs::read_to_string(&member.log).is_ok_and(|log| log.contains("another generation is followed"))
+            fs::read_to_string(&member.log).is_ok_and(|log| log.contains("the run follows the generation"))
         };
         while Instant::now() < until {
             self.restart_ended(&mut left);
