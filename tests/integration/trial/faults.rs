@@ -178,6 +178,7 @@ impl TrialCase<'_> {
         let point = DeathPoint { variable: "SWELTER_PANIC_POINT", value: format!("{name}:1"), process };
         let is_takeover = crash == ClaimCrash::AtTakeover;
         if is_takeover {
+            self.wait_for_owner();
             self.start_successor(topology, Some("--takeover"), Some(point));
         } else {
             self.restart_all(topology, Some(point));
@@ -192,8 +193,17 @@ impl TrialCase<'_> {
         if died { fault } else { Fault::KillAll }
     }
 
+    /// Waits until the running processes own the sinks: a start that has not claimed them yet would
+    /// take over from its own successor. A fault may still disturb them, so `settled` stays as it is.
+    fn wait_for_owner(&mut self) {
+        let settled = self.settled;
+        self.wait_until_ready(None);
+        self.settled = settled;
+    }
+
     /// Processes are stopped, taken over from, and go on.
     fn take_over_from_stopped(&mut self, step: &FaultStep) -> Fault {
+        self.wait_for_owner();
         // A process that goes on may miss the others before it sees the new claim.
         self.settled &= self.cluster.process_count() == 1;
         let stopped = self.cluster.stop_all();
