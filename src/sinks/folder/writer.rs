@@ -13,6 +13,7 @@ use super::plan::{FolderFormat, SegmentLimits};
 use crate::sinks::error::{SinkError, WriteFailure};
 use crate::sinks::progress::ShardProgress;
 use crate::sinks::shard::{ShardBatch, ShardWriter};
+use crate::test_hooks;
 
 /// Rows are written to the file in pieces of about this size.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -132,6 +133,7 @@ impl FolderShardWriter {
             progress: progress.clone(),
             segment: durable.clone(),
         };
+        test_hooks::crash_before_folder_commit();
         self.log.append(&record)?;
         (self.rows, self.is_dirty) = (0, false);
         if let (Some(segment), Some(durable)) = (&mut self.segment, durable) {

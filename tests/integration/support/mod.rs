@@ -14,6 +14,7 @@ mod random;
 mod random_entries;
 pub mod registry_server;
 mod rest_checks;
+mod row_history;
 mod rows;
 pub mod s3_server;
 mod subscriber;
@@ -34,6 +35,7 @@ pub use self::process::{
 pub use self::random::Random;
 pub use self::random_entries::{RANDOM_CITIES, keep_accepted_entries, random_entry};
 pub use self::rest_checks::{ServiceStatus, check_current, check_history, get_json, remove_ages};
+pub use self::row_history::{RowHistory, ValueHistory, final_values, push_value, row_key};
 pub use self::rows::{current_json, normalize_numbers, row_json};
 pub use self::subscriber::{ReceivedRows, Subscriber};
 pub use self::wait::{WAIT_TIMEOUT, check_during, wait_for};
