@@ -156,7 +156,7 @@ fn full_folder_is_retried_until_there_is_room() {
     });
     assert!(swelter.log().contains("ulimit -f"), "{}", swelter.log());
     case.wait_for_results();
-    assert!(!swelter.log().contains("results are written again"), "{}", swelter.log());
+    assert!(!swelter.log().contains("results can be written again"), "{}", swelter.log());
     set_file_size_limit(&swelter, "--fsize=unlimited:");
     wait_for("that it goes on", || swelter.log().contains("results can be written again").then_some(()));
     case.wait_for_results();
