@@ -3,9 +3,11 @@
 pub mod checkpoint_files;
 pub mod dataflow_runner;
 mod entries;
+mod hosts_cluster;
 pub mod http;
 mod log_lines;
 mod oracle;
+mod ports;
 pub mod prepared;
 mod process;
 mod random;
@@ -21,8 +23,10 @@ pub use self::entries::{
     DEFAULT_FORMULA, LogEntry, MINUTE_MS, PROPERTY_TEST_FORMULA, RUN_SETTINGS, RunSettings, city_name,
     city_number, named_record_json, record_json,
 };
+pub use self::hosts_cluster::{CLUSTER_SECRET, HostsCluster, HostsFile, terminate_together};
 pub use self::http::{HttpResponse, get, post};
 pub use self::oracle::Oracle;
+pub use self::ports::{consecutive_free_ports, free_ports};
 pub use self::process::{
     ServiceBuilder, ServiceProcess, is_ready, pause_process, remove_swelter_variables, send_signal,
     swelter_command, swelter_command_behind,
