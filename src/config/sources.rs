@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use super::config_reader::{ConfigReader, quoted};
 use super::kafka::{self, TopicUses};
 use super::layers::{ConfigValue, TableItem};
-use super::plan::{FileSourcePlan, GeneratorSourcePlan, ServicePlan, SourceKind, SourcePlan};
+use super::plan::{FileSourcePlan, ServicePlan, SourceKind, SourcePlan};
 use super::read_options;
 use crate::codec::{self, Compression, DecodeSettings, Format, ReadOptions};
 use crate::directory::Directory;
 use crate::model::{LocalTimePolicy, Millis};
+use crate::sources::generator::paced::PacedPlan;
 use crate::sources::weather::WeatherKind;
 
 /// The source name in positions and dead letters of posted readings.
@@ -69,7 +70,7 @@ fn check_name(keys: &mut ConfigReader, at: &str, name: &str) -> bool {
     keys.is_valid(&key) && keys.is_valid(at)
 }
 
-fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePlan {
+fn read_generator_source(keys: &mut ConfigReader, at: &str) -> PacedPlan {
     let key = |name: &str| format!("{at}.{name}");
     for name in ["late", "corrections", "withdrawals", "duplicates", "invalid"] {
         keys.set_default(&key(name), ConfigValue::Decimal(0.0));
@@ -90,7 +91,7 @@ fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePl
         interval
     };
     keys.set_shown(&past, quoted(&history_interval.to_string()));
-    let source = GeneratorSourcePlan {
+    let source = PacedPlan {
         cities: keys.read_integer(&key("cities"), 1..=100_000),
         interval,
         history: keys.read_duration(&key("history"), "0s", "366d"),

@@ -173,25 +173,8 @@ mod tests {
 
     use super::*;
     use crate::model::CheckpointBarrier;
-    use crate::run::protocol::StartPlan;
+    use crate::run::protocol::samples::{partition_name, start_command};
     use crate::worker::{Refusals, Release};
-
-    fn name(partition: u32) -> PartitionName {
-        PartitionName { source: "readings".into(), partition }
-    }
-
-    fn start() -> ControlCommand {
-        ControlCommand::Start(StartPlan {
-            generation: "1-a".into(),
-            partitions: vec![(name(0), 0.into())],
-            first_epoch: 1,
-            reserved_until: 0,
-            progress: Vec::new(),
-            checkpoints: None,
-            restore: None,
-            follows: false,
-        })
-    }
 
     /// Process 1 of several, with two workers that are not run.
     fn started() -> (LocalControl, Arc<SharedState>, Vec<Receiver<WorkerCommand>>) {
@@ -199,11 +182,11 @@ mod tests {
         let commands = WorkerCommandSender::new(2);
         let queues = (0..2).map(|worker| commands.subscribe(worker).unwrap()).collect();
         let mut control = LocalControl::new(1);
-        assert!(matches!(control.apply(start()), Some(Effect::Execute(ControlCommand::Start(_)))));
+        assert!(matches!(control.apply(start_command()), Some(Effect::Execute(ControlCommand::Start(_)))));
         control.attach(LocalWorkers {
             shared: Arc::clone(&shared),
             commands,
-            partitions: PartitionTable::new(vec![name(0)]),
+            partitions: PartitionTable::new(vec![partition_name(0)]),
             open_partition: Box::new(|_, _, _| None),
             count: 2,
         });
@@ -249,7 +232,7 @@ mod tests {
     #[test]
     fn congestion_and_refusals_of_others_count_also_if_said_before_the_workers_run() {
         let mut control = LocalControl::new(1);
-        let _ = control.apply(start());
+        let _ = control.apply(start_command());
         assert!(control.apply(ControlCommand::Pause { congested: 0b101 }).is_none());
         assert!(
             control
@@ -276,7 +259,7 @@ mod tests {
         let _ = control.apply(release());
         let add = |index, partition| ControlCommand::AddPartition {
             index: PartitionIndex(index),
-            name: name(partition),
+            name: partition_name(partition),
             start: 17,
         };
         let known = control.apply(add(1, 1));

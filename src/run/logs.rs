@@ -14,7 +14,7 @@ use super::protocol::ControlEvent;
 use super::run_error::RunError;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
-use crate::config::{FileSourcePlan, GeneratorSourcePlan, IngestPlan, ServicePlan, SourceKind, SourcePlan};
+use crate::config::{FileSourcePlan, IngestPlan, ServicePlan, SourceKind, SourcePlan};
 use crate::kafka::topic_identity::TopicIdentity;
 use crate::model::rules_version::RULES_VERSION_KEY;
 use crate::model::{
@@ -24,7 +24,7 @@ use crate::registry::{RegistryClient, RegistrySettings, ResponseFetcher, SchemaC
 use crate::sinks::dead_letters::DeadLetterFiles;
 use crate::sources::file::{FileSource, InputFile};
 use crate::sources::generator::feed::GeneratorFeed;
-use crate::sources::generator::paced::{PacedLog, PacedPlan};
+use crate::sources::generator::paced::PacedLog;
 use crate::sources::journal::{Journal, JournalPlan};
 use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RecordFormat, RegistryPlan};
 use crate::sources::{Source, SourceError};
@@ -334,7 +334,7 @@ impl Logs {
                 let name = source.name.clone();
                 let feed = GeneratorFeed::spawn(
                     &name,
-                    paced_plan(generator),
+                    generator.clone(),
                     &dir.path().join("feeds"),
                     appender.clone(),
                 );
@@ -355,7 +355,7 @@ fn open_source(
     match &source.kind {
         SourceKind::Generator(generator) => {
             let now = EventTime::from_millis(worker::ingest_clock_ms() as i64).unwrap_or_default();
-            let paced = PacedLog::new(&name, paced_plan(generator), now);
+            let paced = PacedLog::new(&name, generator.clone(), now);
             let paced = paced.map_err(|error| RunError::Generator { name, error })?;
             Ok(Arc::new(Arc::new(paced)))
         }
@@ -410,20 +410,4 @@ fn refusal_rules(plan: &ServicePlan) -> String {
     identity.extend(plan.sources.iter().filter_map(file_identity));
     let lines = identity.iter().map(|(key, value)| format!("{key} = {value}\n"));
     format!("{RULES_VERSION_KEY} = {version}\n{}", lines.collect::<String>())
-}
-
-fn paced_plan(generator: &GeneratorSourcePlan) -> PacedPlan {
-    PacedPlan {
-        cities: generator.cities,
-        interval: generator.interval,
-        history: generator.history,
-        history_interval: generator.history_interval,
-        late: generator.late,
-        corrections: generator.corrections,
-        withdrawals: generator.withdrawals,
-        duplicates: generator.duplicates,
-        invalid: generator.invalid,
-        weather: generator.weather,
-        seed: generator.seed,
-    }
 }

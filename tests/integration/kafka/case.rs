@@ -43,6 +43,16 @@ impl KafkaCase {
         }
     }
 
+    /// A case whose service has written some results and stopped.
+    pub fn after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
+        let mut case = KafkaCase::new(access, seed, 500);
+        case.produce_records(200);
+        let swelter = case.start_swelter(1).wait_until_ready();
+        case.wait_for_results();
+        swelter.terminate();
+        case
+    }
+
     pub fn start_swelter(&self, workers: u64) -> ServiceProcess {
         self.setup.service(self.data.path(), workers).spawn()
     }

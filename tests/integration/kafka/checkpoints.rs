@@ -15,7 +15,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 61, 600);
     let kept = tempfile::tempdir().unwrap();
-    case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+    case.setup.set_checkpoints(kept.path());
     case.produce_records(300);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();

@@ -8,23 +8,13 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::broker::{BrokerAccess, shared_broker};
+use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};
 use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::support::checkpoint_files::published_manifests;
-use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, swelter_command, wait_for};
-
-/// A case whose service has written some results and stopped.
-fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
-    let mut case = KafkaCase::new(access, seed, 500);
-    case.produce_records(200);
-    let swelter = case.start_swelter(1).wait_until_ready();
-    case.wait_for_results();
-    swelter.terminate();
-    case
-}
+use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, wait_for};
 
 /// Creates all missing topics, if it may.
 fn enable_create_topics(setup: &mut KafkaConfig) {
@@ -123,8 +113,7 @@ fn recreated_input_with_more_records_is_refused_at_start() {
         let mut case = KafkaCase::new(&access, 201, 500);
         let kept = tempfile::tempdir().unwrap();
         if has_checkpoints {
-            case.setup.rules =
-                format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+            case.setup.set_checkpoints(kept.path());
         }
         case.produce_records(200);
         let swelter = case.start_swelter(1).wait_until_ready();
@@ -208,7 +197,7 @@ fn lost_or_recreated_outputs_are_refused() {
         &second,
     ];
     for (seed, topic) in (210..).zip(each) {
-        let mut case = case_after_run(&access, seed);
+        let mut case = KafkaCase::after_run(&access, seed);
         enable_create_topics(&mut case.setup);
         let topic = topic(&case.setup);
         let topics = TopicAdmin::of(&access);
@@ -232,7 +221,7 @@ fn lost_or_recreated_outputs_are_refused() {
 #[ignore = "needs Kafka: scripts/test"]
 fn lost_input_is_not_created() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 220);
+    let mut case = KafkaCase::after_run(&access, 220);
     enable_create_topics(&mut case.setup);
     let input = case.setup.input.clone();
     TopicAdmin::of(&access).delete(&input);
@@ -261,7 +250,7 @@ fn output_recreated_while_written_ends_process() {
 #[ignore = "needs Kafka: scripts/test"]
 fn lost_progress_topic_is_refused_and_not_created() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 222);
+    let mut case = KafkaCase::after_run(&access, 222);
     enable_create_topics(&mut case.setup);
     let before = uncommitted_outputs(&case.setup);
     let (topics, progress) = (TopicAdmin::of(&access), case.setup.progress.clone());
@@ -323,7 +312,7 @@ fn copied_input_is_refused_until_adopted() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 224, 600);
     let kept = tempfile::tempdir().unwrap();
-    case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+    case.setup.set_checkpoints(kept.path());
     case.produce_records(200);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
@@ -355,7 +344,7 @@ fn input_without_previous_record_is_recognized_by_id() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 225, 600);
     let kept = tempfile::tempdir().unwrap();
-    case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+    case.setup.set_checkpoints(kept.path());
     case.produce_records(200);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
@@ -382,7 +371,7 @@ fn input_without_previous_record_is_recognized_by_id() {
 #[ignore = "needs Kafka: scripts/test"]
 fn unrecorded_topics_are_recorded_at_next_start() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 226);
+    let mut case = KafkaCase::after_run(&access, 226);
     let setup = case.setup.clone();
     // As a version without topic ids has left it.
     produce_records(&setup, &setup.progress, &[NewRecord::new(0, "topics", "{}")]);
@@ -412,17 +401,6 @@ fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     kept
 }
 
-/// Runs `swelter dead-letters retry`; returns its output.
-fn run_retry(setup: &KafkaConfig) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("swelter.toml");
-    std::fs::write(&config, setup.to_toml()).unwrap();
-    let mut command = swelter_command();
-    let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn retry_of_recreated_dead_letter_topic_skips_nothing() {
@@ -439,16 +417,19 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
         (read_committed(&access, &setup.dead_letter_topic()).len() == 2).then_some(())
     });
     swelter.terminate();
-    assert!(run_retry(&setup).contains("sent 2 dead letters"));
-    assert!(run_retry(&setup).contains("sent 0 dead letters"));
+    assert!(setup.retry_dead_letters().contains("sent 2 dead letters"));
+    assert!(setup.retry_dead_letters().contains("sent 0 dead letters"));
     // A broker forgets the offsets of a deleted topic, but a tool that copies clusters restores
     // them.
     let kept = retry_offsets(&setup);
     recreate_topic_with_copy(&setup, &setup.dead_letter_topic());
     let group = retry_group(&setup);
     group.commit(&kept, CommitMode::Sync).unwrap();
-    assert!(run_retry(&setup).contains("sent 2 dead letters"), "those of another topic were not sent");
-    assert!(run_retry(&setup).contains("sent 0 dead letters"));
+    assert!(
+        setup.retry_dead_letters().contains("sent 2 dead letters"),
+        "those of another topic were not sent"
+    );
+    assert!(setup.retry_dead_letters().contains("sent 0 dead letters"));
 }
 
 /// The periodic check does not take an unreachable broker for a deleted topic.
