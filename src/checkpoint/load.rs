@@ -1,10 +1,11 @@
 //! A checkpoint read back: increments folded onto what they add to, shards side by side.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use parking_lot::Mutex;
 use parquet::errors::ParquetError;
 
 use super::checkpoints::Checkpoints;
@@ -113,7 +114,7 @@ impl Checkpoints {
     ) -> Result<Option<(PartitionName, CitySnapshot)>, CheckpointError> {
         let names: Mutex<Vec<PartitionName>> = Mutex::default();
         let slot_of = |name: &PartitionName| {
-            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut names = names.lock();
             let at = names.iter().position(|known| known == name).unwrap_or_else(|| {
                 names.push(name.clone());
                 names.len() - 1
@@ -126,7 +127,7 @@ impl Checkpoints {
             partition_index_of: &slot_of,
         };
         let cities = fold.load_shard(state_shard(CityKey::hash(city)))?;
-        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = names.lock();
         let found = cities.into_iter().find(|state| &*state.name == city);
         Ok(found.and_then(|state| Some((names.get(usize::from(state.partition.0))?.clone(), state))))
     }
@@ -169,7 +170,7 @@ fn load_in_parallel<T: Send>(
         {
             let result = work(shard);
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((*shard, result));
+            results.lock().push((*shard, result));
         }
     };
     thread::scope(|scope| {
@@ -184,7 +185,7 @@ fn load_in_parallel<T: Send>(
         }
         take();
     });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut results = results.into_inner();
     results.sort_by_key(|(shard, _)| *shard);
     results.into_iter().map(|(_, result)| result).collect()
 }

@@ -156,7 +156,9 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use crate::child_tests::{assert_ran_one_test, child_test};
 
@@ -165,7 +167,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -182,7 +184,7 @@ mod tests {
             tracing::debug!("not said");
             tracing::info!(target: "other", "not said");
         });
-        let bytes = written.0.lock().unwrap().clone();
+        let bytes = written.0.lock().clone();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -224,7 +226,7 @@ mod tests {
                         tracing::info!(shown = %hostile, debugged = ?hostile, plain = hostile, "said {hostile}");
                     },
                 );
-                let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+                let text = String::from_utf8(written.0.lock().clone()).unwrap();
                 assert_eq!(text.lines().count(), 1, "{text:?}");
                 for command in ["\x1b]", "\x07", "\u{9b}", "\u{202e}"] {
                     assert!(!text.contains(command), "{text:?}");
@@ -256,8 +258,10 @@ mod tests {
                 let _dropped = PanicsWhenDropped;
                 panic!("as asked");
             })),
+            // Dependencies have such locks.
             "poisoned" => {
-                let lock = Mutex::new(());
+                #[expect(clippy::disallowed_types, reason = "the lock must poison")]
+                let lock = std::sync::Mutex::new(());
                 let poison = || panics::catch_panic(scope, || panic!("as asked: {:?}", lock.lock().unwrap()));
                 assert!(poison().is_err());
                 let _ = panics::catch_panic(scope, || drop(lock.lock().unwrap()));

@@ -1,8 +1,9 @@
 //! Log lines about refused unproven connections, limited to one a minute.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -20,14 +21,14 @@ struct RefusedStrangers {
 impl StrangerLog {
     /// Records a refusal, with the address if known.
     pub fn refuse(&self, from: Option<SocketAddr>, why: String) {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.0.lock();
         refused.add(from, why);
         refused.write_line(Instant::now());
     }
 
     /// Logs the recorded refusals if a line is due.
     pub fn log_if_due(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_line(Instant::now());
+        self.0.lock().write_line(Instant::now());
     }
 }
 

@@ -7,8 +7,10 @@
 //! `cluster.connect_time`, soon gets through, in whatever order and however fast strangers connect.
 
 use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::random_u64;
 
@@ -46,7 +48,7 @@ impl UnprovenConnection {
     }
 
     fn socket(&self) -> MutexGuard<'_, Option<TcpStream>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.socket.lock()
     }
 
     fn is_evictable(&self) -> bool {

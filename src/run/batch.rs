@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use timely::worker::Worker;
 
 pub use super::batch_plan::{BatchError, BatchPlan, OutputTarget, PlotPlan};
@@ -141,12 +142,10 @@ fn run_workers(
     };
     let guards = timely::execute(config, move |worker| {
         let graph = dataflow::build_graph(worker, &graph_plan, InitialState::default(), None);
-        let lock =
-            |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let lock = |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().pop();
         let collector =
             Collector { table: ResultTable::default(), changes: lock(&shared.changes), first_rows: None };
-        let intake = (worker.index() == 0)
-            .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let intake = (worker.index() == 0).then(|| shared.intake.lock().take());
         let work = || run_worker(worker, graph, collector, intake.flatten(), &shared, &progress);
         // The other workers would wait for a panicked one for ever. The panic message is already
         // printed.

@@ -4,10 +4,11 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -100,7 +101,7 @@ impl DataDir {
 
     /// Makes durable that epochs below `upto` may be in use. Call it before their use.
     pub fn reserve_epochs(&self, upto: u64) -> Result<(), DataDirError> {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = self.record.lock();
         if upto <= record.epochs {
             return Ok(());
         }

@@ -2,10 +2,12 @@
 //! alive.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::durable_sinks::InspectedSinks;
 use super::run_error::RunError;
@@ -287,7 +289,7 @@ impl PrimaryFollower {
     }
 
     fn state(&self) -> MutexGuard<'_, PrimaryState> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Handles requests to stop: by a signal, the supervisor or another process, at any time of a run.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::cluster::{StopFlag, signals};
 use crate::fault::exit::{ExitReason, end_process};
@@ -120,11 +122,11 @@ impl Shutdown {
 }
 
 fn set(callback: &Mutex<Option<Callback>>, to: Callback) {
-    *callback.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    *callback.lock() = Some(to);
 }
 
 fn call(callback: &Mutex<Option<Callback>>) {
-    let callback = callback.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let callback = callback.lock().clone();
     if let Some(callback) = callback {
         callback();
     }

@@ -1,10 +1,12 @@
 //! Writes the shards of a sink: one thread each, one transaction after the other.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::error::{SinkError, WriteFailure};
 use super::progress::{Fingerprints, Positions, ShardProgress};
@@ -165,7 +167,7 @@ impl ShardThread {
         let metrics = self.metrics.get_or_insert_with(|| ShardMetrics::new(settings, self.number));
         metrics.count_written(transaction);
         if let Some(last) = transaction.last() {
-            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut durable = self.durable.lock();
             durable.clone_from(&last.positions);
         }
         Ok(())
@@ -305,7 +307,7 @@ impl ShardSenders {
     /// positions.
     pub fn have_written(&self, positions: &Positions) -> bool {
         self.durable.iter().all(|durable| {
-            let durable = durable.lock().unwrap_or_else(PoisonError::into_inner);
+            let durable = durable.lock();
             positions.iter().all(|(source, partitions)| {
                 let written = durable.get(source);
                 partitions.iter().all(|(partition, position)| {

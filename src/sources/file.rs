@@ -17,8 +17,10 @@ mod reader;
 mod tests;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::Thread;
+
+use parking_lot::Mutex;
 
 use self::file_log::FileLog;
 use self::history::FileHistory;
@@ -102,7 +104,7 @@ impl Source for FileSource {
 
     /// Reads the file up to the position, and compares all of it.
     fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
-        self.file_log(partition)?.lock().unwrap_or_else(PoisonError::into_inner).check_position(at)
+        self.file_log(partition)?.lock().check_position(at)
     }
 
     fn open_partition(

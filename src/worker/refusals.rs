@@ -1,8 +1,10 @@
 //! Handles refused records: counts them, and writes those of the journal and of files to
 //! dead-letter files.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::model::{AppendHold, ClientId, HoldCause, PartitionName, RawRecord, Reason, Refusal};
 use crate::sinks::dead_letters::{ClientQuotas, DeadLetterFiles, DlqFileError};
@@ -76,7 +78,7 @@ impl Refusals {
 
     fn sync_all(&self) -> Result<(), DlqFileError> {
         let Some(letters) = &self.letters else { return Ok(()) };
-        let mut locked = letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locked = letters.lock();
         let flushed = locked.flush_and_rotate()?;
         self.is_full.store(locked.is_full(), Ordering::Relaxed);
         drop(locked);
@@ -120,7 +122,7 @@ impl Refusals {
     ) {
         if let Some(letters) = &self.letters {
             let RecordPosition { position, arrived } = place;
-            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut letters = letters.lock();
             let written = letters.write_dead_letter(name, position, arrived, refusal, raw);
             self.is_full.store(letters.is_full(), Ordering::Relaxed);
             if written.is_err() {

@@ -1,10 +1,9 @@
 //! Error texts and warnings for an S3 store that fails or is slow.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use object_store::Error;
+use parking_lot::Mutex;
 
 use super::location::CheckpointLocation;
 
@@ -44,7 +43,7 @@ pub(super) fn remedy_of_no_answer() -> String {
 /// Logs that a request waits for the store, at most once a minute however many wait.
 pub(super) fn log_slow_request(place: &CheckpointLocation, path: &str, most: Duration) {
     static LAST_LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut told = LAST_LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = LAST_LOGGED_AT.lock();
     if told.is_some_and(|at| at.elapsed() < SLOW_REQUEST_LOG_INTERVAL) {
         return;
     }

@@ -2,7 +2,9 @@
 //! recreated topics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::identity::unknown_dead_letters;
 use super::specs::{KafkaSpec, SinkSpecs, kafka_sources};
@@ -317,7 +319,7 @@ impl RecordedTopics {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<TopicIdentities>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock()
     }
 }
 

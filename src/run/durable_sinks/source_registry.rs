@@ -2,7 +2,9 @@
 //! letters.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
 
 use super::running::DurableSinks;
 use crate::model::{LogPosition, PartitionIndex, PartitionName, Shard};
@@ -91,9 +93,7 @@ impl SourceRegistry {
     /// Whether the first read position of a partition is known. It always is for a log that is no
     /// topic.
     pub fn knows(&self, source: &str, partition: u32) -> bool {
-        self.0.get(source).is_none_or(|starts| {
-            starts.kept.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&partition)
-        })
+        self.0.get(source).is_none_or(|starts| starts.kept.lock().contains_key(&partition))
     }
 
     /// The start position of a partition without a checkpoint: the position at which it was first
@@ -120,7 +120,7 @@ impl SourceRegistry {
 
 impl RegisteredSource {
     fn start_position(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if let Some(start) = kept.get(&partition) {
             return Ok(*start);
         }

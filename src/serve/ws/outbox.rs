@@ -1,12 +1,11 @@
 //! Messages that wait to be written to one client.
 
 use std::collections::VecDeque;
-use std::sync::MutexGuard;
 
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::panics::locks::{SharedLockGuard, SharedMutex};
+use crate::panics::locks::{SharedMutex, SharedMutexGuard};
 use crate::serve::budget::QuotaShare;
 
 /// A queue of shared messages, limited by bytes. Beyond the limit the messages of a subscription
@@ -56,7 +55,7 @@ impl Outbox {
         Outbox { queue: SharedMutex::new(queue), wake: Notify::new(), max_bytes }
     }
 
-    fn lock_queue(&self) -> SharedLockGuard<MutexGuard<'_, OutboxQueue>> {
+    fn lock_queue(&self) -> SharedMutexGuard<'_, OutboxQueue> {
         self.queue.lock()
     }
 

@@ -1,10 +1,11 @@
 //! The producer of a shard, and the delivery of its records.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -41,7 +42,7 @@ pub(super) struct DeliveryErrors {
 impl DeliveryErrors {
     fn record_failure(&self, topic: &str, error: &KafkaError) {
         self.failed.fetch_add(1, Ordering::Relaxed);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         // A purged record follows from an earlier failure, whose error stays.
         if !matches!(
             error.rdkafka_error_code(),
@@ -59,7 +60,7 @@ impl DeliveryErrors {
     /// The error, if it is permanent, so that a retry does not help.
     pub fn permanent_error(&self) -> Option<KafkaSinkError> {
         use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
-        let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let (topic, error) = self.last.lock().clone()?;
         match error.rdkafka_error_code() {
             Some(MessageSizeTooLarge) => Some(KafkaSinkError::TooLarge { topic }),
             Some(TopicAuthorizationFailed | ClusterAuthorizationFailed) => {

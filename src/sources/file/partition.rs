@@ -3,8 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::file_log::FileLog;
 use super::growing_file::RewriteError;
@@ -372,7 +374,7 @@ impl RotationWatch {
 }
 
 fn lock_log(log: &Mutex<FileLog>) -> MutexGuard<'_, FileLog> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
+    log.lock()
 }
 
 impl Partition for FilePartition {

@@ -1,8 +1,9 @@
 //! The bounded queue of appends that wait for the writer thread.
 
 use std::mem;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::model::{AppendCallback, AppendError, AppendReport, Appender, NewRecord};
 
@@ -51,9 +52,7 @@ impl AppendQueue {
             if is_late {
                 return Some(Vec::new());
             }
-            let waited =
-                self.not_empty.wait_timeout(waiting, timeout).unwrap_or_else(PoisonError::into_inner);
-            (waiting, is_late) = (waited.0, waited.1.timed_out());
+            is_late = self.not_empty.wait_for(&mut waiting, timeout).timed_out();
         }
     }
 
@@ -69,7 +68,7 @@ impl AppendQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn push_append(

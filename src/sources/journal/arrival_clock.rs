@@ -11,8 +11,9 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::fault;
@@ -217,7 +218,7 @@ impl ArrivalClock {
     }
 
     fn release_hold(&self) {
-        if self.hold.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+        if self.hold.lock().take().is_some() {
             tracing::info!("readings are taken again");
         }
     }
@@ -225,7 +226,7 @@ impl ArrivalClock {
     fn start_hold(&self, wall: i64, uptime: i64, ahead: i64) -> AppendHold {
         let since = self.unconfirmed.map_or(uptime, |doubt| doubt.since);
         let left_s = (self.clock.confirm_ms() - (uptime - since)).max(0) / 1_000 + 1;
-        let mut held = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.hold.lock();
         if held.is_none() {
             let time = format_time(wall);
             tracing::warn!(

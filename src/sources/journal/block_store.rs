@@ -7,10 +7,11 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use parking_lot::Mutex;
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -143,7 +144,7 @@ impl BlockStore {
     /// Removes the blocks of each partition that begin before its position, and reclaims their disk
     /// space once it is a large share of the store.
     pub(super) fn remove_blocks_before(&self, log_starts: &[u64]) -> Result<(), StoreError> {
-        let mut removed = self.trim_state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = self.trim_state.lock();
         catch_store_panics(|| {
             for (partition, begin) in (0..).zip(log_starts) {
                 let from =

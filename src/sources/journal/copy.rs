@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use super::acked_ends::AckedEnds;
 use super::block::{self, BlockDecoder, BlockKey};
@@ -33,7 +32,7 @@ impl Journal {
     /// By partition, the position behind the last record. All records before these positions are
     /// durable, and each append is included as a whole or not at all.
     pub fn log_ends(&self) -> Vec<u64> {
-        let _whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _whole = self.shared.publish_lock.lock();
         self.shared.tails.iter().map(|tail| tail.log_end()).collect()
     }
 

@@ -1,7 +1,9 @@
 //! State that the writer and the readers of a journal share.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::block::BlockDecoder;
 use super::block_store::BlockStore;

@@ -1,7 +1,7 @@
 //! The writer thread of a journal: each commit has all appends that wait.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -141,7 +141,7 @@ impl JournalWriter {
         mut ends: Vec<u64>,
     ) {
         let partitions: Vec<u32> = blocks.iter().map(|(partition, _)| *partition).collect();
-        let whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = self.shared.publish_lock.lock();
         for (partition, block) in blocks {
             self.shared.tails[partition as usize].push_block(block);
         }

@@ -1,10 +1,11 @@
 //! The producer that appends posted and generated records to a topic.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -167,7 +168,7 @@ impl Appender for KafkaAppender {
             return done(Ok(AppendReport::default()));
         }
         let bytes = records.iter().map(|record| record.bytes.len() + RECORD_OVERHEAD_BYTES).sum();
-        let mut queueing = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queueing = self.state.lock();
         self.check_acknowledgements(&mut queueing);
         let refused = if self.is_stopping.load(Ordering::Relaxed) {
             Some(AppendError::Stopping)
@@ -283,7 +284,7 @@ impl AppendInFlight {
     /// Records the result of a number of records: the position of one, or why they may not be in
     /// the log.
     fn settle_records(&self, records: usize, result: Result<(i32, i64), String>) {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock();
         match result {
             Ok((partition, offset)) => {
                 self.in_flight.acknowledged.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! The identity of a topic: its id, and the record before a position. It also identifies the topic
 //! of fetched records: librdkafka continues with another topic of the same name without an error.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,7 @@ impl KafkaSourceShared {
     pub(super) fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let low = self.check_in_range(partition, at.position)?.start;
         let Some(before) = at.before else { return Ok(()) };
-        let recorded = self.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let recorded = self.recorded_identity.lock().clone();
         let found = match before.position < low {
             true => ProbedRecord::Removed,
             false => self.probe_record(partition, before.position)?,
@@ -125,7 +125,7 @@ impl KafkaSourceShared {
     /// Reads the record at a position.
     fn probe_record(&self, partition: u32, position: u64) -> Result<ProbedRecord, SourceError> {
         let failed = |error: KafkaError| self.transient_error(partition, &error.to_string());
-        let mut probing = self.prober.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probing = self.prober.lock();
         let consumer = match &*probing {
             Some(consumer) => Arc::clone(consumer),
             None => Arc::clone(probing.insert(Arc::new(self.new_prober().map_err(failed)?))),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -91,7 +92,7 @@ impl KafkaSourceShared {
     }
 
     fn lock_partitions(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<PartitionOffsets>>> {
-        self.open_partitions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open_partitions.lock()
     }
 }
 

@@ -1,9 +1,10 @@
 //! A Kafka topic as a log.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::BaseConsumer;
 
@@ -90,7 +91,7 @@ impl KafkaSource {
     /// Sets the identity that earlier starts have recorded, to compare the topic with it. Call it
     /// before positions are checked.
     pub fn set_recorded_identity(&self, recorded: TopicIdentity) {
-        *self.shared.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
+        *self.shared.recorded_identity.lock() = recorded;
     }
 
     /// The registry of the schemas of its records.

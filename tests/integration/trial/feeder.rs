@@ -1,10 +1,11 @@
 //! A steady flow of records: posted to the journal, or produced to a topic.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::kafka::case::KafkaCase as Topics;
@@ -33,12 +34,12 @@ pub struct TrialControl {
 
 impl TrialControl {
     pub fn set_addresses(&self, addresses: &[String]) {
-        *self.addresses.lock().unwrap() = addresses.to_vec();
+        *self.addresses.lock() = addresses.to_vec();
     }
 
     /// Of the first process, or of the one that `lot` means.
     pub fn address(&self, lot: u64) -> Option<String> {
-        let addresses = self.addresses.lock().unwrap();
+        let addresses = self.addresses.lock();
         addresses.get(lot as usize % addresses.len().max(1)).cloned()
     }
 

@@ -16,10 +16,11 @@ mod report;
 mod strangers;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use self::case::CaseOutcome;
 use self::plan::{CasePlan, Fault, LogMode};
@@ -48,11 +49,11 @@ fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
                 // The broker may be the cause.
                 broker = None;
             }
-            outcomes.lock().unwrap().push(outcome);
+            outcomes.lock().push(outcome);
         }
     };
     thread::scope(|scope| (0..lanes).for_each(|_| drop(scope.spawn(lane))));
-    let mut outcomes = outcomes.into_inner().unwrap();
+    let mut outcomes = outcomes.into_inner();
     outcomes.sort_by_key(|outcome| outcome.seed);
     outcomes
 }
