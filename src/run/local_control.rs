@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::model::CheckpointBarrier;
-    use crate::run::protocol::samples::{partition_name, start_command};
+    use crate::run::protocol::{partition_name, start_command};
     use crate::worker::{Refusals, Release};
 
     /// Process 1 of several, with two workers that are not run.

@@ -366,27 +366,23 @@ impl ControlCommand {
     }
 }
 
-/// Messages for tests of those who send and apply them.
+/// A partition in tests of control.
 #[cfg(test)]
-pub mod samples {
-    use super::{ControlCommand, StartPlan};
-    use crate::model::PartitionName;
+pub fn partition_name(partition: u32) -> PartitionName {
+    PartitionName { source: "readings".into(), partition }
+}
 
-    pub fn partition_name(partition: u32) -> PartitionName {
-        PartitionName { source: "readings".into(), partition }
-    }
-
-    /// The first start of a run, with one partition.
-    pub fn start_command() -> ControlCommand {
-        ControlCommand::Start(StartPlan {
-            generation: "1-a".into(),
-            partitions: vec![(partition_name(0), 0.into())],
-            first_epoch: 1,
-            reserved_until: 0,
-            progress: Vec::new(),
-            checkpoints: None,
-            restore: None,
-            follows: false,
-        })
-    }
+/// The first start of a run with one partition, in tests of control.
+#[cfg(test)]
+pub fn start_command() -> ControlCommand {
+    ControlCommand::Start(StartPlan {
+        generation: "1-a".into(),
+        partitions: vec![(partition_name(0), 0.into())],
+        first_epoch: 1,
+        reserved_until: 0,
+        progress: Vec::new(),
+        checkpoints: None,
+        restore: None,
+        follows: false,
+    })
 }

@@ -113,7 +113,7 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
-    use crate::run::protocol::samples::{partition_name, start_command};
+    use crate::run::protocol::{partition_name, start_command};
     use crate::worker::Release;
 
     /// A sequencer of three processes whose run owns its results.
