@@ -213,18 +213,15 @@ impl Hello {
 /// The first setting in which a process differs.
 fn disagreement(
     process: usize,
-    own_settings: &BTreeMap<String, String>,
-    their_settings: &BTreeMap<String, String>,
+    local: &BTreeMap<String, String>,
+    remote: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let key = own_settings
-        .keys()
-        .chain(their_settings.keys())
-        .find(|key| own_settings.get(*key) != their_settings.get(*key))?;
+    let key = local.keys().chain(remote.keys()).find(|key| local.get(*key) != remote.get(*key))?;
     let text = |of: &BTreeMap<String, String>| of.get(key).map_or("nothing".to_owned(), String::clone);
     Some(format!(
         "process {process} has {key} = {}, this one has {}: give all the same configuration",
-        text(their_settings),
-        text(own_settings)
+        text(remote),
+        text(local)
     ))
 }
 

@@ -238,7 +238,7 @@ async fn invalid_message_ends_session_and_resumes_subscription() {
     }
     let (mut session, _) = stage.session().await;
     session.0.send(Frame::binary(vec![0u8; 10])).await.unwrap();
-    assert!(stage.notice().await.contains("no message"));
+    assert!(stage.notice().await.contains("invalid message"));
     // No hello, no WebSocket, no HTTP, no response.
     let mut session = Session::new(stage.accept().await).await;
     session.send(snapshot(9, &[])).await;
@@ -265,7 +265,7 @@ async fn silent_service_is_disconnected() {
     let mut session = Session::new(stage.accept().await).await;
     session.send(hello(0.05)).await;
     session.hear().await;
-    assert!(stage.notice().await.contains("silent"));
+    assert!(stage.notice().await.contains("has sent nothing"));
     stage.session().await;
 }
 
@@ -327,7 +327,7 @@ async fn service_refusal_is_reported() {
     let mut later = hello(30.0);
     later["protocol"] = json!(2);
     session.send(later).await;
-    assert!(stage.refused().await.contains("protocol 2"));
+    assert!(stage.refused().await.contains("protocol version 2"));
 }
 
 #[tokio::test]

@@ -251,7 +251,7 @@ fn records_missing_in_sinks_must_be_in_logs() {
     let all = || Ok(vec![written(&[("journal", &[(0, 50), (1, 40)])])]);
     assert!(next(0, &nothing).unwrap().is_none(), "everything is written anew");
     let line = next(10, &nothing).unwrap_err().to_string();
-    assert!(line.contains("was not written") && line.contains("it begins at 10"), "{line}");
+    assert!(line.contains("results a sink lacks") && line.contains("it begins at 10"), "{line}");
     assert!(next(10, &all).unwrap().is_some());
     assert!(next(45, &all).unwrap().is_none(), "the log does not go on there");
 }
