@@ -65,7 +65,7 @@ fn check_two_kafka_sinks(seed: u64, address: impl FnOnce(&str) -> String) {
         topics.create(topic, partitions, &[COMPACT]);
     }
     let table = format!(
-        "\n[[sinks]]\ntype = \"kafka\"\nbrokers = \"{}\"\ntopic = \"{results}\"\ncurrent_topic = \"{current}\"\n\
+        "\n[[sinks]]\nname = \"second\"\ntype = \"kafka\"\nbrokers = \"{}\"\ntopic = \"{results}\"\ncurrent_topic = \"{current}\"\n\
          progress_topic = \"{progress}\"\nshards = 3\ncommit_interval = \"30ms\"\n",
         address(&access.address)
     );

@@ -322,7 +322,7 @@ fn city_count(mode: LogMode) -> u32 {
 /// An empty log, and of how many cities it will be.
 fn new_feed(plan: &CasePlan, folder: &Path, broker: &mut Option<PrivateBroker>) -> (Feed, u32) {
     let feed = match plan.mode {
-        LogMode::Journal => Feed::Journal(PostedLog::new(plan.seed)),
+        LogMode::Journal => Feed::Journal(Box::new(PostedLog::new(plan.seed))),
         LogMode::Kafka => {
             let access = &broker.as_ref().expect("a case of Kafka needs a broker").access;
             let mut case = Topics::without_topics(access, plan.seed, plan.records);

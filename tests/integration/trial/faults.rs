@@ -174,9 +174,9 @@ impl TrialCase<'_> {
     fn die_between_claims(&mut self, step: &FaultStep, crash: ClaimCrash) -> Fault {
         let FaultStep { fault, lot, topology, .. } = *step;
         let name = crash.panic_point();
-        let process = (crash == ClaimCrash::AtFence).then_some(lot % topology.processes);
+        let process = (crash == ClaimCrash::Fence).then_some(lot % topology.processes);
         let point = DeathPoint { variable: "SWELTER_PANIC_POINT", value: format!("{name}:1"), process };
-        let is_takeover = crash == ClaimCrash::AtTakeover;
+        let is_takeover = crash == ClaimCrash::TakeoverClaim;
         if is_takeover {
             self.wait_for_owner();
             self.start_successor(topology, Some("--takeover"), Some(point));
@@ -208,7 +208,7 @@ impl TrialCase<'_> {
         self.settled &= self.cluster.process_count() == 1;
         let stopped = self.cluster.stop_all();
         // A plain start takes over, too.
-        let flag = (step.lot % 2 == 0).then_some("--takeover");
+        let flag = (step.lot.is_multiple_of(2)).then_some("--takeover");
         self.start_successor(step.topology, flag, None);
         self.cluster.wait_until_serving(self.generation.as_deref());
         // If a successor has ended, all were killed.

@@ -59,7 +59,7 @@ impl TrialControl {
 
 /// A log that grows, with its expected results.
 pub enum Feed {
-    Journal(PostedLog),
+    Journal(Box<PostedLog>),
     Kafka(Box<Topics>),
 }
 

@@ -83,7 +83,7 @@ fn short_trials_cover_every_required_fault() {
         |fault| matches!(fault, Fault::NoOpenFiles(_)),
         |fault| matches!(fault, Fault::Backup),
         |fault| matches!(fault, Fault::StoppedTakeover),
-        |fault| matches!(fault, Fault::DieBetweenClaims(ClaimCrash::AtTakeover)),
+        |fault| matches!(fault, Fault::DieBetweenClaims(ClaimCrash::TakeoverClaim)),
         |fault| matches!(fault, Fault::DieBetweenClaims(_)),
         |fault| matches!(fault, Fault::DieBeforeFolderCommit(_)),
         |fault| matches!(fault, Fault::FolderBlocked(_)),

@@ -154,19 +154,19 @@ pub enum Damage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimCrash {
     /// Process 0 is about to claim the next sink.
-    AtClaim,
+    Claim,
     /// A process is about to fence its shards of the next sink.
-    AtFence,
+    Fence,
     /// Process 0 of a successor is about to claim the next sink.
-    AtTakeover,
+    TakeoverClaim,
 }
 
 impl ClaimCrash {
     /// The point of the program at which the process panics.
     pub fn panic_point(self) -> &'static str {
         match self {
-            ClaimCrash::AtClaim | ClaimCrash::AtTakeover => "between_claims",
-            ClaimCrash::AtFence => "between_fences",
+            ClaimCrash::Claim | ClaimCrash::TakeoverClaim => "between_claims",
+            ClaimCrash::Fence => "between_fences",
         }
     }
 }
@@ -269,7 +269,7 @@ fn damage(random: &mut Random) -> Fault {
 
 fn claim_crash(random: &mut Random) -> Fault {
     match random.below(3) {
-        0 => Fault::DieBetweenClaims(ClaimCrash::AtTakeover),
+        0 => Fault::DieBetweenClaims(ClaimCrash::TakeoverClaim),
         _ => start_claim_crash(random),
     }
 }
@@ -277,8 +277,8 @@ fn claim_crash(random: &mut Random) -> Fault {
 /// One at a start, where no other generation runs.
 fn start_claim_crash(random: &mut Random) -> Fault {
     Fault::DieBetweenClaims(match random.below(2) {
-        0 => ClaimCrash::AtClaim,
-        _ => ClaimCrash::AtFence,
+        0 => ClaimCrash::Claim,
+        _ => ClaimCrash::Fence,
     })
 }
 
@@ -295,11 +295,9 @@ impl Fault {
             Fault::DieBeforeCommit(_) => "killed between flush and commit",
             Fault::DieBeforeManifest(_) => "killed between a checkpoint's files and its manifest",
             Fault::DieBeforeFolderCommit(_) => "killed between a folder's rows and their commit",
-            Fault::DieBetweenClaims(ClaimCrash::AtClaim) => "process 0 killed between two claims",
-            Fault::DieBetweenClaims(ClaimCrash::AtFence) => {
-                "a process killed between the fences of two sinks"
-            }
-            Fault::DieBetweenClaims(ClaimCrash::AtTakeover) => "a successor killed between two claims",
+            Fault::DieBetweenClaims(ClaimCrash::Claim) => "process 0 killed between two claims",
+            Fault::DieBetweenClaims(ClaimCrash::Fence) => "a process killed between the fences of two sinks",
+            Fault::DieBetweenClaims(ClaimCrash::TakeoverClaim) => "a successor killed between two claims",
             Fault::Damage(Damage::Truncated) => "the newest checkpoint cut off",
             Fault::Damage(Damage::Changed) => "a byte of the newest checkpoint changed",
             Fault::Damage(Damage::Removed) => "a file of the newest checkpoint removed",
