@@ -6,6 +6,9 @@
 use std::fmt::Write as _;
 use std::str::FromStr;
 
+use tokio_postgres::Client;
+use tokio_postgres::types::Type;
+
 /// A change of the schema. Its number is its place, from 1; it never changes once it was released.
 const MIGRATIONS: [&str; 2] =
     [include_str!("schema/0001_tables.sql"), include_str!("schema/0002_results.sql")];
@@ -14,7 +17,7 @@ const MIGRATIONS: [&str; 2] =
 pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// Whether the schema and its table of versions exist; `$1` is the name of the schema.
-pub const SCHEMA_STATE_QUERY: &str = "select exists (select from pg_catalog.pg_namespace where nspname = $1), \
+const SCHEMA_STATE_QUERY: &str = "select exists (select from pg_catalog.pg_namespace where nspname = $1), \
      exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
      where n.nspname = $1 and c.relname = 'schema_version')";
 
@@ -66,7 +69,7 @@ impl SchemaName {
         if is_name { Ok(SchemaName(name.to_owned())) } else { Err(SchemaError::BadName(name.to_owned())) }
     }
 
-    /// The name as a value, such as a parameter of [`SCHEMA_STATE_QUERY`].
+    /// The name as a value.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -74,11 +77,6 @@ impl SchemaName {
     /// The name as an identifier in a statement.
     pub fn quoted(&self) -> String {
         format!("\"{}\"", self.0.replace('"', "\"\""))
-    }
-
-    /// The query for the version of the schema, which must have a table of versions.
-    pub fn version_query(&self) -> String {
-        format!("select max(version) from {}.schema_version", self.quoted())
     }
 }
 
@@ -91,13 +89,17 @@ impl FromStr for SchemaName {
 }
 
 impl SchemaState {
-    /// The state after the answers to [`SCHEMA_STATE_QUERY`] and [`SchemaName::version_query`].
-    pub fn of(has_schema: bool, version: Option<i32>) -> SchemaState {
-        match (has_schema, version) {
-            (false, _) => SchemaState::Missing,
-            (true, None) => SchemaState::Unversioned,
-            (true, Some(version)) => SchemaState::Version(version),
+    pub async fn read(client: &Client, schema: &SchemaName) -> Result<SchemaState, tokio_postgres::Error> {
+        let found = client.query_typed(SCHEMA_STATE_QUERY, &[(&schema.as_str(), Type::TEXT)]).await?;
+        let (has_schema, has_versions) =
+            found.first().map_or((false, false), |found| (found.get(0), found.get(1)));
+        if !has_versions {
+            return Ok(if has_schema { SchemaState::Unversioned } else { SchemaState::Missing });
         }
+        let query = format!("select max(version) from {}.schema_version", schema.quoted());
+        let found = client.query_typed(&query, &[]).await?;
+        let version: Option<i32> = found.first().and_then(|found| found.get(0));
+        Ok(SchemaState::Version(version.unwrap_or(0)))
     }
 
     /// Checks that this program can read and write the schema as it is.
@@ -118,26 +120,40 @@ impl SchemaState {
     /// The transaction that makes the schema current: `None` if it is. It fails as a whole if
     /// another one has migrated the schema meanwhile.
     pub fn migration(self, schema: &SchemaName) -> Result<Option<String>, SchemaError> {
-        let (creates_schema, from) = match self {
-            SchemaState::Missing => (true, 0),
-            SchemaState::Unversioned => (false, 0),
-            SchemaState::Version(version) if version < SCHEMA_VERSION => (false, version),
-            SchemaState::Version(_) => return self.require_current(schema).map(|()| None),
-        };
-        Ok(Some(migration_script(schema, creates_schema, from)))
+        match self {
+            SchemaState::Version(version) if version >= SCHEMA_VERSION => {
+                self.require_current(schema).map(|()| None)
+            }
+            _ => Ok(Some(migration_script(schema, self))),
+        }
     }
 }
 
-/// One transaction with the migrations above version `from`.
-fn migration_script(schema: &SchemaName, creates_schema: bool, from: i32) -> String {
+/// Runs a migration. If it fails, nothing of it remains.
+pub async fn run_migration(client: &Client, migration: &str) -> Result<(), tokio_postgres::Error> {
+    let migrated = client.batch_execute(migration).await;
+    if migrated.is_err() {
+        // The error of the migration is the one to report.
+        let _ = client.batch_execute("rollback").await;
+    }
+    migrated
+}
+
+/// One transaction with the migrations that a schema in this state does not have.
+fn migration_script(schema: &SchemaName, state: SchemaState) -> String {
     let name = schema.quoted();
+    let (creates_schema, from) = match state {
+        SchemaState::Missing => (true, None),
+        SchemaState::Unversioned => (false, None),
+        SchemaState::Version(version) => (false, Some(version)),
+    };
     let mut script = String::from("begin;\n");
     if creates_schema {
         // Writing to a string does not fail.
         let _ = writeln!(script, "create schema {name};");
     }
     let _ = writeln!(script, "set local search_path to {name};\nset local client_min_messages to warning;");
-    if from == 0 {
+    if from.is_none() {
         script.push_str(
             "create table schema_version (version int primary key, applied_at timestamptz not null default now());\n\
              comment on table schema_version is 'The migrations that made this schema.';\n\
@@ -145,7 +161,7 @@ fn migration_script(schema: &SchemaName, creates_schema: bool, from: i32) -> Str
              comment on column schema_version.applied_at is 'When it was applied.';\n",
         );
     }
-    for (version, migration) in (1..).zip(MIGRATIONS).filter(|(version, _)| *version > from) {
+    for (version, migration) in (1..).zip(MIGRATIONS).filter(|(version, _)| Some(*version) > from) {
         let _ = writeln!(script, "insert into schema_version (version) values ({version});\n{migration}");
     }
     script.push_str("commit;\n");
@@ -160,7 +176,6 @@ mod tests {
     fn schema_names_are_quoted_or_refused() {
         let name = SchemaName::new("we\"ird; drop schema x").unwrap();
         assert_eq!(name.quoted(), "\"we\"\"ird; drop schema x\"");
-        assert_eq!(name.version_query(), "select max(version) from \"we\"\"ird; drop schema x\".schema_version");
         for refused in ["", "pg_mine", "a\0b", "a\nb", &"x".repeat(64)] {
             assert_eq!(SchemaName::new(refused), Err(SchemaError::BadName(refused.into())));
         }
@@ -174,10 +189,10 @@ mod tests {
         let refusal = SchemaError::Newer { schema: "swelter".into(), found: SCHEMA_VERSION + 1 };
         assert_eq!(newer.require_current(&schema), Err(refusal));
         assert!(newer.migration(&schema).is_err());
-        let current = SchemaState::of(true, Some(SCHEMA_VERSION));
+        let current = SchemaState::Version(SCHEMA_VERSION);
         assert_eq!((current.require_current(&schema), current.migration(&schema)), (Ok(()), Ok(None)));
         assert_eq!(
-            SchemaState::of(false, None).require_current(&schema),
+            SchemaState::Missing.require_current(&schema),
             Err(SchemaError::Missing("swelter".into()))
         );
         let older = SchemaError::Older { schema: "swelter".into(), found: 1 };
