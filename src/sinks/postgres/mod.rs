@@ -13,5 +13,6 @@
 //! `SET` that outlives a transaction. So PgBouncer may pool transactions.
 
 mod plan;
+pub mod schema;
 
 pub use self::plan::{Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet};
