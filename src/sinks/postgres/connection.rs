@@ -53,26 +53,35 @@ pub struct Session {
 impl Session {
     /// Opens a session with a server that takes writes.
     pub async fn open(database: &PostgresDatabase) -> Result<Session, PostgresError> {
-        let config = session_config(database)?;
+        let session = Session::open_any(database, TargetSessionAttrs::ReadWrite).await?;
+        session.check_is_primary().await?;
+        Ok(session)
+    }
+
+    /// Opens a session with any server that answers, such as a standby.
+    pub async fn open_reader(database: &PostgresDatabase) -> Result<Session, PostgresError> {
+        Session::open_any(database, TargetSessionAttrs::Any).await
+    }
+
+    async fn open_any(database: &PostgresDatabase, wanted: TargetSessionAttrs) -> Result<Session, PostgresError> {
+        let mut config = session_config(database)?;
+        config.target_session_attrs(wanted);
         let label: Arc<str> = database.label.as_str().into();
+        let failed = |error: tokio_postgres::Error| PostgresError::of(&label, &error);
         let client = match &database.tls {
             PostgresTls::Disable => {
-                let (client, connection) =
-                    config.connect(NoTls).await.map_err(|error| PostgresError::of(&label, &error))?;
+                let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
                 drive(connection);
                 client
             }
             PostgresTls::VerifyFull { ca } => {
                 let tls = MakeRustlsConnect::new(client_config(database, ca.as_deref())?);
-                let (client, connection) =
-                    config.connect(tls).await.map_err(|error| PostgresError::of(&label, &error))?;
+                let (client, connection) = config.connect(tls).await.map_err(failed)?;
                 drive(connection);
                 client
             }
         };
-        let session = Session { client, database: label };
-        session.check_is_primary().await?;
-        Ok(session)
+        Ok(Session { client, database: label })
     }
 
     /// A pooler may have answered the client's own check from another server.
@@ -143,7 +152,6 @@ fn session_config(database: &PostgresDatabase) -> Result<Config, PostgresError> 
             config.password(read_password(path, &database.config).map_err(failed)?);
         }
     }
-    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     config.ssl_mode(match database.tls {
         PostgresTls::Disable => SslMode::Disable,
         PostgresTls::VerifyFull { .. } => SslMode::Require,
@@ -231,6 +239,10 @@ impl Connection {
     pub fn call<T>(&self, work: impl AsyncFnOnce(&Session) -> Result<T, PostgresError>) -> Result<T, PostgresError> {
         let call = work(&self.session);
         self.runtime.block_on(bounded(&self.limit, &self.session.database, call))
+    }
+
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.limit.timeout = timeout;
     }
 
     /// Whether the session can still be used, as far as is known.

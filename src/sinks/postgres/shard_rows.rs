@@ -1,5 +1,7 @@
 //! The rows of the table `shard`: who may write each shard, and how far it is written.
 
+use std::cmp::Ordering;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
@@ -24,15 +26,14 @@ pub struct ShardRow {
 }
 
 impl ShardRow {
-    /// Fails if the row is not claimed by `own`.
-    pub fn check_claim(&self, own: &Claim, at: &ShardTable<'_>) -> Result<(), PostgresError> {
-        let (database, schema) = at.names();
+    /// Fails if the row is not claimed by `own`. Database and schema are for the message.
+    pub fn check_claim(&self, own: &Claim, database: String, schema: String) -> Result<(), PostgresError> {
         let generation = self.claim.generation;
         match generation.cmp(&own.generation) {
-            std::cmp::Ordering::Equal if self.claim == *own => Ok(()),
-            std::cmp::Ordering::Equal => Err(PostgresError::SameGeneration { database, schema, generation }),
-            std::cmp::Ordering::Greater => Err(PostgresError::Fenced { database, schema, generation }),
-            std::cmp::Ordering::Less => Err(PostgresError::AnotherDatabase { database, schema }),
+            Ordering::Equal if self.claim == *own => Ok(()),
+            Ordering::Equal => Err(PostgresError::SameGeneration { database, schema, generation }),
+            Ordering::Greater => Err(PostgresError::Fenced { database, schema, generation }),
+            Ordering::Less => Err(PostgresError::AnotherDatabase { database, schema }),
         }
     }
 }
