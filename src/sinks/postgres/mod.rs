@@ -29,4 +29,4 @@ mod writer;
 pub use self::passfile::read_password;
 pub use self::plan::{Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet};
 pub use self::sink::PostgresSink;
-pub use self::url::{DatabaseUrl, parse_database_url};
+pub use self::url::{DatabaseUrl, HostKinds, parse_database_url};
