@@ -1,7 +1,9 @@
 //! Tests with a real PostgreSQL: its schema, and the sink.
 
+mod applied_log;
 mod filled_log;
 mod queries;
 mod schema;
 pub mod server;
+mod tables;
 mod test_schema;
