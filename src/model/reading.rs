@@ -81,6 +81,9 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// Stands for no measurement in a field of fixed width.
+    pub(super) const ZERO: Measurement = Measurement { temperature: 0.0, humidity: 0.0, wind_speed: 0.0 };
+
     /// A measurement within the accepted ranges (°F, %, mph).
     pub fn new(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Result<Measurement, Refusal> {
         check_range("temperature", temperature, TEMPERATURE_RANGE_F, "°F")?;
