@@ -39,21 +39,22 @@ comment on function epoch_at(timestamptz) is
 
 create function epoch_time(epoch bigint) returns timestamptz
 language sql immutable parallel safe
-return timestamptz '1970-01-01 00:00:00+00' + make_interval(secs => epoch / 1000.0);
+return timestamptz '1970-01-01 00:00:00+00' + epoch * interval '1 millisecond';
 comment on function epoch_time(bigint) is 'The moment of an epoch by the ingest clock.';
 
--- Hours, not days: a day of an interval has 23 or 25 hours when the clocks of the session's zone change.
+-- Milliseconds, not days: a day of an interval has 23 or 25 hours when the clocks of the session's zone
+-- change.
 create function rolling_window() returns interval
 language sql stable parallel safe
 begin atomic
-    select make_interval(secs => value::double precision / 1000) from setting where name = 'window_ms';
+    select value::bigint * interval '1 millisecond' from setting where name = 'window_ms';
 end;
 comment on function rolling_window() is 'The window of rolling means; both its ends belong to it.';
 
 create function lateness() returns interval
 language sql stable parallel safe
 begin atomic
-    select make_interval(secs => value::double precision / 1000) from setting where name = 'lateness_ms';
+    select value::bigint * interval '1 millisecond' from setting where name = 'lateness_ms';
 end;
 comment on function lateness() is 'A reading may come so much later than the newest of its city.';
 
