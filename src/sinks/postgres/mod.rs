@@ -1,0 +1,17 @@
+//! A durable sink that is a PostgreSQL schema: every reading, its result and what became of every
+//! arrival, exactly once.
+//!
+//! A transaction holds whole epochs of one shard together with the shard's progress. It locks the
+//! shard's row first, by the generation that has claimed it: a writer of an earlier generation finds
+//! no such row, and can add nothing. `claim` takes the rows over and ends the sessions that hold
+//! them, `connection` reaches a database, and `writer` writes a shard.
+//!
+//! Each shard lives in one database, with its progress row: shard `s` of `n` databases is in
+//! database `s mod n`. So every transaction is local to one database.
+//!
+//! There is no session state: no prepared statement with a name, temporary table, advisory lock or
+//! `SET` that outlives a transaction. So PgBouncer may pool transactions.
+
+mod plan;
+
+pub use self::plan::{Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet};
