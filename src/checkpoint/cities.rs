@@ -1,9 +1,10 @@
-//! Files of cities: all of their state but the readings.
+//! Files of cities: all of their state but the readings. Those of manifest format 1 have fewer
+//! columns, and are read too.
 
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    ArrayBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
+    ArrayBuilder, BooleanBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
     TimestampMillisecondBuilder, UInt32Builder, UInt64Builder,
 };
 use arrow_array::cast::AsArray as _;
@@ -36,6 +37,7 @@ pub(super) struct CityRecord {
     pub readings: u64,
     pub tombstones: Vec<(EventTime, Option<Revision>)>,
     pub measurements: Vec<(EventTime, Measurement)>,
+    pub is_split: bool,
 }
 
 impl CityRecord {
@@ -48,6 +50,7 @@ impl CityRecord {
             readings: state.blocks.iter().map(|block| block.len() as u64).sum(),
             tombstones: state.tombstones.clone(),
             measurements: state.measurements.clone(),
+            is_split: state.is_split,
         }
     }
 }
@@ -69,8 +72,9 @@ fn list_item(fields: Fields) -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Struct(fields), false))
 }
 
-fn schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
+/// The columns of manifest format 1.
+fn first_columns() -> Vec<Field> {
+    vec![
         Field::new("city", DataType::Utf8, false),
         Field::new("source", DataType::Utf8, false),
         Field::new("partition", DataType::UInt32, false),
@@ -80,7 +84,13 @@ fn schema() -> SchemaRef {
         Field::new("readings", DataType::UInt64, false),
         Field::new("withdrawn", DataType::List(list_item(tombstone_fields())), false),
         Field::new("measured", DataType::List(list_item(measurement_fields())), false),
-    ]))
+    ]
+}
+
+fn schema() -> SchemaRef {
+    let mut columns = first_columns();
+    columns.push(Field::new("split", DataType::Boolean, false));
+    Arc::new(Schema::new(columns))
 }
 
 /// A file of these cities.
@@ -98,6 +108,7 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
     let mut partition = UInt32Builder::new();
     let mut times = [TimestampMillisecondBuilder::new(), TimestampMillisecondBuilder::new()];
     let mut readings = UInt64Builder::new();
+    let mut split = BooleanBuilder::new();
     let (mut withdrawn, mut measured) =
         (list_builder(tombstone_fields()), list_builder(measurement_fields()));
     for city in cities {
@@ -123,6 +134,7 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
             row.append(true);
         }
         measured.append(true);
+        split.append_value(city.is_split);
     }
     let [mut city, mut source] = text;
     let [high, since] = times.map(|mut times| Arc::new(times.finish().with_timezone("UTC")));
@@ -135,6 +147,7 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
         Arc::new(readings.finish()),
         Arc::new(withdrawn.finish()),
         Arc::new(measured.finish()),
+        Arc::new(split.finish()),
     ];
     Ok(RecordBatch::try_new(schema(), columns)?)
 }
@@ -165,7 +178,9 @@ fn push_field<B: ArrayBuilder>(
 pub(super) fn decode_cities(file: Bytes, rows: u64) -> Result<Vec<CityRecord>, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
     check_footer_sizes(builder.metadata(), rows)?;
-    if !builder.schema().fields().iter().eq(schema().fields().iter()) {
+    let columns = builder.schema().fields();
+    let are_first = columns.iter().map(|column| &**column).eq(&first_columns());
+    if !are_first && columns != schema().fields() {
         return Err(ParquetError::General("its columns are not those of cities".into()));
     }
     let mut cities = Vec::new();
@@ -183,6 +198,7 @@ fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
     let high = column("high")?.as_primitive::<TimestampMillisecondType>();
     let since = column("since")?.as_primitive::<TimestampMillisecondType>();
     let readings = column("readings")?.as_primitive::<UInt64Type>();
+    let split = column("split").map(|split| split.as_boolean());
     let (withdrawn, measured) = (column("withdrawn")?.as_list::<i32>(), column("measured")?.as_list::<i32>());
     let mut last: Option<Arc<str>> = None;
     for row in 0..batch.num_rows() {
@@ -216,6 +232,7 @@ fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
                 let measurement = Measurement::new(number(1)?, number(2)?, number(3)).ok()?;
                 Some((event_time_at(items, at)?, measurement))
             })?,
+            is_split: split.is_some_and(|split| split.value(row)),
         });
     }
     Some(())

@@ -18,7 +18,7 @@ pub enum CheckpointError {
         path: Option<String>,
     },
     #[error(
-        "the checkpoint {name} is of format {found}, this program knows {known}: use the version that wrote it"
+        "the checkpoint {name} is of format {found}, this program knows formats up to {known}: use the version that wrote it"
     )]
     Format { name: String, found: u32, known: u32 },
     #[error(

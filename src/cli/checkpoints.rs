@@ -347,7 +347,8 @@ fn city_json(partition: &PartitionName, state: &CitySnapshot) -> Value {
         })
     });
     json!({
-        "city": state.name, "source": partition.source, "partition": partition.partition, "high": state.high.map(time),
+        "city": state.name, "source": partition.source, "partition": partition.partition, "split": state.is_split,
+        "high": state.high.map(time),
         "units": OutputUnits::STORED.temperature.name(), "wind_units": OutputUnits::STORED.wind.name(),
         "readings": readings, "withdrawn": withdrawn.collect::<Vec<_>>(), "measured": measured.collect::<Vec<_>>(),
     })
@@ -363,6 +364,9 @@ fn write_city(partition: &PartitionName, state: &CitySnapshot, out: &mut dyn Wri
     };
     writeln!(out, "city        {}", printable(&state.name))?;
     writeln!(out, "partition   {}/{}", printable(&partition.source), partition.partition)?;
+    if state.is_split {
+        writeln!(out, "split       in several partitions: results may differ after a restart")?;
+    }
     writeln!(out, "newest      {}", state.high.map_or_else(|| "none".to_owned(), |high| high.to_string()))?;
     writeln!(out, "measured")?;
     for (at, measurement) in &state.measurements {

@@ -50,6 +50,8 @@ pub struct EpochInput<'a> {
     pub cities: &'a mut Vec<CityIntroduction>,
     pub arrivals: &'a mut Vec<Arrival>,
     pub letters: &'a mut BatchBuilder,
+    /// Whether arrivals have the times at which their log appended them.
+    pub with_arrival_times: bool,
     /// Approximate number of rows that the arrivals may change.
     pub rows: &'a mut usize,
     pub refusals: &'a Refusals,
@@ -267,9 +269,8 @@ impl RecordHandler for AdmissionHandler<'_> {
         if admitted.is_new {
             self.into.cities.push(admitted.introduction(upsert.city));
         }
-        let Upsert { reading_at, event, revision, .. } = *upsert;
-        let RecordPosition { position, .. } = place;
-        self.into.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
+        let arrived = place.arrived.filter(|_| self.into.with_arrival_times);
+        self.into.arrivals.push(admitted.arrival(upsert, place.position).with_arrival_time(arrived));
         Ok(())
     }
 

@@ -49,8 +49,9 @@ fn state() -> impl Strategy<Value = CitySnapshot> {
     let withdrawn = (times(20), prop::collection::vec(revision(), 20));
     let measured = (times(4), prop::collection::vec(measurement(), 4));
     let high = prop::option::of((EventTime::MIN.millis()..=EventTime::MAX.millis()).prop_map(time));
-    (0..3u16, high, held_readings(), withdrawn, measured, 1..=BLOCK_READINGS).prop_map(
-        |(slot, high, readings, withdrawn, measured, block)| CitySnapshot {
+    let partition = (0..3u16, any::<bool>());
+    (partition, high, held_readings(), withdrawn, measured, 1..=BLOCK_READINGS).prop_map(
+        |((slot, is_split), high, readings, withdrawn, measured, block)| CitySnapshot {
             name: "".into(),
             partition: PartitionIndex(slot),
             high,
@@ -58,6 +59,7 @@ fn state() -> impl Strategy<Value = CitySnapshot> {
             blocks: readings.chunks(block).map(Block::pack).collect(),
             tombstones: withdrawn.0.into_iter().zip(withdrawn.1).collect(),
             measurements: measured.0.into_iter().zip(measured.1).collect(),
+            is_split,
         },
     )
 }

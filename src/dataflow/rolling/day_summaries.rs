@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::chunk::PackedHeat;
 use super::store::ReadingStore;
 use crate::model::time::{Day, DayZone};
-use crate::model::{CityId, DayChange, DaySummary, EventTime, HeatIndex};
+use crate::model::{CityId, DayChange, PeriodSummary, EventTime, HeatIndex};
 
 #[derive(Debug)]
 pub struct DaySummaries {
@@ -30,7 +30,7 @@ struct OpenDay {
     /// The reading with the greatest heat index was corrected or withdrawn.
     max_is_stale: bool,
     touched: bool,
-    emitted: Option<DaySummary>,
+    emitted: Option<PeriodSummary>,
 }
 
 impl DaySummaries {
@@ -118,9 +118,9 @@ impl DaySummaries {
 }
 
 impl OpenDay {
-    fn summary(&self) -> Option<DaySummary> {
+    fn summary(&self) -> Option<PeriodSummary> {
         let (max, max_at) = self.max_heat.filter(|_| self.readings > 0)?;
-        Some(DaySummary {
+        Some(PeriodSummary {
             readings: self.readings,
             sum: self.sum,
             max_heat_index: HeatIndex::from_micros(max),

@@ -18,6 +18,7 @@ mod edit;
 mod epoch_changes;
 mod hour_ago;
 mod operator;
+mod outcomes;
 mod part;
 mod pinned;
 pub mod query_responder;

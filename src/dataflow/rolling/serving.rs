@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::epoch_changes::{CurrentChange, EpochChanges};
+use super::epoch_changes::EpochChanges;
 use super::state::Rolling;
 use crate::model::{
-    AnswerPiece, CityId, CityIntroduction, CurrentRowUpdate, OutcomeCounts, PartitionProgress, Query,
+    AnswerPiece, CityId, CityIntroduction, CurrentChange, CurrentRowUpdate, OutcomeCounts, PartitionProgress, Query,
     QueryKind, WatchedRow,
 };
 

@@ -66,6 +66,17 @@ impl SnapshotStreamer {
         self.finish_if_complete();
     }
 
+    /// Sends a city that an introduction is about to change: it may turn out to be split.
+    pub fn copy_before_introduction(&mut self, name: &str, rolling: &mut Rolling) {
+        self.drop_if_cancelled();
+        let Some(running) = &mut self.active else { return };
+        if let Some(CityId(city)) = rolling.find_city(name)
+            && running.is_sent.get(city as usize) == Some(&false)
+        {
+            running.send_city(city as usize, rolling, &mut *self.sink);
+        }
+    }
+
     /// Sends the cities that an epoch is about to change.
     pub fn copy_before_write(&mut self, arrivals: &[Vec<Arrival>], rolling: &mut Rolling) {
         self.drop_if_cancelled();
@@ -163,6 +174,7 @@ impl Rolling {
                 .iter()
                 .filter_map(|(at, measurement)| Some((event_time(*at)?, *measurement)))
                 .collect(),
+            is_split: self.cities.names.is_split(CityId(city)),
         })
     }
 
@@ -191,10 +203,14 @@ impl Rolling {
             blocks,
             tombstones: withdrawn,
             measurements: measured,
+            is_split,
         } in cities
         {
             let Some(city) = self.cities.restore_city(name, slot) else { continue };
-            self.add_city();
+            self.add_city(true);
+            if is_split {
+                self.cities.mark_split(city);
+            }
             let withdrawn = withdrawn.into_iter().map(|(at, revision)| (at.millis(), revision));
             self.store.restore_city(
                 city,
@@ -210,6 +226,7 @@ impl Rolling {
             }
         }
         changed.clear();
+        changed.counts.split_city = std::mem::take(&mut self.cities.new_split_cities);
         if let Some(current) = &mut self.current {
             current.finish_epoch(&mut self.store, false, changed);
         }
@@ -290,6 +307,7 @@ mod tests {
             blocks: vec![Block::pack(&[reading])],
             tombstones: Vec::new(),
             measurements: Vec::new(),
+            is_split: false,
         }
     }
 

@@ -21,6 +21,20 @@ pub struct RenderWants {
     pub days: bool,
 }
 
+impl RenderWants {
+    /// What either of two sinks wants.
+    pub fn union(self, other: RenderWants) -> RenderWants {
+        RenderWants {
+            rows: self.rows || other.rows,
+            current: self.current || other.current,
+            highs: self.highs || other.highs,
+            outcomes: self.outcomes || other.outcomes,
+            hours: self.hours || other.hours,
+            days: self.days || other.days,
+        }
+    }
+}
+
 /// Encodes the changes of an epoch as the records of a sink. `names` has the names of the cities,
 /// and says which are split. The renderer of a sink that wants outcomes is made with the names of
 /// the partitions.

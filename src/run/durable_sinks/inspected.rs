@@ -110,7 +110,7 @@ impl InspectedSinks {
             next_shard += folder.shards;
             let (format, shards) = (folder.format, folder.shards);
             let make =
-                move || -> Box<dyn Render> { Box::new(FolderRenderer::new(format, first_shard, shards)) };
+                move |_: &PartitionTable| -> Box<dyn Render> { Box::new(FolderRenderer::new(format, first_shard, shards)) };
             let renderer = Some(RendererPlan { make: Arc::new(make), write_touched: false });
             let shown_as = format!("folder {}", folder.path.display()).into();
             let sink = FolderSink::new(folder, identity, authority.clone());
@@ -350,9 +350,9 @@ impl InspectedSinks {
     }
 
     /// How the dataflow encodes results.
-    pub fn output_plan(&self) -> Option<EncodedBatchesPlan> {
+    pub fn output_plan(&self, partitions: &PartitionTable) -> Option<EncodedBatchesPlan> {
         let renderers = self.sinks.iter().filter_map(|sink| sink.renderer.clone()).collect();
-        (!self.is_empty()).then_some(EncodedBatchesPlan { renderers })
+        (!self.is_empty()).then(|| EncodedBatchesPlan { renderers, partitions: partitions.clone() })
     }
 
     /// The registry of first read positions, as recorded in these snapshots; it records nothing
@@ -372,7 +372,7 @@ fn kafka_renderer(spec: &KafkaSpec, facts: &KafkaFacts, first_shard: Shard) -> O
         current_partitions: results.current_topic.as_ref().map(|topic| facts.partitions(topic)),
     };
     let encoding = facts.encoding;
-    let make = move || -> Box<dyn Render> {
+    let make = move |_: &PartitionTable| -> Box<dyn Render> {
         match encoding {
             RowEncoding::Json => Box::new(KafkaRenderer::new(layout, JsonRows)),
             RowEncoding::Avro(ids) => Box::new(KafkaRenderer::new(layout, AvroRows { ids })),

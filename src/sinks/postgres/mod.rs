@@ -3,8 +3,8 @@
 //!
 //! A transaction holds whole epochs of one shard together with the shard's progress. It locks the
 //! shard's row first, by the generation that has claimed it: a writer of an earlier generation finds
-//! no such row, and can add nothing. `claim` takes the rows over and ends the sessions that hold
-//! them, `connection` reaches a database, and `writer` writes a shard.
+//! no such row, and can add nothing. `takeover` ends the sessions that hold rows, `shard_rows` reads
+//! and claims them, `connection` reaches a database, and `writer` writes a shard.
 //!
 //! Each shard lives in one database, with its progress row: shard `s` of `n` databases is in
 //! database `s mod n`. So every transaction is local to one database.
@@ -12,6 +12,21 @@
 //! There is no session state: no prepared statement with a name, temporary table, advisory lock or
 //! `SET` that outlives a transaction. So PgBouncer may pool transactions.
 
+mod connection;
+mod error;
+mod metrics;
+mod passfile;
 mod plan;
+mod rights;
+pub mod schema;
+mod shard_rows;
+mod sink;
+mod sqlstate;
+mod takeover;
+mod url;
+mod writer;
 
+pub use self::passfile::read_password;
 pub use self::plan::{Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet};
+pub use self::sink::PostgresSink;
+pub use self::url::{DatabaseUrl, parse_database_url};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::schema::SchemaName;
 use crate::model::Millis;
 
 /// The databases that results are written to, and how.
@@ -12,7 +13,7 @@ pub struct PostgresSinkPlan {
     /// Shard `s` lives in database `s mod n`. Their number is fixed at the first start.
     pub databases: Vec<PostgresDatabase>,
     /// The schema that has all tables, in each database.
-    pub schema: String,
+    pub schema: SchemaName,
     /// Fixed at the first start.
     pub tables: TableSet,
     /// Fixed at the first start.
@@ -27,6 +28,12 @@ pub struct PostgresSinkPlan {
 }
 
 impl PostgresSinkPlan {
+    /// The first database and the schema, as the sink is called in metrics and messages.
+    pub fn label(&self) -> String {
+        let database = self.databases.first().map(|database| database.label.as_str());
+        format!("{}/{}", database.unwrap_or_default(), self.schema.as_str())
+    }
+
     /// The number of the database of a shard.
     pub fn database_of(&self, shard: u16) -> usize {
         usize::from(shard) % self.databases.len()

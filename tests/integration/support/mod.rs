@@ -10,6 +10,7 @@ pub mod prepared;
 mod process;
 mod random;
 mod random_entries;
+pub mod recording_sink;
 pub mod registry_server;
 mod rest_checks;
 mod rows;
@@ -22,7 +23,7 @@ pub use self::entries::{
     city_number, named_record_json, record_json,
 };
 pub use self::http::{HttpResponse, get, post};
-pub use self::oracle::Oracle;
+pub use self::oracle::{ExpectedEffect, Oracle};
 pub use self::process::{
     ServiceBuilder, ServiceProcess, is_ready, pause_process, remove_swelter_variables, send_signal,
     swelter_command, swelter_command_behind,

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use swelter::internals::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
 use swelter::internals::model::{
-    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Row,
+    Category, CurrentRow, EventTime, HeatIndex, HeldHeat, Measurement, OutcomeKind, PeriodSummary,
+    ReadingEvent, Row,
 };
 
 use super::entries::{LogEntry, RunSettings};
@@ -78,6 +79,24 @@ impl Oracle {
         })
     }
 
+    /// The effect of the next arrival; `None` if admission refuses it as too late.
+    pub fn apply_with_effect(&mut self, entry: &LogEntry) -> Option<ExpectedEffect> {
+        let (key, is_first_of_city) = ((entry.city, entry.millis), !self.knows_city(entry.city));
+        let before = self.held_heat(key);
+        let kind = self.apply_arrival(entry)?;
+        let (after, high) = (self.held_heat(key), self.high(entry.city));
+        Some(ExpectedEffect { kind, before, after, is_first_of_city, high })
+    }
+
+    fn held_heat(&self, key: ReadingKey) -> Option<HeldHeat> {
+        self.readings.get(&key).map(|(_, heat_index, category)| HeldHeat::new(*heat_index, *category))
+    }
+
+    /// The newest time of an admitted reading of the city.
+    pub fn high(&self, city: u32) -> Option<EventTime> {
+        self.high.get(&city).and_then(|high| EventTime::from_millis(*high))
+    }
+
     /// A city without a reading keeps only so many withdrawals, and those within the lateness of
     /// the newest.
     fn forget_tombstones(&mut self, city: u32) {
@@ -112,11 +131,11 @@ impl Oracle {
             .collect()
     }
 
-    pub fn days(&self) -> BTreeMap<(u32, i32), DaySummary> {
-        let mut days: BTreeMap<(u32, i32), DaySummary> = BTreeMap::new();
+    pub fn days(&self) -> BTreeMap<(u32, i32), PeriodSummary> {
+        let mut days: BTreeMap<(u32, i32), PeriodSummary> = BTreeMap::new();
         for (&(city, millis), &(_, heat_index, category)) in &self.readings {
             let at = EventTime::from_millis(millis).unwrap();
-            let day = days.entry((city, at.utc_day())).or_insert(DaySummary {
+            let day = days.entry((city, at.utc_day())).or_insert(PeriodSummary {
                 readings: 0,
                 sum: 0,
                 max_heat_index: heat_index,
@@ -171,6 +190,18 @@ impl Oracle {
             .map(|((_, at), row)| (at, row))
             .collect()
     }
+}
+
+/// What an arrival does to its key and its city.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpectedEffect {
+    pub kind: OutcomeKind,
+    /// The heat index of the key before and after.
+    pub before: Option<HeldHeat>,
+    pub after: Option<HeldHeat>,
+    pub is_first_of_city: bool,
+    /// The newest time of the city afterwards.
+    pub high: Option<EventTime>,
 }
 
 /// The state of a city in a checkpoint, as `swelter checkpoints show --json` prints it: everything

@@ -1,0 +1,165 @@
+//! Errors of writing to PostgreSQL.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use super::schema::SchemaError;
+use super::sqlstate::{SqlFault, classify_sqlstate, sqlstate_remedy};
+use crate::model::printable::printable;
+use crate::model::rules_version::RulesVersionMismatch;
+use crate::sinks::error::{SinkError, WriteFailure};
+use crate::sinks::progress::IdentityDifference;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// The server has answered with an error.
+    #[error("{database}: {problem} (SQLSTATE {code}){}", sqlstate_remedy(code))]
+    Server { database: String, code: String, problem: String },
+    /// The server cannot be reached, or the session was lost.
+    #[error("{database}: {problem}")]
+    Unreachable { database: String, problem: String },
+    #[error("{database} has not answered within {waited:?}: look at the server and the network, or raise transaction_timeout")]
+    Timeout { database: String, waited: Duration },
+    #[error("{database}: the run stops, and has not waited for an answer")]
+    Stopped { database: String },
+    #[error("{database}: {problem}")]
+    Password { database: String, problem: String },
+    #[error("{database}: {problem}")]
+    Tls { database: String, problem: String },
+    #[error("{0}")]
+    Runtime(String),
+    #[error("{database}: {source}")]
+    Schema { database: String, source: SchemaError },
+    #[error("{database}, schema {schema}: {problem}: docs/postgres.md, \"Rights\", has the statements that grant it")]
+    Rights { database: String, schema: String, problem: String },
+    #[error("{database}, schema {schema}, table shard: {problem}: is it a schema of swelter? Restore it, or name another schema to begin anew")]
+    Damaged { database: String, schema: String, problem: String },
+    #[error(
+        "{database}, schema {schema} has shard {shard}, which belongs to database {belongs_to} of {databases}: write urls in the order of the first start"
+    )]
+    OtherOrder { database: String, schema: String, shard: u16, belongs_to: usize, databases: usize },
+    #[error(
+        "generation {generation} of the same results has taken over ({database}, schema {schema}): this process ends; run one at a time, or give \
+         each a schema of its own"
+    )]
+    Fenced { database: String, schema: String, generation: u64 },
+    #[error(
+        "{database}, schema {schema} was claimed by another start with the same generation, {generation}: this process ends, and the next start \
+         claims it again"
+    )]
+    SameGeneration { database: String, schema: String, generation: u64 },
+    #[error(
+        "{database}, schema {schema} was last written by generation {recorded}, and this is generation {own}: {authority} counts generations, and \
+         has lost its count, or is not the one that the schema was written with: restore it, or name another schema"
+    )]
+    GenerationLost { database: String, schema: String, recorded: u64, own: u64, authority: String },
+    #[error(
+        "the claim of process 0 is not in {database}, schema {schema} as this process sees it: all processes of a run must write to the same \
+         databases"
+    )]
+    AnotherDatabase { database: String, schema: String },
+    #[error(
+        "{database}, schema {schema}, shard {shard}: the database has lost commits: it was complete up to epoch {committed}, and is now at {found}. \
+         A standby that was promoted without them, or an older copy? Start again: swelter goes on from there if its log or a checkpoint reaches \
+         back to it"
+    )]
+    CommitsLost { database: String, schema: String, shard: u16, committed: u64, found: String },
+    #[error(
+        "{database}, schema {schema}, shard {shard}: the progress is at epoch {found}, which this run has not written: let nothing else write to \
+         the schema, or name another one"
+    )]
+    OthersWrote { database: String, schema: String, shard: u16, found: u64 },
+    /// The data are not what the writer expects; the text names the row.
+    #[error("{database}, schema {schema}: {problem}: somebody else has written, or rows were lost: name another schema to begin anew, and let nothing else write to it")]
+    Unexpected { database: String, schema: String, problem: String },
+    #[error("the results in {database}, schema {schema} were made with {difference}: set it back, or name another schema to begin anew{}", .difference.rebuild_hint())]
+    Identity { database: String, schema: String, difference: IdentityDifference },
+    #[error(transparent)]
+    Rules(#[from] RulesVersionMismatch),
+}
+
+impl PostgresError {
+    /// An error of the client, by what the server has said, if it has.
+    pub fn of(database: &str, error: &tokio_postgres::Error) -> PostgresError {
+        let database = database.to_owned();
+        if let Some(answer) = error.as_db_error() {
+            let mut problem = printable(answer.message()).into_owned();
+            if let Some(detail) = answer.detail() {
+                problem.push_str(&format!(" ({})", printable(detail)));
+            }
+            return PostgresError::Server { database, code: answer.code().code().to_owned(), problem };
+        }
+        let mut problem = printable(&error.to_string()).into_owned();
+        // The client's own text ends with its cause, but not with the cause of that.
+        let mut cause = error.source().and_then(std::error::Error::source);
+        while let Some(next) = cause {
+            problem.push_str(&format!(": {next}"));
+            cause = next.source();
+        }
+        if problem.contains("TLS handshake") {
+            problem.push_str(if problem.contains("does not support TLS") {
+                ": set ssl = on at the server, or write tls = { mode = \"disable\" } if the network is trusted"
+            } else {
+                ": the certificate must be valid for the host of the URL and signed by tls.ca, or by a CA that this host trusts"
+            });
+        }
+        PostgresError::Unreachable { database, problem }
+    }
+
+    /// What to do after the error.
+    pub fn fault(&self) -> SqlFault {
+        match self {
+            PostgresError::Server { code, .. } => classify_sqlstate(code),
+            PostgresError::Unreachable { .. }
+            | PostgresError::Timeout { .. }
+            | PostgresError::Stopped { .. }
+            | PostgresError::Password { .. }
+            | PostgresError::Tls { .. }
+            | PostgresError::Runtime(_) => SqlFault::Reconnect,
+            PostgresError::Schema { .. }
+            | PostgresError::Rights { .. }
+            | PostgresError::Damaged { .. }
+            | PostgresError::OtherOrder { .. }
+            | PostgresError::Fenced { .. }
+            | PostgresError::SameGeneration { .. }
+            | PostgresError::GenerationLost { .. }
+            | PostgresError::AnotherDatabase { .. }
+            | PostgresError::CommitsLost { .. }
+            | PostgresError::OthersWrote { .. }
+            | PostgresError::Unexpected { .. }
+            | PostgresError::Identity { .. }
+            | PostgresError::Rules(_) => SqlFault::Final,
+        }
+    }
+
+    /// Whether a start waits for the fault to pass. Settings that are wrong are reported at once.
+    pub fn is_worth_waiting(&self) -> bool {
+        match self {
+            PostgresError::Server { code, .. } => {
+                !code.starts_with("28") && classify_sqlstate(code) != SqlFault::Final
+            }
+            PostgresError::Password { .. } | PostgresError::Tls { .. } | PostgresError::Runtime(_) => false,
+            error => error.fault() != SqlFault::Final,
+        }
+    }
+
+    /// The failure of a transaction.
+    pub fn into_write_failure(self) -> WriteFailure {
+        match self.fault() {
+            SqlFault::RollBack => WriteFailure::RollBack(self.to_string()),
+            SqlFault::Reconnect => WriteFailure::Reopen(self.to_string()),
+            SqlFault::Final => WriteFailure::Final(self.into()),
+        }
+    }
+}
+
+impl From<PostgresError> for SinkError {
+    fn from(error: PostgresError) -> SinkError {
+        let text = error.to_string();
+        match error {
+            PostgresError::Fenced { .. } => SinkError::Fenced(text),
+            error if error.is_worth_waiting() => SinkError::Unavailable(text),
+            _ => SinkError::Fatal(text),
+        }
+    }
+}
