@@ -15,6 +15,7 @@
 mod connection;
 mod error;
 mod metrics;
+mod migrate;
 mod passfile;
 mod plan;
 mod rights;
@@ -26,7 +27,8 @@ mod takeover;
 mod url;
 mod writer;
 
+pub use self::migrate::migrate_database;
 pub use self::passfile::read_password;
 pub use self::plan::{Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet};
 pub use self::sink::PostgresSink;
-pub use self::url::{DatabaseUrl, parse_database_url};
+pub use self::url::{DatabaseUrl, HostKinds, parse_database_url};

@@ -69,8 +69,7 @@ pub fn parse_database_url(url: &str) -> Result<DatabaseUrl, String> {
     if ports.len() > 1 && ports.len() != config.get_hosts().len() {
         return Err("has more ports than hosts, or fewer: write a port for each host, or one for all".into());
     }
-    let (label, hosts) = (label_of(&config), kinds_of(&config));
-    Ok(DatabaseUrl { config, label, hosts })
+    Ok(DatabaseUrl { label: label_of(&config), hosts: HostKinds::of(&config), config })
 }
 
 fn label_of(config: &Config) -> String {
@@ -87,23 +86,25 @@ fn label_of(config: &Config) -> String {
     format!("{}/{}", hosts.collect::<Vec<_>>().join(","), config.get_dbname().unwrap_or_default())
 }
 
-fn kinds_of(config: &Config) -> HostKinds {
-    let is_socket = |host: &Host| !matches!(host, Host::Tcp(_));
-    let is_local = |host: &Host| match host {
-        Host::Tcp(name) => {
-            name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+impl HostKinds {
+    pub fn of(config: &Config) -> HostKinds {
+        let is_socket = |host: &Host| !matches!(host, Host::Tcp(_));
+        let is_local = |host: &Host| match host {
+            Host::Tcp(name) => {
+                name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+            }
+            #[cfg(unix)]
+            Host::Unix(_) => true,
+        };
+        let hosts = config.get_hosts();
+        let are_addresses_local = config.get_hostaddrs().iter().all(|ip| ip.to_canonical().is_loopback());
+        if hosts.iter().all(is_socket) {
+            HostKinds::UnixSockets
+        } else if hosts.iter().all(is_local) && are_addresses_local {
+            HostKinds::Local
+        } else {
+            HostKinds::Remote
         }
-        #[cfg(unix)]
-        Host::Unix(_) => true,
-    };
-    let hosts = config.get_hosts();
-    let are_addresses_local = config.get_hostaddrs().iter().all(|ip| ip.to_canonical().is_loopback());
-    if hosts.iter().all(is_socket) {
-        HostKinds::UnixSockets
-    } else if hosts.iter().all(is_local) && are_addresses_local {
-        HostKinds::Local
-    } else {
-        HostKinds::Remote
     }
 }
 

@@ -39,6 +39,8 @@ pub struct RandomLog {
     /// By the keys of the topics.
     pub rows: ValueHistory,
     pub current: ValueHistory,
+    /// The entries that admission accepts, in their order.
+    pub accepted: Vec<LogEntry>,
     /// By partition of the input.
     pub letters: Vec<Vec<ExpectedDeadLetter>>,
     /// Times that the log has had, of each city.
@@ -63,6 +65,7 @@ impl RandomLog {
             oracle: Oracle::new(RUN_SETTINGS),
             rows: ValueHistory::new(),
             current: ValueHistory::new(),
+            accepted: Vec::new(),
             letters: vec![Vec::new(); partitions as usize],
             times: BTreeMap::new(),
         }
@@ -98,6 +101,7 @@ impl RandomLog {
         }
         if self.oracle.apply_arrival(entry).is_some() {
             self.expect_values(entry);
+            self.accepted.push(*entry);
         } else {
             self.expect_dead_letter(&record, "too_late");
         }

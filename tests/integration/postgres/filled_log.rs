@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use swelter::internals::model::{Category, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Row};
+use swelter::internals::model::{Category, EventTime, HeatIndex, Measurement, ReadingEvent, Row};
 
+use super::applied_log::{AppliedLog, outcome_code};
 use super::test_schema::TestSchema;
-use crate::support::{LogEntry, MINUTE_MS, Oracle, Random, RunSettings, random_entry};
+use crate::support::{LogEntry, MINUTE_MS, Random, RunSettings, random_entry};
 
 /// Names that a statement or a COPY could misread.
 pub const CITY_NAMES: [&str; 6] = [
@@ -23,55 +24,40 @@ const FIRST_MS: i64 = 1_767_571_200_000;
 const ARRIVALS_PER_EPOCH: u64 = 4;
 const SNAPSHOTS: usize = 12;
 
-type ReadingKey = (u32, i64);
-
 /// The expected rows as of an epoch.
 pub struct Snapshot {
     pub as_of: i64,
-    pub rows: BTreeMap<ReadingKey, Row>,
-}
-
-/// An arrival, and what its key had before it.
-pub struct AppliedArrival {
-    pub entry: LogEntry,
-    pub as_of: i64,
-    pub seq: i32,
-    pub outcome: OutcomeKind,
-    pub before: Option<(HeatIndex, Category)>,
-    pub after: Option<(HeatIndex, Category)>,
-    pub measurement_before: Option<Measurement>,
+    pub rows: BTreeMap<(u32, i64), Row>,
 }
 
 pub struct FilledLog {
     pub settings: RunSettings,
-    pub oracle: Oracle,
-    pub arrivals: Vec<AppliedArrival>,
+    pub log: AppliedLog,
+    /// The epoch and the place in it of each arrival.
+    pub places: Vec<(i64, i32)>,
     pub snapshots: Vec<Snapshot>,
     pub last_epoch: i64,
-    /// The measurement and revision of each reading that counts.
-    measured: BTreeMap<ReadingKey, (Measurement, Option<i64>)>,
 }
 
 impl FilledLog {
     /// A log of so many arrivals over about a week.
     pub fn new(settings: RunSettings, seed: u64, arrivals: usize) -> FilledLog {
-        let mut log = FilledLog {
+        let mut filled = FilledLog {
             settings,
-            oracle: Oracle::new(settings),
-            arrivals: Vec::new(),
+            log: AppliedLog::new(settings),
+            places: Vec::new(),
             snapshots: Vec::new(),
             last_epoch: FIRST_MS,
-            measured: BTreeMap::new(),
         };
         let (mut random, mut now) = (Random::new(seed), FIRST_MS);
         let mut seqs: BTreeMap<u32, i32> = BTreeMap::new();
         for number in 0..arrivals {
             if random.below(ARRIVALS_PER_EPOCH) == 0 {
-                if log.snapshots.len() < number * SNAPSHOTS / arrivals {
-                    log.snapshots.push(Snapshot { as_of: log.last_epoch, rows: log.oracle.rows() });
+                if filled.snapshots.len() < number * SNAPSHOTS / arrivals {
+                    filled.snapshots.push(Snapshot { as_of: filled.last_epoch, rows: filled.log.oracle.rows() });
                 }
                 now += random.below(40) as i64 * MINUTE_MS;
-                log.last_epoch += 1 + random.below(900) as i64;
+                filled.last_epoch += 1 + random.below(900) as i64;
                 seqs.clear();
             }
             let mut entry = random_entry(&mut random, now);
@@ -81,37 +67,12 @@ impl FilledLog {
                 entry.event = ReadingEvent::Reading(Measurement::new(140.0, 100.0, Some(3.5)).unwrap());
             }
             let seq = seqs.entry(entry.city).or_default();
-            if log.apply(entry, *seq) {
+            if filled.log.apply(entry) {
+                filled.places.push((filled.last_epoch, *seq));
                 *seq += 1;
             }
         }
-        log
-    }
-
-    /// False if admission refuses the arrival.
-    fn apply(&mut self, entry: LogEntry, seq: i32) -> bool {
-        let key = (entry.city, entry.millis);
-        let heat = |oracle: &Oracle| oracle.row(key.0, key.1).map(|row| (row.heat_index(), row.category()));
-        let before = heat(&self.oracle);
-        let Some(outcome) = self.oracle.apply_arrival(&entry) else { return false };
-        let measurement_before = self.measured.get(&key).map(|(measurement, _)| *measurement);
-        match (outcome, entry.event.measurement()) {
-            (OutcomeKind::Inserted | OutcomeKind::Corrected, Some(measurement)) => {
-                self.measured.insert(key, (*measurement, entry.revision));
-            }
-            (OutcomeKind::Withdrawn, _) => drop(self.measured.remove(&key)),
-            _ => {}
-        }
-        self.arrivals.push(AppliedArrival {
-            entry,
-            as_of: self.last_epoch,
-            seq,
-            outcome,
-            before,
-            after: heat(&self.oracle),
-            measurement_before,
-        });
-        true
+        filled
     }
 
     /// Writes all of it into the tables of a schema.
@@ -129,7 +90,7 @@ impl FilledLog {
         }
         client.copy("city (city_id, name, shard)", &cities);
         let days: BTreeSet<i32> =
-            self.arrivals.iter().map(|arrival| time(arrival.entry.millis).utc_day()).collect();
+            self.log.arrivals.iter().map(|arrival| time(arrival.entry.millis).utc_day()).collect();
         for day in days {
             let (from, to) = (day_start(day), day_start(day + 1));
             let name = from.to_string()[..10].replace('-', "");
@@ -146,8 +107,8 @@ impl FilledLog {
 
     fn reading_lines(&self) -> String {
         let mut lines = String::new();
-        for (&(city, millis), (measurement, revision)) in &self.measured {
-            let row = self.oracle.row(city, millis).unwrap();
+        for (&(city, millis), (measurement, revision)) in &self.log.measured {
+            let row = self.log.oracle.row(city, millis).unwrap();
             writeln!(
                 lines,
                 "{}\t{}\t{}\t{}\t{}\t{}",
@@ -165,7 +126,7 @@ impl FilledLog {
 
     fn arrival_lines(&self) -> String {
         let mut lines = String::new();
-        for (position, arrival) in self.arrivals.iter().enumerate() {
+        for (position, (arrival, (as_of, seq))) in self.log.arrivals.iter().zip(&self.places).enumerate() {
             let LogEntry { city, millis, event, revision } = arrival.entry;
             let heat = |heat: Option<(HeatIndex, Category)>| match heat {
                 Some((heat_index, category)) => format!("{}\t{}", heat_index.micros(), category as u8),
@@ -173,10 +134,8 @@ impl FilledLog {
             };
             writeln!(
                 lines,
-                "{}\t{}\t{}\t{}\treadings\t0\t{position}\t\\N\t{}\t{}\t{}\t{}\t{}",
-                arrival.as_of,
+                "{as_of}\t{}\t{seq}\t{}\treadings\t0\t{position}\t\\N\t{}\t{}\t{}\t{}\t{}",
                 city_id(city),
-                arrival.seq,
                 time(millis),
                 measurement_text(event.measurement()),
                 null_or(revision),
@@ -193,18 +152,6 @@ impl FilledLog {
 pub fn city_id(city: u32) -> i64 {
     // In another order than the names.
     i64::from(1_000 - city) << 32
-}
-
-pub fn outcome_code(outcome: OutcomeKind) -> i16 {
-    match outcome {
-        OutcomeKind::Inserted => 1,
-        OutcomeKind::Corrected => 2,
-        OutcomeKind::Withdrawn => 3,
-        OutcomeKind::NothingToWithdraw => 4,
-        OutcomeKind::OldRevision => 5,
-        OutcomeKind::Superseded => 6,
-        OutcomeKind::TooLate => 7,
-    }
 }
 
 fn time(millis: i64) -> EventTime {

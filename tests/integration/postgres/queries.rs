@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use swelter::internals::model::{Category, HeatIndex, Row};
 
-use super::filled_log::{AppliedArrival, CITY_NAMES, FilledLog, city_id, outcome_code};
+use super::applied_log::{AppliedArrival, outcome_code};
+use super::filled_log::{CITY_NAMES, FilledLog, city_id};
 use super::server::shared_server;
 use super::test_schema::TestSchema;
 use crate::support::{MINUTE_MS, RUN_SETTINGS, Random, RunSettings};
@@ -83,7 +84,7 @@ fn filled_schema(settings: RunSettings, seed: u64, arrivals: usize) -> (TestSche
 
 /// All times of a log.
 fn times(log: &FilledLog) -> std::ops::Range<i64> {
-    let times = || log.arrivals.iter().map(|arrival| arrival.entry.millis);
+    let times = || log.log.arrivals.iter().map(|arrival| arrival.entry.millis);
     times().min().unwrap()..times().max().unwrap() + 1
 }
 
@@ -98,7 +99,7 @@ fn rolling_means_equal_oracle_bit_for_bit() {
     };
     for (settings, seed) in [(RUN_SETTINGS, 1), (rothfusz, 2)] {
         let (schema, log) = filled_schema(settings, seed, 2_000);
-        let (rows, all) = (log.oracle.rows(), times(&log));
+        let (rows, all) = (log.log.oracle.rows(), times(&log));
         let mut random = Random::new(seed);
         for city in cities() {
             assert_eq!(rolling(&schema, city, &all), expected_rows(&rows, city, all.clone()));
@@ -131,7 +132,7 @@ fn rolling_window_does_not_depend_on_session_zone() {
     let (schema, log) = filled_schema(settings, 3, 400);
     // Its clocks go back at 2026-01-11, within the log.
     schema.client.execute("set timezone to 'XXX3YYY2,J1/0,J11/0'");
-    let (rows, all) = (log.oracle.rows(), times(&log));
+    let (rows, all) = (log.log.oracle.rows(), times(&log));
     for city in cities() {
         assert_eq!(rolling(&schema, city, &all), expected_rows(&rows, city, all.clone()));
     }
@@ -182,7 +183,7 @@ fn time_travel_beyond_committed_epoch_is_refused() {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn rolling_means_begin_a_window_after_the_oldest_kept_reading() {
     let (schema, log) = filled_schema(RUN_SETTINGS, 6, 1_500);
-    let (rows, all) = (log.oracle.rows(), times(&log));
+    let (rows, all) = (log.log.oracle.rows(), times(&log));
     let kept_from = (all.start + all.end) / 2 / DAY_MS * DAY_MS;
     let set = format!("set kept_from = (epoch_time({kept_from}) at time zone 'UTC')::date");
     schema.client.execute(&format!("update shard {set}"));
@@ -237,13 +238,13 @@ fn arrivals_show_what_was_there_before() {
     let query = "select city, as_of, seq, (extract(epoch from reading_at) * 1000)::bigint, outcome, temperature_before, humidity_before,
         heat_index_before, category_before, heat_index, category from arrival_rows order by position";
     let found = schema.client.query(query, &[]);
-    assert_eq!(found.len(), log.arrivals.len());
+    assert_eq!(found.len(), log.log.arrivals.len());
     let mut corrected = 0;
-    for (row, arrival) in found.iter().zip(&log.arrivals) {
+    for (row, (arrival, (as_of, seq))) in found.iter().zip(log.log.arrivals.iter().zip(&log.places)) {
         let AppliedArrival { entry, before, after, measurement_before, .. } = arrival;
         let key: (&str, i64, i32, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
         let name = CITY_NAMES[entry.city as usize];
-        assert_eq!(key, (name, arrival.as_of, arrival.seq, entry.millis));
+        assert_eq!(key, (name, *as_of, *seq, entry.millis));
         let found: (Option<f64>, Option<f64>) = (row.get(5), row.get(6));
         let measured = measurement_before.map(|before| (before.temperature(), before.humidity()));
         assert_eq!(found, measured.unzip(), "{key:?}");
@@ -257,7 +258,7 @@ fn arrivals_show_what_was_there_before() {
     assert!(corrected > 20, "{corrected}");
     let names = schema.client.query("select code from outcome where name = outcome_name(code)", &[]);
     assert_eq!(names.len(), 9);
-    let codes: Vec<i16> = log.arrivals.iter().map(|arrival| outcome_code(arrival.outcome)).collect();
+    let codes: Vec<i16> = log.log.arrivals.iter().map(|arrival| outcome_code(arrival.outcome)).collect();
     assert!((1..=5).all(|code| codes.contains(&code)), "an outcome is missing");
 }
 
