@@ -12,18 +12,34 @@
 //! There is no session state: no prepared statement with a name, temporary table, advisory lock or
 //! `SET` that outlives a transaction. So PgBouncer may pool transactions.
 
+mod city_key;
+mod column_array;
+mod columns;
 mod connection;
+mod copy_data;
 mod error;
 mod metrics;
 mod migrate;
+mod net_changes;
+mod partitions;
 mod passfile;
 mod plan;
+mod record_kind;
+pub mod render;
+mod retention;
 mod rights;
+mod row_builder;
+mod row_name;
 pub mod schema;
 mod shard_rows;
 mod sink;
 mod sqlstate;
+mod statement_failure;
+mod statements;
+mod table_writes;
 mod takeover;
+mod transaction;
+mod tuple;
 mod url;
 mod writer;
 
