@@ -15,20 +15,22 @@ use crate::sinks::postgres::{
 
 const MAX_DATABASES: usize = 64;
 /// The tables that `tables` may list; `city` is always written.
-const TABLES: [PostgresTable; 6] = [
+const TABLES: [PostgresTable; 7] = [
     PostgresTable::Now,
     PostgresTable::Reading,
     PostgresTable::Arrival,
     PostgresTable::Hour,
     PostgresTable::Day,
     PostgresTable::RollingRow,
+    PostgresTable::DeadLetter,
 ];
-const DEFAULT_TABLES: [PostgresTable; 5] = [
+const DEFAULT_TABLES: [PostgresTable; 6] = [
     PostgresTable::Now,
     PostgresTable::Reading,
     PostgresTable::Arrival,
     PostgresTable::Hour,
     PostgresTable::Day,
+    PostgresTable::DeadLetter,
 ];
 /// A reading must outlive the time in which it can change, and the days that it is a part of.
 const RETENTION_MARGIN: &str = "2d";
