@@ -8,5 +8,7 @@ mod proxy;
 mod queries;
 mod schema;
 pub mod server;
+mod sink;
+mod sink_case;
 mod tables;
 mod test_schema;
