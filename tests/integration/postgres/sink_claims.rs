@@ -1,7 +1,7 @@
 //! Who may write a schema: claims, sessions that hold rows, other settings, other orders.
 
 use super::server::{PrivateServer, shared_server};
-use super::sink_case::{SinkCase, readings};
+use super::fault_case::{FaultCase, readings};
 use super::test_schema::TestClient;
 use crate::kafka::broker::shared_broker;
 use crate::kafka::case::KafkaCase;
@@ -12,7 +12,7 @@ use rustix::process::Signal;
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn claim_ends_a_session_that_holds_a_row() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     service.terminate();
@@ -33,7 +33,7 @@ fn claim_ends_a_session_that_holds_a_row() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn claim_sees_what_the_session_before_it_has_committed() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     service.terminate();
@@ -66,7 +66,7 @@ fn claim_sees_what_the_session_before_it_has_committed() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn run_whose_rows_a_later_generation_has_ends_with_3() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     case.schema.client.execute(&format!("update {}.shard set generation = generation + 1", case.schema.quoted()));
@@ -78,7 +78,7 @@ fn run_whose_rows_a_later_generation_has_ends_with_3() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn run_whose_rows_the_same_generation_has_ends_and_starts_again() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     case.schema.client.execute(&format!("update {}.shard set nonce = 'other'", case.schema.quoted()));
@@ -122,7 +122,7 @@ fn stopped_process_that_goes_on_commits_nothing() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn schema_of_other_results_is_refused() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     service.terminate();
@@ -147,7 +147,7 @@ fn schema_of_other_results_is_refused() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn schema_of_another_log_is_refused() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     service.terminate();
@@ -165,12 +165,12 @@ fn databases_in_another_order_are_refused() {
         admin.execute(&format!("create database {name}"));
         server.url.replace("/postgres", &format!("/{name}")).replacen(&format!("/{name}@"), "/postgres@", 1)
     });
-    let case = SinkCase::new(&urls[0]);
+    let case = FaultCase::new(&urls[0]);
     let keys = |first: &str, second: &str| format!("urls = [{first:?}, {second:?}]\nshards = 4");
     let mut service = case.builder(&keys(&urls[0], &urls[1])).spawn();
     service.wait_for_ready();
     service.post(&readings(0, 40));
-    let others = SinkCase { url: urls[1].clone(), ..SinkCase::new(&urls[1]) };
+    let others = FaultCase { url: urls[1].clone(), ..FaultCase::new(&urls[1]) };
     let count = |url: &str| {
         let client = TestClient::connect(url);
         let query = format!("select count(*) from {}.arrival", case.schema.quoted());

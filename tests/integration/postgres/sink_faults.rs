@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::proxy::AnswerLosingProxy;
-use super::server::{Pooler, PrivateServer, shared_server};
-use super::sink_case::{SinkCase, readings};
+use super::server::{PrivateServer, shared_server};
+use super::fault_case::{FaultCase, readings};
 use super::test_schema::TestClient;
 use crate::support::{ServiceProcess, wait_for};
 
@@ -23,7 +23,7 @@ fn wait_for_log(service: &ServiceProcess, text: &str) {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn results_wait_while_the_server_is_away() {
     let mut server = PrivateServer::start(&[]);
-    let case = SinkCase::new(&server.url);
+    let case = FaultCase::new(&server.url);
     let mut service = case.start();
     case.fill(&service, 0, 10);
     server.kill();
@@ -42,7 +42,7 @@ fn results_wait_while_the_server_is_away() {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn results_wait_while_the_server_is_read_only() {
     let server = PrivateServer::start(&[]);
-    let case = SinkCase::new(&server.url);
+    let case = FaultCase::new(&server.url);
     let service = case.start();
     case.fill(&service, 0, 10);
     let set = |value: &str| {
@@ -71,7 +71,7 @@ fn results_wait_while_the_server_is_read_only() {
 fn commit_without_an_answer_is_found_out() {
     let server = shared_server();
     let proxy = AnswerLosingProxy::start(&server);
-    let case = SinkCase { url: proxy.url.clone(), ..SinkCase::new(&server) };
+    let case = FaultCase { url: proxy.url.clone(), ..FaultCase::new(&server) };
     let service = case.start();
     case.fill(&service, 0, 10);
     proxy.lose_answers(1);
@@ -87,7 +87,7 @@ fn commit_without_an_answer_is_found_out() {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn database_that_has_lost_commits_ends_the_run() {
     let server = PrivateServer::start(&[]);
-    let case = SinkCase::new(&server.url);
+    let case = FaultCase::new(&server.url);
     let service = case.start();
     case.fill(&service, 0, 10);
     // As an older copy would be.
@@ -101,7 +101,7 @@ fn database_that_has_lost_commits_ends_the_run() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn row_that_somebody_else_wrote_ends_the_run_with_its_name() {
-    let case = SinkCase::new(&shared_server());
+    let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
     case.schema.client.execute("delete from reading where city_id = (select city_id from city where name = 'city 3')");
@@ -115,7 +115,7 @@ fn row_that_somebody_else_wrote_ends_the_run_with_its_name() {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn stop_gives_up_a_database_that_is_away_and_loses_nothing() {
     let mut server = PrivateServer::start(&[]);
-    let case = SinkCase::new(&server.url);
+    let case = FaultCase::new(&server.url);
     let mut service = case.start();
     case.fill(&service, 0, 10);
     server.kill();
@@ -131,21 +131,4 @@ fn stop_gives_up_a_database_that_is_away_and_loses_nothing() {
     let service = case.start();
     case.wait_for_arrivals(30);
     service.terminate();
-}
-
-#[test]
-#[ignore = "needs PostgreSQL: scripts/test"]
-fn pooled_transactions_write_the_same() {
-    let server = PrivateServer::start(&[]);
-    let pooler = Pooler::start(&server.url);
-    let case = SinkCase { url: pooler.url.clone(), ..SinkCase::new(&server.url) };
-    let service = case.builder("shards = 4").start().wait_until_ready();
-    case.fill(&service, 0, 50);
-    service.terminate();
-    let service = case.builder("shards = 4").start().wait_until_ready();
-    case.fill(&service, 50, 100);
-    end_sessions(&server.url);
-    case.fill(&service, 100, 150);
-    service.terminate();
-    assert_eq!(case.count("reading"), 150);
 }
