@@ -71,7 +71,7 @@ fn postgres_password_is_never_shown() {
 fn postgres_keys_that_cannot_be_meant_are_refused() {
     let remote = "url = 'postgres://swelter@a/weather'\n";
     for (text, expected) in [
-        ("".to_owned(), "sinks.postgres.url: is empty"),
+        ("".to_owned(), "is empty: write it as in postgres://"),
         (format!("{remote}urls = ['postgres://swelter@b/weather']"), "is written beside url"),
         ("urls = ['postgres://u@a/w', 'postgres://u@a/w']".into(), "has a database twice"),
         (format!("{remote}password = 'a'\npassfile = 'b'"), "is written beside password"),
