@@ -17,6 +17,7 @@ mod column_array;
 mod columns;
 mod connection;
 mod copy_data;
+pub mod dead_letter_row;
 mod error;
 mod metrics;
 mod migrate;
@@ -38,6 +39,8 @@ mod statement_failure;
 mod statements;
 mod table_writes;
 mod takeover;
+#[cfg(test)]
+mod tests;
 mod transaction;
 mod tuple;
 mod url;
