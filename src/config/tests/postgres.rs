@@ -24,7 +24,7 @@ fn minimal_postgres_sink_needs_only_a_url() {
     assert_eq!((plan.label(), plan.shards), ("127.0.0.1:5432/weather/swelter".into(), 2));
     let waits = (plan.commit_interval, plan.transaction_timeout);
     assert_eq!(waits, (Duration::from_millis(250), Duration::from_secs(60)));
-    assert_eq!(plan.tables.to_string(), "city, reading, arrival, now, hour, day");
+    assert_eq!(plan.tables.to_string(), "city, reading, arrival, now, hour, day, dead_letter");
     assert_eq!((plan.retention, plan.create_tables), (None, true));
     assert_eq!(plan.databases[0].tls, PostgresTls::Disable);
     assert!(config.warnings().is_empty());

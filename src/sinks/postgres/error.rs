@@ -70,7 +70,7 @@ pub enum PostgresError {
     )]
     OthersWrote { database: String, schema: String, shard: u16, found: u64 },
     /// The data are not what the writer expects; the text names the row.
-    #[error("{database}, schema {schema}: {problem}: somebody else has written, or rows were lost: name another schema to begin anew, and let nothing else write to it")]
+    #[error("{database}, schema {schema}: {problem}")]
     Unexpected { database: String, schema: String, problem: String },
     #[error("the results in {database}, schema {schema} were made with {difference}: set it back, or name another schema to begin anew{}", .difference.rebuild_hint())]
     Identity { database: String, schema: String, difference: IdentityDifference },
@@ -96,12 +96,17 @@ impl PostgresError {
             problem.push_str(&format!(": {next}"));
             cause = next.source();
         }
-        if problem.contains("TLS handshake") {
-            problem.push_str(if problem.contains("does not support TLS") {
-                ": set ssl = on at the server, or write tls = { mode = \"disable\" } if the network is trusted"
-            } else {
-                ": the certificate must be valid for the host of the URL and signed by tls.ca, or by a CA that this host trusts"
-            });
+        if problem.contains("does not support TLS") {
+            problem.push_str(
+                ": set ssl = on at the server, or write tls = { mode = \"disable\" } if the network is trusted",
+            );
+            return PostgresError::Tls { database, problem };
+        }
+        if problem.contains("certificate") {
+            problem.push_str(
+                ": the certificate must be valid for the host of the URL and signed by tls.ca, or by a CA that this host trusts",
+            );
+            return PostgresError::Tls { database, problem };
         }
         PostgresError::Unreachable { database, problem }
     }
