@@ -41,7 +41,7 @@ mod table_writes;
 mod takeover;
 #[cfg(test)]
 mod tests;
-mod transaction;
+pub mod transaction;
 mod tuple;
 mod url;
 mod writer;
