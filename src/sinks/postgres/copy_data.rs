@@ -57,7 +57,7 @@ impl CopyData {
 }
 
 /// The tuples of a piece.
-fn split_tuples(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn split_tuples(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = piece;
     std::iter::from_fn(move || {
         let fields = i16::from_be_bytes(*rest.first_chunk::<2>()?);

@@ -17,6 +17,7 @@ mod column_array;
 mod columns;
 mod connection;
 mod copy_data;
+pub mod dead_letter_row;
 mod error;
 mod metrics;
 mod migrate;
@@ -38,7 +39,9 @@ mod statement_failure;
 mod statements;
 mod table_writes;
 mod takeover;
-mod transaction;
+#[cfg(test)]
+mod tests;
+pub mod transaction;
 mod tuple;
 mod url;
 mod writer;

@@ -57,7 +57,9 @@ pub(super) struct NewRow<'a> {
 /// The records contradict each other, which no retry mends.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RecordError {
-    #[error("a record of an unknown table, {0}: the processes of this run are of different versions; run one version")]
+    #[error(
+        "a record of an unknown table, {0}: the processes of this run are of different versions; run one version"
+    )]
     UnknownTable(u8),
     #[error(
         "the cities {0:?} and {1:?} have the same id in the tables, the first 63 bits of the SHA-256 of the name: no database can hold both; \

@@ -126,11 +126,8 @@ impl Partitions {
                      join pg_catalog.pg_namespace n on n.oid = parent.relnamespace \
                      join pg_catalog.pg_class child on child.oid = i.inhrelid \
                      where n.nspname = $1 and parent.relname = $2 and child.relname = any($3)";
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] = [
-            (&self.schema.as_str(), Type::TEXT),
-            (&table.name(), Type::TEXT),
-            (&names, Type::TEXT_ARRAY),
-        ];
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+            [(&self.schema.as_str(), Type::TEXT), (&table.name(), Type::TEXT), (&names, Type::TEXT_ARRAY)];
         let rows = client.query_typed(query, &parameters).await?;
         let found = rows.iter().map(|row| row.try_get(0)).collect::<Result<BTreeSet<String>, Error>>()?;
         Ok(days.iter().copied().filter(|day| !found.contains(&partition_name(*day))).collect())
@@ -164,8 +161,7 @@ impl Partitions {
     /// The statements that make a partition.
     fn create_statements(&self, partition: Partition) -> String {
         let (table, day) = partition;
-        let (parent, child) =
-            (self.table_name(table.name()), self.table_name(&partition_name(partition)));
+        let (parent, child) = (self.table_name(table.name()), self.table_name(&partition_name(partition)));
         let fill = if table == PostgresTable::Reading { READING_FILL_FACTOR } else { "" };
         let (from, to) = (day_literal(day), day_literal(day + 1));
         format!(

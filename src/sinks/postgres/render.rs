@@ -131,8 +131,7 @@ impl PostgresRenderer {
     }
 
     fn render_arrival(&self, epoch: u64, outcome: &ArrivalOutcome, out: &mut BatchBuilder) {
-        let kind =
-            RecordKind { table: PostgresTable::Arrival, existed: false, is_split: outcome.is_split };
+        let kind = RecordKind { table: PostgresTable::Arrival, existed: false, is_split: outcome.is_split };
         let partition = self.partition_names.get(usize::from(outcome.partition.0));
         let at = outcome.reading_at;
         self.row(epoch, outcome.city, out).write(kind, Some(at.utc_day()), RowKey::None, |id, tuple| {
@@ -146,9 +145,7 @@ impl PostgresRenderer {
                 .bigint(outcome.position as i64)
                 .timestamptz(outcome.arrived_at);
             push_measurement(outcome, tuple);
-            tuple
-                .bigint(outcome.revision.map(|revision| revision.number()))
-                .smallint(outcome_code(outcome));
+            tuple.bigint(outcome.revision.map(|revision| revision.number())).smallint(outcome_code(outcome));
             push_heat(outcome.after, tuple);
             push_heat(outcome.before, tuple);
         });
@@ -295,10 +292,16 @@ impl Render for PostgresRenderer {
             is_split: names.is_split(hour.city),
         };
         let row = self.row(epoch, hour.city, out);
-        row.write_or_remove(kind, None, RowKey::Time(hour.starts), hour.after.as_ref(), |id, summary, tuple| {
-            tuple.bigint(id).instant(hour.starts);
-            push_summary(summary, hour.is_final, tuple);
-        });
+        row.write_or_remove(
+            kind,
+            None,
+            RowKey::Time(hour.starts),
+            hour.after.as_ref(),
+            |id, summary, tuple| {
+                tuple.bigint(id).instant(hour.starts);
+                push_summary(summary, hour.is_final, tuple);
+            },
+        );
     }
 
     fn render_day(&mut self, epoch: u64, names: &CityNames, day: &DayChange, out: &mut BatchBuilder) {

@@ -22,7 +22,10 @@ pub(super) enum RowKey<'a> {
     /// The instant in ms.
     Time(i64),
     /// The day is a number of days since 1970-01-01.
-    Day { day: i32, zone: &'a str },
+    Day {
+        day: i32,
+        zone: &'a str,
+    },
 }
 
 impl RowBuilder<'_> {

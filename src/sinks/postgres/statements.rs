@@ -34,7 +34,8 @@ impl TableStatements {
         let columns = columns_of(table);
         let name = format!("{}.{}", schema.quoted(), quoted(table.name()));
         let all = names(columns.all.iter().copied());
-        let insert = format!("insert into {name} ({all}) select * from {}", unnest(columns.all.iter().copied()));
+        let insert =
+            format!("insert into {name} ({all}) select * from {}", unnest(columns.all.iter().copied()));
         TableStatements {
             copy: format!("copy {name} ({all}) from stdin (format binary)"),
             upsert: format!("{insert} {}", on_conflict(columns)),
@@ -102,8 +103,7 @@ fn update_statement(name: &str, table: PostgresTable, columns: &TableColumns) ->
 
 fn delete_statement(name: &str, table: PostgresTable, columns: &TableColumns) -> String {
     let keys: Vec<Column> = columns.key_columns().collect();
-    let (new, same, range) =
-        (unnest(keys.iter().copied()), same_key(columns), day_range(table, keys.len()));
+    let (new, same, range) = (unnest(keys.iter().copied()), same_key(columns), day_range(table, keys.len()));
     format!("delete from {name} as old using {new} where {same}{range}")
 }
 
@@ -131,8 +131,15 @@ mod tests {
     fn statements_name_columns_and_prune_partitions() {
         let schema = SchemaName::new("a\"b").unwrap();
         let now = TableStatements::new(&schema, PostgresTable::Hour);
-        assert!(now.copy.starts_with("copy \"a\"\"b\".\"hour\" (\"city_id\", \"hour_at\", \"readings\","), "{}", now.copy);
-        assert!(now.update.ends_with("where old.\"city_id\" = new.\"city_id\" and old.\"hour_at\" = new.\"hour_at\""));
+        assert!(
+            now.copy.starts_with("copy \"a\"\"b\".\"hour\" (\"city_id\", \"hour_at\", \"readings\","),
+            "{}",
+            now.copy
+        );
+        assert!(
+            now.update
+                .ends_with("where old.\"city_id\" = new.\"city_id\" and old.\"hour_at\" = new.\"hour_at\"")
+        );
         let reading = TableStatements::new(&schema, PostgresTable::Reading);
         assert_eq!(
             reading.delete,
@@ -140,8 +147,14 @@ mod tests {
              where old.\"city_id\" = new.\"city_id\" and old.\"reading_at\" = new.\"reading_at\" \
              and old.reading_at >= $3 and old.reading_at <= $4"
         );
-        assert!(reading.update.ends_with("old.reading_at >= $9 and old.reading_at <= $10"), "{}", reading.update);
+        assert!(
+            reading.update.ends_with("old.reading_at >= $9 and old.reading_at <= $10"),
+            "{}",
+            reading.update
+        );
         let city = TableStatements::new(&schema, PostgresTable::City);
-        assert!(city.upsert.ends_with("on conflict (\"city_id\") do update set \"exact\" = excluded.\"exact\""));
+        assert!(
+            city.upsert.ends_with("on conflict (\"city_id\") do update set \"exact\" = excluded.\"exact\"")
+        );
     }
 }

@@ -147,10 +147,7 @@ impl<'a> TransactionWrites<'a> {
 
 /// The times of rows by their keys, if the table is partitioned by time. The second column of such
 /// a key is the time.
-fn time_range<'k>(
-    table: PostgresTable,
-    keys: impl Iterator<Item = &'k [u8]>,
-) -> Option<[PostgresMicros; 2]> {
+fn time_range<'k>(table: PostgresTable, keys: impl Iterator<Item = &'k [u8]>) -> Option<[PostgresMicros; 2]> {
     if !PARTITIONED.contains(&table) {
         return None;
     }

@@ -162,8 +162,7 @@ impl PendingTransaction {
         let expected: Vec<(PostgresTable, u64)> =
             copies.iter().map(|copy| (copy.table, copy.data.rows())).collect();
         let copied = copies.into_iter().zip(prepared);
-        let copied =
-            join_all(copied.map(|(copy, statement)| copy_rows(client, statement, copy.data))).await;
+        let copied = join_all(copied.map(|(copy, statement)| copy_rows(client, statement, copy.data))).await;
         for ((table, expected), copied) in expected.into_iter().zip(copied) {
             let copied = copied?;
             if copied != expected {
@@ -240,9 +239,9 @@ fn message_of(error: &Error) -> String {
 /// Whether a row has no partition. The code is that of any failed check; no table has others that
 /// swelter's rows could fail.
 fn is_missing_partition(error: &Error) -> bool {
-    error.as_db_error().is_some_and(|answer| {
-        *answer.code() == SqlState::CHECK_VIOLATION && answer.constraint().is_none()
-    })
+    error
+        .as_db_error()
+        .is_some_and(|answer| *answer.code() == SqlState::CHECK_VIOLATION && answer.constraint().is_none())
 }
 
 fn unexpected_count(table: PostgresTable, expected: u64, changed: u64) -> StatementFailure {
@@ -318,8 +317,8 @@ async fn commit_progress(
          kept_from = greatest(kept_from, date '1970-01-01' + $3) where shard = $4 and generation = $5 and nonce = $6",
         schema.quoted()
     );
-    let json = serde_json::to_string(progress)
-        .map_err(|error| StatementFailure::Unexpected(error.to_string()))?;
+    let json =
+        serde_json::to_string(progress).map_err(|error| StatementFailure::Unexpected(error.to_string()))?;
     let (epoch, shard, generation) = (progress.epoch as i64, i32::from(lock.shard), lock.generation as i64);
     let parameters: [(&(dyn ToSql + Sync), Type); 6] = [
         (&epoch, Type::INT8),
@@ -342,7 +341,9 @@ async fn commit_progress(
     committed?;
     match updated {
         1 => Ok(()),
-        _ => Err(StatementFailure::Unexpected("the row of the shard, locked, is gone from table shard".into())),
+        _ => {
+            Err(StatementFailure::Unexpected("the row of the shard, locked, is gone from table shard".into()))
+        }
     }
 }
 

@@ -71,7 +71,7 @@ const QUERIES: [Query; 6] = [
     Query {
         table: "hour",
         sql: "select name, (extract(epoch from hour_at) * 1000)::bigint, readings, sum_e6, max_e6, (extract(epoch from max_at) * 1000)::bigint, c0, c1, c2, c3, c4,
-                final, hour_at + interval '1 hour' = hour_at + interval '1 hour'
+                final, hour_at = date_trunc('hour', hour_at)
             from hour join city using (city_id)",
         parse: |row| (row_key(row), summary(row)),
     },

@@ -59,17 +59,19 @@ end;
 comment on function lateness() is 'A reading may come so much later than the newest of its city.';
 
 -- It names no table, so that it needs no search_path.
-create function require_committed(at bigint, epoch bigint) returns boolean
+create function require_committed(city text, at bigint, epoch bigint) returns boolean
 language plpgsql stable parallel safe as $$
 begin
     if epoch is null or at > epoch then
-        raise exception 'as_of % is not committed in this database, which is complete up to %', at, coalesce(epoch::text, 'nothing')
+        raise exception 'as_of % is not committed in this database, which is complete up to % for the city %',
+                at, coalesce(epoch::text, 'nothing'), city
             using errcode = 'SW001', hint = 'Ask for an earlier as_of, or again a moment later.';
     end if;
     return true;
 end
 $$;
-comment on function require_committed(bigint, bigint) is 'Fails with SQLSTATE SW001 if an epoch is beyond the committed one.';
+comment on function require_committed(text, bigint, bigint) is
+    'Fails with SQLSTATE SW001 if an epoch is beyond the committed one of a city.';
 
 create view city_range as
 select c.city_id, c.name as city, c.exact, c.zone, s.epoch,
@@ -130,7 +132,8 @@ comment on function rolling(text, timestamptz, timestamptz) is
     'The result rows of a city with reading_at in [from, to), in °F, as they are now. Reads the readings from one window before.';
 
 -- The arrival that came last decides what a city and time had, also if it changed nothing. One that
--- was too late (7) says nothing of it.
+-- was too late (7) says nothing of it. OFFSET 0 keeps the check of the epoch before all else: it must
+-- fail also if the range has no arrival.
 create function rolling_as_of(city text, "from" timestamptz, "to" timestamptz, at bigint)
 returns table (
     reading_at timestamptz, heat_index double precision, rolling_heat_index double precision, count bigint, category text
@@ -138,7 +141,12 @@ returns table (
 language sql stable parallel safe rows 1500
 begin atomic
     select r.reading_at, fahrenheit(r.heat_index_e6), mean_fahrenheit(r.sum_e6, r.count), r.count, category_name(r.category)
-    from city_range c cross join lateral (
+    from (
+        select k.city_id, k.rolling_from
+        from city_range k
+        where k.city = rolling_as_of.city and require_committed(k.city, rolling_as_of.at, k.epoch)
+        offset 0
+    ) c cross join lateral (
         select h.reading_at, h.heat_index_e6, h.category, (sum(h.heat_index_e6) over span)::bigint as sum_e6,
             count(*) over span as count
         from (
@@ -152,8 +160,7 @@ begin atomic
         where h.heat_index_e6 is not null
         window span as (order by h.reading_at range between rolling_window() preceding and current row)
     ) r
-    where c.city = rolling_as_of.city and require_committed(rolling_as_of.at, c.epoch)
-        and r.reading_at >= rolling_as_of."from" and r.reading_at >= c.rolling_from;
+    where r.reading_at >= rolling_as_of."from" and r.reading_at >= c.rolling_from;
 end;
 comment on function rolling_as_of(text, timestamptz, timestamptz, bigint) is
     'The result rows of a city with reading_at in [from, to), in °F, as they were at an epoch. An epoch that is not committed is refused with SQLSTATE SW001.';
