@@ -8,7 +8,7 @@ use super::refusals::Refusals;
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::kafka::dead_letter_headers;
-use crate::sinks::postgres::{RefusedRecord, render_dead_letter};
+use crate::sinks::postgres::dead_letter_row::{RefusedRecord, render_dead_letter};
 use crate::model::{
     Arrival, BatchBuilder, CityIntroduction, Fingerprint, LogPosition, PartitionIndex, PartitionName,
     PartitionProgress, RawRecord, Refusal, Shard, Upsert,
