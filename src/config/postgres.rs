@@ -9,44 +9,31 @@ use crate::dataflow::rolling::Retention;
 use crate::model::Millis;
 use crate::sinks::postgres::schema::SchemaName;
 use crate::sinks::postgres::{
-    DatabaseUrl, HostKinds, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet,
-    parse_database_url, read_password,
+    DatabaseAccess, HostKinds, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet,
+    TlsMode,
 };
 
 const MAX_DATABASES: usize = 64;
 /// The tables that `tables` may list; `city` is always written.
-const TABLES: [PostgresTable; 6] = [
+const TABLES: [PostgresTable; 7] = [
     PostgresTable::Now,
     PostgresTable::Reading,
     PostgresTable::Arrival,
     PostgresTable::Hour,
     PostgresTable::Day,
     PostgresTable::RollingRow,
+    PostgresTable::DeadLetter,
 ];
-const DEFAULT_TABLES: [PostgresTable; 5] = [
+const DEFAULT_TABLES: [PostgresTable; 6] = [
     PostgresTable::Now,
     PostgresTable::Reading,
     PostgresTable::Arrival,
     PostgresTable::Hour,
     PostgresTable::Day,
+    PostgresTable::DeadLetter,
 ];
 /// A reading must outlive the time in which it can change, and the days that it is a part of.
 const RETENTION_MARGIN: &str = "2d";
-
-/// How the databases of a sink are reached.
-#[derive(Clone, Debug)]
-pub struct DatabaseAccess {
-    pub password: Password,
-    /// None: `verify-full` over a network, and no TLS to servers on this host.
-    tls_mode: Option<TlsMode>,
-    ca: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TlsMode {
-    VerifyFull,
-    Disable,
-}
 
 pub fn read_postgres_sink(
     keys: &mut ConfigReader,
@@ -66,7 +53,8 @@ pub fn read_postgres_sink(
     }
     keys.set_default(&key("shards"), ConfigValue::Number(2));
     keys.set_default(&key("create_tables"), ConfigValue::Bool(true));
-    let databases = read_databases(keys, at);
+    let access = read_access(keys, at);
+    let databases = read_databases(keys, at, &access);
     let schema = keys.read_parsed(&key("schema"), |name| {
         SchemaName::new(name).map_err(|error| format!("the name of a schema: {error}"))
     });
@@ -85,6 +73,7 @@ pub fn read_postgres_sink(
     read_begin(keys, &key("begin"));
     let plan = PostgresSinkPlan {
         databases: databases?,
+        access,
         schema: schema?,
         tables: tables?,
         shards,
@@ -102,12 +91,15 @@ pub fn read_postgres_sink(
 }
 
 /// Reads `url` or `urls`, and how the databases are reached.
-fn read_databases(keys: &mut ConfigReader, at: &str) -> Option<Vec<PostgresDatabase>> {
+fn read_databases(
+    keys: &mut ConfigReader,
+    at: &str,
+    access: &DatabaseAccess,
+) -> Option<Vec<PostgresDatabase>> {
     let (url, urls) = (format!("{at}.url"), format!("{at}.urls"));
     keys.set_default(&url, ConfigValue::Text(String::new()));
     keys.set_default(&urls, ConfigValue::List(Vec::new()));
     let (one, several) = (keys.read_optional_text(&url), keys.read_list(&urls));
-    let access = read_access(keys, at);
     let (key, all) = match (one, several.is_empty()) {
         (Some(_), false) => {
             keys.add_error(&urls, "is written beside url: write one of them");
@@ -125,7 +117,7 @@ fn read_databases(keys: &mut ConfigReader, at: &str) -> Option<Vec<PostgresDatab
         keys.add_error(&key, format!("has {} databases: {MAX_DATABASES} are the most", all.len()));
         return None;
     }
-    let databases: Vec<_> = all.iter().map(|text| read_database(keys, &key, text, &access)).collect();
+    let databases: Vec<_> = all.iter().map(|text| read_database(keys, &key, text, access)).collect();
     let databases = databases.into_iter().collect::<Option<Vec<PostgresDatabase>>>()?;
     let is_twice = |(i, database): (usize, &PostgresDatabase)| {
         databases[..i].iter().any(|before| before.label == database.label)
@@ -144,7 +136,7 @@ fn read_databases(keys: &mut ConfigReader, at: &str) -> Option<Vec<PostgresDatab
 }
 
 /// Reads `password`, `passfile` and `tls` of a sink.
-pub fn read_access(keys: &mut ConfigReader, at: &str) -> DatabaseAccess {
+fn read_access(keys: &mut ConfigReader, at: &str) -> DatabaseAccess {
     let key = |name: &str| format!("{at}.{name}");
     for name in ["passfile", "tls.mode", "tls.ca"] {
         keys.set_default(&key(name), ConfigValue::Text(String::new()));
@@ -160,55 +152,29 @@ pub fn read_access(keys: &mut ConfigReader, at: &str) -> DatabaseAccess {
         (None, Some(path)) => Password::File(path),
         (None, None) => Password::None,
     };
-    let modes = [TlsMode::VerifyFull, TlsMode::Disable];
     let given = match keys.read_optional_text(&key("tls.mode")) {
-        Some(_) => keys.read_one_of(&key("tls.mode"), &modes.map(TlsMode::name)),
+        Some(_) => keys.read_one_of(&key("tls.mode"), &TlsMode::ALL.map(TlsMode::name)),
         None => None,
     };
-    let tls_mode = modes.into_iter().find(|mode| given.as_deref() == Some(mode.name()));
+    let tls = TlsMode::ALL.into_iter().find(|mode| given.as_deref() == Some(mode.name()));
     let ca = keys.read_optional_text(&key("tls.ca")).map(PathBuf::from);
     if let Some(path) = ca.as_deref().filter(|path| !path.is_file()) {
         keys.add_error(&key("tls.ca"), format!("{} is not a file", path.display()));
     }
-    if ca.is_some() && tls_mode == Some(TlsMode::Disable) {
+    if ca.is_some() && tls == Some(TlsMode::Disable) {
         keys.add_error(&key("tls.ca"), "is of no use with tls.mode = \"disable\": leave one of them out");
     }
-    DatabaseAccess { password, tls_mode, ca }
+    DatabaseAccess { password, tls, ca }
 }
 
-/// A database by its URL. Errors are those of `key`, and never have a part of the URL.
+/// A database by its URL. Errors are those of `key`.
 pub fn read_database(
     keys: &mut ConfigReader,
     key: &str,
     url: &str,
     access: &DatabaseAccess,
 ) -> Option<PostgresDatabase> {
-    let DatabaseUrl { config, label, hosts } = match parse_database_url(url) {
-        Ok(parsed) => parsed,
-        Err(problem) => {
-            keys.add_error(key, problem);
-            return None;
-        }
-    };
-    let tls = match (access.tls_mode, hosts) {
-        (Some(TlsMode::VerifyFull), HostKinds::UnixSockets) => {
-            let problem = "is a Unix socket, which has no TLS: leave tls.mode out, or write tls.mode = \"disable\"";
-            keys.add_error(key, problem);
-            return None;
-        }
-        (Some(TlsMode::Disable), _) | (None, HostKinds::UnixSockets) => PostgresTls::Disable,
-        (None, HostKinds::Local) if access.ca.is_none() => PostgresTls::Disable,
-        (Some(TlsMode::VerifyFull), _) | (None, HostKinds::Local | HostKinds::Remote) => {
-            PostgresTls::VerifyFull { ca: access.ca.clone() }
-        }
-    };
-    if let Password::File(path) = &access.password
-        && let Err(problem) = read_password(path, &config)
-    {
-        keys.add_error(key, problem);
-        return None;
-    }
-    Some(PostgresDatabase { config, password: access.password.clone(), tls, label })
+    access.database(url).map_err(|problem| keys.add_error(key, problem)).ok()
 }
 
 fn read_tables(keys: &mut ConfigReader, key: &str) -> Option<TableSet> {
@@ -276,13 +242,4 @@ pub fn postgres_warnings(plan: &ServicePlan) -> Vec<String> {
         format!("the way to {} is not encrypted: leave tls.mode out, or write \"verify-full\"", database.label)
     })
     .collect()
-}
-
-impl TlsMode {
-    fn name(self) -> &'static str {
-        match self {
-            TlsMode::VerifyFull => "verify-full",
-            TlsMode::Disable => "disable",
-        }
-    }
 }

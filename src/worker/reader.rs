@@ -8,6 +8,7 @@ use super::refusals::Refusals;
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::kafka::dead_letter_headers;
+use crate::sinks::postgres::{RefusedRecord, render_dead_letter};
 use crate::model::{
     Arrival, BatchBuilder, CityIntroduction, Fingerprint, LogPosition, PartitionIndex, PartitionName,
     PartitionProgress, RawRecord, Refusal, Shard, Upsert,
@@ -31,6 +32,8 @@ pub struct LogPartition {
     pub shared: bool,
     /// The topics of its dead letters. Without them they are written to a file, if there is one.
     pub dead_letters: Option<DeadLetterTargets>,
+    /// The shards of PostgreSQL that have its dead letters as rows, too.
+    pub dead_letter_rows: Vec<Shard>,
 }
 
 /// The destination of a partition's dead letters in a durable sink.
@@ -104,6 +107,7 @@ pub struct PartitionReader {
     partition: Box<dyn Partition>,
     start: u64,
     letters: Option<DeadLetterTargets>,
+    letter_rows: Vec<Shard>,
     admission: Admission,
     position: u64,
     /// Fingerprint of the last record before the position, read by this run or recorded by an
@@ -126,7 +130,7 @@ impl PartitionReader {
         rules: AdmissionRules,
         resume: impl FnOnce(&mut Admission),
     ) -> Result<PartitionReader, SourceError> {
-        let LogPartition { index, name, source, start, dead_letters: letters, .. } = log;
+        let LogPartition { index, name, source, start, dead_letters: letters, dead_letter_rows, .. } = log;
         let partition = source.open_partition(name.partition, start.position, thread::current())?;
         let first_end = partition.end();
         let mut admission = Admission::new(index.0, rules);
@@ -138,6 +142,7 @@ impl PartitionReader {
             admission,
             start: start.position,
             letters: letters.clone(),
+            letter_rows: dead_letter_rows.clone(),
             position: start.position,
             before: start.before,
             held_at: u64::MAX,
@@ -177,8 +182,9 @@ impl PartitionReader {
             self.due = PollTime::Next(NextPoll::At(now + DLQ_FULL_RETRY));
             return Ok(());
         }
-        let PartitionReader { admission, name, letters, position, .. } = self;
-        let mut admitting = AdmissionHandler { admission, name, letters: letters.as_ref(), into, position };
+        let PartitionReader { admission, name, letters, letter_rows, position, .. } = self;
+        let letters = letters.as_ref();
+        let mut admitting = AdmissionHandler { admission, name, letters, letter_rows, into, position };
         match self.partition.poll(limit, until, &mut admitting) {
             Ok(PollResult { next: NextPoll::UntilReached, .. }) => {
                 self.position = until;
@@ -255,6 +261,7 @@ struct AdmissionHandler<'a> {
     admission: &'a mut Admission,
     name: &'a PartitionName,
     letters: Option<&'a DeadLetterTargets>,
+    letter_rows: &'a [Shard],
     into: EpochInput<'a>,
     /// The position behind the last record.
     position: &'a mut u64,
@@ -281,6 +288,11 @@ impl RecordHandler for AdmissionHandler<'_> {
     fn handle_refusal(&mut self, place: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>) {
         *self.position = place.position + 1;
         self.into.refusals.count(refusal);
+        for shard in self.letter_rows {
+            let (partition, position) = (self.name, place.position);
+            let record = RefusedRecord { partition, position, arrived_at: place.arrived, refusal, raw };
+            render_dead_letter(&record, *shard, self.into.letters);
+        }
         match self.letters {
             Some(places) => self.write_dead_letter(places, place, refusal, raw),
             None => self.into.refusals.write(self.name, place, refusal, raw),

@@ -24,7 +24,7 @@ fn minimal_postgres_sink_needs_only_a_url() {
     assert_eq!((plan.label(), plan.shards), ("127.0.0.1:5432/weather/swelter".into(), 2));
     let waits = (plan.commit_interval, plan.transaction_timeout);
     assert_eq!(waits, (Duration::from_millis(250), Duration::from_secs(60)));
-    assert_eq!(plan.tables.to_string(), "city, reading, arrival, now, hour, day");
+    assert_eq!(plan.tables.to_string(), "city, reading, arrival, now, hour, day, dead_letter");
     assert_eq!((plan.retention, plan.create_tables), (None, true));
     assert_eq!(plan.databases[0].tls, PostgresTls::Disable);
     assert!(config.warnings().is_empty());
@@ -71,7 +71,7 @@ fn postgres_password_is_never_shown() {
 fn postgres_keys_that_cannot_be_meant_are_refused() {
     let remote = "url = 'postgres://swelter@a/weather'\n";
     for (text, expected) in [
-        ("".to_owned(), "sinks.postgres.url: is empty"),
+        ("".to_owned(), "is empty: write it as in postgres://"),
         (format!("{remote}urls = ['postgres://swelter@b/weather']"), "is written beside url"),
         ("urls = ['postgres://u@a/w', 'postgres://u@a/w']".into(), "has a database twice"),
         (format!("{remote}password = 'a'\npassfile = 'b'"), "is written beside password"),

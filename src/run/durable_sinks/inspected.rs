@@ -9,7 +9,7 @@ use super::identity::{check_dead_letters_topic, dead_letters_key, kafka_identity
 use super::recorded_topics::{RecordedTopics, recorded_topic};
 use super::resume_points::find_resume_points;
 use super::running::DurableSinks;
-use super::source_registry::{DeadLetterRoute, SourceRegistry};
+use super::source_registry::{DeadLetterRoute, DeadLetterTable, SourceRegistry};
 use super::specs::{KafkaSpec, SinkSpecs, kafka_sources};
 use super::uncounted_sinks::{UncountedSink, UncountedSinks};
 use crate::config::ServicePlan;
@@ -34,6 +34,7 @@ pub struct InspectedSinks {
     kafka: Vec<KafkaSpec>,
     /// By name of the source.
     dead_letters: HashMap<String, DeadLetterRoute>,
+    dead_letter_tables: Vec<DeadLetterTable>,
     recorded: Arc<RecordedTopics>,
 }
 
@@ -105,8 +106,10 @@ impl InspectedSinks {
             None => "the data directory".to_owned(),
         };
         let uncounted = UncountedSinks { plan, authority: &authority, log_ids: &facts.log_ids };
-        sinks.extend(uncounted.make(&specs, Shard(next_shard)).into_iter().map(|made| {
-            let UncountedSink { sink, first_shard, shown_as, renderer } = made;
+        let uncounted = uncounted.make(&specs, Shard(next_shard));
+        let dead_letter_tables = uncounted.iter().filter_map(UncountedSink::dead_letter_table).collect();
+        sinks.extend(uncounted.into_iter().map(|made| {
+            let UncountedSink { sink, first_shard, shown_as, renderer, .. } = made;
             InspectedSink { sink, first_shard, shown_as, renderer: Some(renderer) }
         }));
         let routes = kafka_sources(plan).filter_map(|(name, source)| {
@@ -127,7 +130,7 @@ impl InspectedSinks {
         let dead_letters = routes.collect();
         let kafka = specs.kafka;
         let recorded = Arc::new(RecordedTopics::new(plan, &kafka));
-        InspectedSinks { sinks, kafka, dead_letters, recorded }
+        InspectedSinks { sinks, kafka, dead_letters, dead_letter_tables, recorded }
     }
 
     /// The number of sinks. A sink is addressed by its index in the order of claims.
@@ -352,7 +355,7 @@ impl InspectedSinks {
     /// The registry of first read positions, as recorded in these snapshots; it records nothing
     /// until the sinks are claimed.
     pub fn source_registry(&self, snapshots: &[&ProgressSnapshot]) -> Result<SourceRegistry, RunError> {
-        SourceRegistry::of(&self.dead_letters, snapshots)
+        SourceRegistry::of(&self.dead_letters, &self.dead_letter_tables, snapshots)
     }
 }
 

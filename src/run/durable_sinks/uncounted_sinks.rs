@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::identity::{folder_identity, postgres_identity};
+use super::source_registry::DeadLetterTable;
 use super::specs::SinkSpecs;
 use crate::config::ServicePlan;
 use crate::dataflow::RendererPlan;
@@ -12,7 +13,7 @@ use crate::sinks::DurableSink;
 use crate::sinks::folder::render::FolderRenderer;
 use crate::sinks::folder::{FolderSink, FolderSinkPlan};
 use crate::sinks::postgres::render::PostgresRenderer;
-use crate::sinks::postgres::{PostgresSink, PostgresSinkPlan};
+use crate::sinks::postgres::{PostgresSink, PostgresSinkPlan, PostgresTable};
 
 /// A sink whose generations the authority counts.
 pub(super) struct UncountedSink {
@@ -21,6 +22,16 @@ pub(super) struct UncountedSink {
     /// The name of the sink in messages for users.
     pub shown_as: Arc<str>,
     pub renderer: RendererPlan,
+    /// Whether dead letters are rows of it.
+    has_dead_letters: bool,
+}
+
+impl UncountedSink {
+    /// Where dead letters are rows, if they are.
+    pub fn dead_letter_table(&self) -> Option<DeadLetterTable> {
+        let (first_shard, shards) = (self.first_shard, self.sink.shards());
+        self.has_dead_letters.then_some(DeadLetterTable { first_shard, shards })
+    }
 }
 
 /// What all these sinks are made with.
@@ -59,6 +70,7 @@ impl UncountedSinks<'_> {
             first_shard,
             shown_as: format!("folder {}", folder.path.display()).into(),
             renderer: RendererPlan { make: Arc::new(make), write_touched: false },
+            has_dead_letters: false,
         }
     }
 
@@ -78,6 +90,7 @@ impl UncountedSinks<'_> {
         let shown_as = format!("schema {}", postgres.label()).into();
         let sink = PostgresSink::new(postgres.clone(), identity, settings, self.authority.to_owned());
         let renderer = RendererPlan { make: Arc::new(make), write_touched: false };
-        UncountedSink { sink: Arc::new(sink), first_shard, shown_as, renderer }
+        let has_dead_letters = tables.contains(PostgresTable::DeadLetter);
+        UncountedSink { sink: Arc::new(sink), first_shard, shown_as, renderer, has_dead_letters }
     }
 }

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use super::schema::SchemaError;
-use super::sqlstate::{SqlFault, classify_sqlstate, sqlstate_remedy};
+use super::sqlstate::{is_transient_sqlstate, sqlstate_remedy};
 use crate::model::printable::printable;
 use crate::model::rules_version::RulesVersionMismatch;
 use crate::sinks::error::{SinkError, WriteFailure};
@@ -70,7 +70,7 @@ pub enum PostgresError {
     )]
     OthersWrote { database: String, schema: String, shard: u16, found: u64 },
     /// The data are not what the writer expects; the text names the row.
-    #[error("{database}, schema {schema}: {problem}: somebody else has written, or rows were lost: name another schema to begin anew, and let nothing else write to it")]
+    #[error("{database}, schema {schema}: {problem}")]
     Unexpected { database: String, schema: String, problem: String },
     #[error("the results in {database}, schema {schema} were made with {difference}: set it back, or name another schema to begin anew{}", .difference.rebuild_hint())]
     Identity { database: String, schema: String, difference: IdentityDifference },
@@ -96,26 +96,31 @@ impl PostgresError {
             problem.push_str(&format!(": {next}"));
             cause = next.source();
         }
-        if problem.contains("TLS handshake") {
-            problem.push_str(if problem.contains("does not support TLS") {
-                ": set ssl = on at the server, or write tls = { mode = \"disable\" } if the network is trusted"
-            } else {
-                ": the certificate must be valid for the host of the URL and signed by tls.ca, or by a CA that this host trusts"
-            });
+        if problem.contains("does not support TLS") {
+            problem.push_str(
+                ": set ssl = on at the server, or write tls = { mode = \"disable\" } if the network is trusted",
+            );
+            return PostgresError::Tls { database, problem };
+        }
+        if problem.contains("certificate") {
+            problem.push_str(
+                ": the certificate must be valid for the host of the URL and signed by tls.ca, or by a CA that this host trusts",
+            );
+            return PostgresError::Tls { database, problem };
         }
         PostgresError::Unreachable { database, problem }
     }
 
-    /// What to do after the error.
-    pub fn fault(&self) -> SqlFault {
+    /// Whether the fault may pass, so that a writer waits and tries again.
+    pub fn is_transient(&self) -> bool {
         match self {
-            PostgresError::Server { code, .. } => classify_sqlstate(code),
+            PostgresError::Server { code, .. } => is_transient_sqlstate(code),
             PostgresError::Unreachable { .. }
             | PostgresError::Timeout { .. }
             | PostgresError::Stopped { .. }
             | PostgresError::Password { .. }
             | PostgresError::Tls { .. }
-            | PostgresError::Runtime(_) => SqlFault::Reconnect,
+            | PostgresError::Runtime(_) => true,
             PostgresError::Schema { .. }
             | PostgresError::Rights { .. }
             | PostgresError::Damaged { .. }
@@ -128,27 +133,25 @@ impl PostgresError {
             | PostgresError::OthersWrote { .. }
             | PostgresError::Unexpected { .. }
             | PostgresError::Identity { .. }
-            | PostgresError::Rules(_) => SqlFault::Final,
+            | PostgresError::Rules(_) => false,
         }
     }
 
     /// Whether a start waits for the fault to pass. Settings that are wrong are reported at once.
     pub fn is_worth_waiting(&self) -> bool {
         match self {
-            PostgresError::Server { code, .. } => {
-                !code.starts_with("28") && classify_sqlstate(code) != SqlFault::Final
-            }
+            PostgresError::Server { code, .. } => !code.starts_with("28") && is_transient_sqlstate(code),
             PostgresError::Password { .. } | PostgresError::Tls { .. } | PostgresError::Runtime(_) => false,
-            error => error.fault() != SqlFault::Final,
+            error => error.is_transient(),
         }
     }
 
-    /// The failure of a transaction.
+    /// The failure of a transaction. A session is not used again after one: the client may wait for
+    /// an answer that has come already.
     pub fn into_write_failure(self) -> WriteFailure {
-        match self.fault() {
-            SqlFault::RollBack => WriteFailure::RollBack(self.to_string()),
-            SqlFault::Reconnect => WriteFailure::Reopen(self.to_string()),
-            SqlFault::Final => WriteFailure::Final(self.into()),
+        match self.is_transient() {
+            true => WriteFailure::Reopen(self.to_string()),
+            false => WriteFailure::Final(self.into()),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::{Counter, Gauge, Histogram};
 
 use super::error::PostgresError;
+use super::table_writes::WrittenRows;
 
 /// What a shard reports beside the metrics of every sink.
 pub struct ShardMetrics {
@@ -51,11 +52,11 @@ impl ShardMetrics {
     }
 
     /// Counts a committed transaction.
-    pub fn count_commit(&self, rows: [u64; 4], took: Duration, epoch: u64) {
-        let counters = [&self.inserted, &self.updated, &self.deleted, &self.not_kept];
-        for (counter, rows) in counters.into_iter().zip(rows) {
-            counter.increment(rows);
-        }
+    pub fn count_commit(&self, rows: &WrittenRows, took: Duration, epoch: u64) {
+        self.inserted.increment(rows.inserted);
+        self.updated.increment(rows.updated);
+        self.deleted.increment(rows.deleted);
+        self.not_kept.increment(rows.not_kept);
         self.commit_time.record(took.as_secs_f64());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let committed = Duration::from_millis(epoch);

@@ -12,23 +12,44 @@
 //! There is no session state: no prepared statement with a name, temporary table, advisory lock or
 //! `SET` that outlives a transaction. So PgBouncer may pool transactions.
 
+mod city_key;
+mod column_array;
+mod columns;
 mod connection;
+mod copy_data;
+pub mod dead_letter_row;
 mod error;
 mod metrics;
 mod migrate;
+mod net_changes;
+mod partitions;
 mod passfile;
 mod plan;
+mod record_kind;
+pub mod render;
+mod retention;
 mod rights;
+mod row_builder;
+mod row_name;
 pub mod schema;
 mod shard_rows;
 mod sink;
 mod sqlstate;
+mod statement_failure;
+mod statements;
+mod table_writes;
 mod takeover;
+#[cfg(test)]
+mod tests;
+pub mod transaction;
+mod tuple;
 mod url;
 mod writer;
 
 pub use self::migrate::migrate_database;
 pub use self::passfile::read_password;
-pub use self::plan::{Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet};
+pub use self::plan::{
+    DatabaseAccess, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet, TlsMode,
+};
 pub use self::sink::PostgresSink;
 pub use self::url::{DatabaseUrl, HostKinds, parse_database_url};

@@ -12,6 +12,8 @@ use crate::model::Millis;
 pub struct PostgresSinkPlan {
     /// Shard `s` lives in database `s mod n`. Their number is fixed at the first start.
     pub databases: Vec<PostgresDatabase>,
+    /// How the databases are reached, and replicas of them.
+    pub access: DatabaseAccess,
     /// The schema that has all tables, in each database.
     pub schema: SchemaName,
     /// Fixed at the first start.
@@ -78,7 +80,35 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The encryption of connections.
+/// How the databases of a sink are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseAccess {
+    pub password: Password,
+    /// `None`: TLS with servers of other hosts, and none with those of this one.
+    pub tls: Option<TlsMode>,
+    /// A PEM file with the CA of the servers.
+    pub ca: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsMode {
+    VerifyFull,
+    Disable,
+}
+
+impl TlsMode {
+    pub const ALL: [TlsMode; 2] = [TlsMode::VerifyFull, TlsMode::Disable];
+
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            TlsMode::VerifyFull => "verify-full",
+            TlsMode::Disable => "disable",
+        }
+    }
+}
+
+/// The encryption of connections with a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PostgresTls {
     /// Not encrypted.

@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::connection::Session;
+use super::connection::{Parameter, Session};
 use super::error::PostgresError;
 use super::plan::{PostgresSinkPlan, PostgresTable};
 use super::schema::SchemaName;
@@ -29,7 +29,7 @@ pub async fn check_rights(session: &Session, plan: &PostgresSinkPlan) -> Result<
     let schema: &SchemaName = &plan.schema;
     let mut tables: Vec<&str> = plan.tables.iter().map(PostgresTable::name).collect();
     tables.extend(["shard", "setting"]);
-    let parameters = [(&schema.as_str() as _, Type::TEXT), (&tables as _, Type::TEXT_ARRAY)];
+    let parameters: [Parameter<'_>; 2] = [(&schema.as_str(), Type::TEXT), (&tables, Type::TEXT_ARRAY)];
     let failed = |problem: String| PostgresError::Rights {
         database: session.database.to_string(),
         schema: schema.as_str().to_owned(),

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::connection::Session;
+use super::connection::{Parameter, Session};
 use super::error::PostgresError;
 use super::schema::SchemaName;
 use crate::sinks::progress::{Claim, ShardProgress, SinkIdentity};
@@ -91,11 +91,11 @@ impl ShardTable<'_> {
         let shards: Vec<i32> = shards.iter().map(|shard| i32::from(*shard)).collect();
         let generation = claim.generation as i64;
         let identity = to_json(identity);
-        let parameters = [
-            (&shards as _, Type::INT4_ARRAY),
-            (&generation as _, Type::INT8),
-            (&claim.nonce as _, Type::TEXT),
-            (&identity as _, Type::TEXT),
+        let parameters: [Parameter<'_>; 4] = [
+            (&shards, Type::INT4_ARRAY),
+            (&generation, Type::INT8),
+            (&claim.nonce, Type::TEXT),
+            (&identity, Type::TEXT),
         ];
         self.session.execute(&statement, &parameters).await.map(drop)
     }
@@ -107,8 +107,8 @@ impl ShardTable<'_> {
             self.schema.quoted()
         );
         let (generation, identity) = (claim.generation as i64, to_json(identity));
-        let parameters =
-            [(&generation as _, Type::INT8), (&claim.nonce as _, Type::TEXT), (&identity as _, Type::TEXT)];
+        let parameters: [Parameter<'_>; 3] =
+            [(&generation, Type::INT8), (&claim.nonce, Type::TEXT), (&identity, Type::TEXT)];
         self.session.execute(&statement, &parameters).await.map(drop)
     }
 

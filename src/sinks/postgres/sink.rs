@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::Type;
 
-use super::connection::{CallLimit, Connection, Session};
+use super::connection::{CallLimit, Connection, Parameter, Session};
 use super::error::PostgresError;
 use super::plan::PostgresSinkPlan;
 use super::rights::check_rights;
@@ -214,7 +214,7 @@ impl PostgresSink {
         );
         let names: Vec<&str> = self.settings.iter().map(|(name, _)| *name).collect();
         let values: Vec<&str> = self.settings.iter().map(|(_, value)| value.as_str()).collect();
-        let parameters = [(&names as _, Type::TEXT_ARRAY), (&values as _, Type::TEXT_ARRAY)];
+        let parameters: [Parameter<'_>; 2] = [(&names, Type::TEXT_ARRAY), (&values, Type::TEXT_ARRAY)];
         session.execute(&statement, &parameters).await.map(drop)
     }
 

@@ -1,39 +1,23 @@
 //! What the error codes of PostgreSQL mean for a transaction.
 
-/// What to do after an error, by its code (SQLSTATE).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SqlFault {
-    /// Roll back, and write the transaction again.
-    RollBack,
-    /// The session is lost or of no more use: connect again.
-    Reconnect,
-    /// A retry does not help.
-    Final,
-}
-
-/// The class of an error. Codes that are not known here are final: a retry for ever would hide
-/// them.
-pub fn classify_sqlstate(code: &str) -> SqlFault {
+/// Whether the fault behind a code (SQLSTATE) may pass, so that the transaction is written again.
+/// Codes that are not known here are final: retries for ever would hide them.
+pub fn is_transient_sqlstate(code: &str) -> bool {
     match code {
-        // Protocol violations are what poolers answer if they have no server to offer.
-        code if code.starts_with("08") => SqlFault::Reconnect,
-        // Shutdown, crash, start, failover, timeouts of idle sessions; a pooler that lost a
-        // statement.
-        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" | "26000" | "42P05" => SqlFault::Reconnect,
+        // Lost connections; poolers answer "protocol violation" if they have no server to offer.
+        // Serialization failures and deadlocks. No memory, disk or connection left. The password or
+        // the access rules, which may be changed while the service runs.
+        code if ["08", "28", "40", "53"].iter().any(|class| code.starts_with(class)) => true,
+        // Shutdown, crash, start, failover; timeouts of idle sessions.
+        "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" => true,
         // The server is, or has become, a standby or read-only.
-        "25006" => SqlFault::Reconnect,
-        // The password or the access rules may be changed while the service runs.
-        code if code.starts_with("28") => SqlFault::Reconnect,
-        // Too many connections, seen only by a new session; the same for a database that does not
-        // accept any.
-        "53300" | "55000" => SqlFault::Reconnect,
-        // Serialization failures and deadlocks; no memory, no disk, a limit of configuration; locks
-        // that are not available; a canceled statement; an aborted transaction; the file system.
-        code if code.starts_with("40") || code.starts_with("53") => SqlFault::RollBack,
-        "55P03" | "57014" | "25P02" | "58000" | "58030" => SqlFault::RollBack,
+        "25006" => true,
+        // A lock that is not available; a canceled statement; an aborted transaction; a database
+        // that takes no connections now; a statement that a pooler has lost; the file system.
+        "55P03" | "57014" | "25P02" | "55000" | "26000" | "42P05" | "58000" | "58030" => true,
         // Internal errors: "tuple concurrently updated", "could not open relation" after its drop.
-        "XX000" => SqlFault::RollBack,
-        _ => SqlFault::Final,
+        "XX000" => true,
+        _ => false,
     }
 }
 
@@ -73,22 +57,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sqlstate_classes_of_passing_faults_are_retried() {
-        for code in ["40001", "40P01", "53100", "53200", "53400", "55P03", "57014", "25P02", "58030", "XX000"] {
-            assert_eq!(classify_sqlstate(code), SqlFault::RollBack, "{code}");
-        }
-        for code in ["08000", "08003", "08006", "08P01", "57P01", "57P02", "57P03", "25006", "53300", "28P01"] {
-            assert_eq!(classify_sqlstate(code), SqlFault::Reconnect, "{code}");
+    fn sqlstates_of_passing_faults_are_retried() {
+        for code in [
+            "08000", "08003", "08006", "08P01", "25006", "25P02", "25P03", "28P01", "40001", "40P01", "53100", "53200",
+            "53300", "53400", "55P03", "57014", "57P01", "57P02", "57P03", "58030", "XX000",
+        ] {
+            assert!(is_transient_sqlstate(code), "{code}");
         }
     }
 
     #[test]
-    fn sqlstate_of_lasting_faults_ends_the_run() {
-        for code in ["23505", "23514", "42501", "42P01", "22003", "0A000", "3D000", "XX001", "XX002", "SW001"] {
-            assert_eq!(classify_sqlstate(code), SqlFault::Final, "{code}");
+    fn sqlstates_of_lasting_faults_end_the_run_and_say_what_to_do() {
+        for code in ["22003", "0A000", "XX001", "XX002", "SW001", "57P04", "58P01"] {
+            assert!(!is_transient_sqlstate(code), "{code}");
         }
         for code in ["23505", "23514", "42501", "42P01", "3D000"] {
-            assert!(sqlstate_remedy(code).starts_with(": "), "{code}");
+            assert!(!is_transient_sqlstate(code) && sqlstate_remedy(code).starts_with(": "), "{code}");
         }
     }
 }

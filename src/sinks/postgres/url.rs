@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use tokio_postgres::config::{Config, Host, TargetSessionAttrs};
 
+use super::passfile::read_password;
+use super::plan::{DatabaseAccess, Password, PostgresDatabase, PostgresTls, TlsMode};
+
 /// A database as its URL names it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatabaseUrl {
@@ -70,6 +73,33 @@ pub fn parse_database_url(url: &str) -> Result<DatabaseUrl, String> {
         return Err("has more ports than hosts, or fewer: write a port for each host, or one for all".into());
     }
     Ok(DatabaseUrl { label: label_of(&config), hosts: HostKinds::of(&config), config })
+}
+
+impl DatabaseAccess {
+    /// The database of a URL. Problems never contain a part of the URL, or a password.
+    ///
+    /// # Errors
+    ///
+    /// If the URL, its password or its encryption cannot be used; the text says what to write.
+    pub fn database(&self, url: &str) -> Result<PostgresDatabase, String> {
+        let DatabaseUrl { config, label, hosts } = parse_database_url(url)?;
+        let tls = match (self.tls, hosts) {
+            (Some(TlsMode::VerifyFull), HostKinds::UnixSockets) => {
+                return Err(
+                    "is a Unix socket, which has no TLS: leave tls.mode out, or write tls.mode = \"disable\"".into()
+                );
+            }
+            (Some(TlsMode::Disable), _) | (None, HostKinds::UnixSockets) => PostgresTls::Disable,
+            (None, HostKinds::Local) if self.ca.is_none() => PostgresTls::Disable,
+            (Some(TlsMode::VerifyFull), _) | (None, HostKinds::Local | HostKinds::Remote) => {
+                PostgresTls::VerifyFull { ca: self.ca.clone() }
+            }
+        };
+        if let Password::File(path) = &self.password {
+            read_password(path, &config)?;
+        }
+        Ok(PostgresDatabase { config, password: self.password.clone(), tls, label })
+    }
 }
 
 fn label_of(config: &Config) -> String {

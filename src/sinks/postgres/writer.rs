@@ -9,8 +9,9 @@ use super::metrics::ShardMetrics;
 use super::plan::{PostgresDatabase, PostgresSinkPlan};
 use super::retention::drop_old_partitions;
 use super::shard_rows::{ShardRow, ShardTable};
+use super::statement_failure::StatementFailure;
 use super::takeover::{begin_locking, end_blockers};
-use super::transaction::{PendingTransaction, ShardLock, StatementFailure, WriteTarget};
+use super::transaction::{PendingTransaction, ShardLock, WriteTarget};
 use crate::model::Millis;
 use crate::sinks::error::{SinkError, WriteFailure};
 use crate::sinks::progress::{Claim, ShardProgress};
@@ -161,6 +162,9 @@ impl PostgresShardWriter {
                 database: database.clone(),
                 problem: format!("the row of shard {} is not as this run has left it: it is read again", lock.shard),
             },
+            StatementFailure::Retry(problem) => {
+                PostgresError::Unreachable { database: database.clone(), problem }
+            }
         };
         let rows = connection.call(async |session| {
             pending.prepare(&session.client).await.map_err(failed)?;
@@ -248,7 +252,7 @@ impl ShardWriter for PostgresShardWriter {
     fn add(&mut self, batch: &ShardBatch) -> Result<(), WriteFailure> {
         self.pending.add(batch).map_err(|failure| {
             let (database, schema) = self.plan.names();
-            let problem = format!("{failure:?}");
+            let problem = failure.to_string();
             WriteFailure::Final(PostgresError::Unexpected { database, schema, problem }.into())
         })
     }
@@ -263,8 +267,8 @@ impl ShardWriter for PostgresShardWriter {
     }
 
     fn roll_back(&mut self) -> bool {
-        let Some(connection) = &self.connection else { return false };
-        connection.call(async |session| session.batch("rollback").await).is_ok()
+        // Ending the session rolls back too, and never waits.
+        false
     }
 
     fn reopen(&mut self, last_epoch: u64) -> Result<bool, SinkError> {

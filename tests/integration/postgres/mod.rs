@@ -2,6 +2,7 @@
 
 mod applied_log;
 mod beside_kafka;
+mod fault_case;
 mod filled_log;
 mod kills;
 mod proxy;
@@ -9,6 +10,9 @@ mod queries;
 mod schema;
 pub mod server;
 mod sink;
+mod sink_access;
 mod sink_case;
+mod sink_claims;
+mod sink_faults;
 mod tables;
-mod test_schema;
+pub mod test_schema;
