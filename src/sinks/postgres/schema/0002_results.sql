@@ -73,10 +73,11 @@ $$;
 comment on function require_committed(text, bigint, bigint) is
     'Fails with SQLSTATE SW001 if an epoch is beyond the committed one of a city.';
 
+-- A scalar sub-select is evaluated once a query, the function once a row.
 create view city_range as
 select c.city_id, c.name as city, c.exact, c.zone, s.epoch,
     coalesce(
-        greatest(c.begins, s.kept_from::timestamp at time zone 'UTC') + rolling_window(), timestamptz '-infinity'
+        greatest(c.begins, s.kept_from::timestamp at time zone 'UTC') + (select rolling_window()), timestamptz '-infinity'
     ) as rolling_from
 from city c join shard s on s.shard = c.shard;
 comment on view city_range is 'What this database can answer of each city.';
