@@ -290,7 +290,7 @@ impl RecordHandler for AdmissionHandler<'_> {
         self.into.refusals.count(refusal);
         for shard in self.letter_rows {
             let (partition, position) = (self.name, place.position);
-            let record = RefusedRecord { partition, position, arrived_at: place.arrived, refusal, raw };
+            let record = RefusedRecord { partition, position, arrived_at: place.arrived, refusal, raw: *raw };
             render_dead_letter(&record, *shard, self.into.letters);
         }
         match self.letters {
