@@ -8,7 +8,7 @@ use super::refusals::Refusals;
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::kafka::dead_letter_headers;
-use crate::sinks::postgres::{RefusedRecord, render_dead_letter};
+use crate::sinks::postgres::dead_letter_row::{RefusedRecord, render_dead_letter};
 use crate::model::{
     Arrival, BatchBuilder, CityIntroduction, Fingerprint, LogPosition, PartitionIndex, PartitionName,
     PartitionProgress, RawRecord, Refusal, Shard, Upsert,
@@ -290,7 +290,7 @@ impl RecordHandler for AdmissionHandler<'_> {
         self.into.refusals.count(refusal);
         for shard in self.letter_rows {
             let (partition, position) = (self.name, place.position);
-            let record = RefusedRecord { partition, position, arrived_at: place.arrived, refusal, raw };
+            let record = RefusedRecord { partition, position, arrived_at: place.arrived, refusal, raw: *raw };
             render_dead_letter(&record, *shard, self.into.letters);
         }
         match self.letters {

@@ -90,12 +90,12 @@ fn split_line(line: &str) -> Option<([String; 4], String)> {
     let mut fields = vec![String::new()];
     let mut chars = line.chars();
     while let Some(c) = chars.next() {
-        let field = fields.last_mut()?;
-        match c {
-            '\\' => field.push(chars.next()?),
-            ':' if fields.len() < 5 => fields.push(String::new()),
-            c => field.push(c),
+        if c == ':' && fields.len() < 5 {
+            fields.push(String::new());
+            continue;
         }
+        let c = if c == '\\' { chars.next()? } else { c };
+        fields.last_mut()?.push(c);
     }
     let password = fields.pop()?;
     Some((fields.try_into().ok()?, password))
