@@ -9,9 +9,7 @@ use super::CliError;
 use crate::config::layers::ConfigLayers;
 use crate::config::{Config, SinkKind};
 use crate::sinks::postgres::schema::{SCHEMA_VERSION, SchemaName, SchemaState};
-use crate::sinks::postgres::{
-    HostKinds, Password, PostgresDatabase, PostgresTls, migrate_database, parse_database_url,
-};
+use crate::sinks::postgres::{DatabaseAccess, Password, PostgresDatabase, migrate_database};
 
 /// Print or apply the tables, views and functions of the PostgreSQL sink
 ///
@@ -94,13 +92,9 @@ impl MigrateArgs {
     /// The databases to migrate, and the schema in each.
     fn targets(&self) -> Result<Vec<(PostgresDatabase, SchemaName)>, CliError> {
         let Some(url) = &self.url else { return self.configured_targets() };
-        let parsed = parse_database_url(url).map_err(|problem| CliError::Usage(format!("--url {problem}")))?;
-        let tls = match (&self.tls_ca, parsed.hosts) {
-            (None, HostKinds::UnixSockets | HostKinds::Local) => PostgresTls::Disable,
-            (ca, _) => PostgresTls::VerifyFull { ca: ca.clone() },
-        };
         let password = self.passfile.clone().map_or(Password::None, Password::File);
-        let database = PostgresDatabase { config: parsed.config, password, tls, label: parsed.label };
+        let access = DatabaseAccess { password, tls: None, ca: self.tls_ca.clone() };
+        let database = access.database(url).map_err(|problem| CliError::Usage(format!("--url {problem}")))?;
         Ok(vec![(database, self.schema.clone())])
     }
 
