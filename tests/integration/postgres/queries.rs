@@ -212,7 +212,8 @@ fn means_of_any_size_are_rounded_once() {
     let mut cases = vec![(0, 1), (i64::MAX, 1 << 28), (-i64::MAX, 3), ((1 << 53) + 1, 1), (1 << 53, 7)];
     for _ in 0..2_000 {
         let sum = random.next() as i64 >> random.below(63);
-        cases.push((sum, 1 + random.below((1 << random.below(29)) + 1) as u32));
+        let limit = (1 << random.below(29)) + 1;
+        cases.push((sum, 1 + random.below(limit) as u32));
     }
     // Quotients in the middle between two doubles, and next to it.
     for shift in 1..10 {

@@ -33,7 +33,7 @@ fn migrate_makes_the_schema_once() {
     let version = version(&schema);
     assert!(run().contains("is current"));
     let applied = schema.client.query("select count(*) from schema_version", &[])[0].get::<_, i64>(0);
-    assert_eq!(applied, version.into());
+    assert_eq!(applied, i64::from(version));
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl ExpectedTables<'_> {
     fn arrivals(&self) -> TextRows {
         let mut numbers: BTreeMap<u32, usize> = BTreeMap::new();
         let heat = |heat: Option<(HeatIndex, Category)>| {
-            heat.map(|(heat_index, category)| (heat_index.micros(), category as i16)).unzip::<i64, i16>()
+            heat.map(|(heat_index, category)| (heat_index.micros(), category as i16)).unzip()
         };
         let row = |AppliedArrival { entry, outcome, before, after, .. }: &AppliedArrival| {
             let number = numbers.entry(entry.city).or_default();
