@@ -109,8 +109,9 @@ impl InspectedSinks {
             let first_shard = Shard(next_shard);
             next_shard += folder.shards;
             let (format, shards) = (folder.format, folder.shards);
-            let make =
-                move |_: &PartitionTable| -> Box<dyn Render> { Box::new(FolderRenderer::new(format, first_shard, shards)) };
+            let make = move |_: &PartitionTable| -> Box<dyn Render> {
+                Box::new(FolderRenderer::new(format, first_shard, shards))
+            };
             let renderer = Some(RendererPlan { make: Arc::new(make), write_touched: false });
             let shown_as = format!("folder {}", folder.path.display()).into();
             let sink = FolderSink::new(folder, identity, authority.clone());
