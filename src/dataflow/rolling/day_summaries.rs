@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::chunk::PackedHeat;
 use super::store::ReadingStore;
 use crate::model::time::{Day, DayZone};
-use crate::model::{CityId, DayChange, PeriodSummary, EventTime, HeatIndex};
+use crate::model::{CityId, DayChange, EventTime, HeatIndex, PeriodSummary};
 
 #[derive(Debug)]
 pub struct DaySummaries {
