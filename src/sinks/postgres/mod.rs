@@ -47,10 +47,9 @@ mod url;
 mod writer;
 
 pub use self::migrate::migrate_database;
-pub use self::passfile::read_password;
 pub use self::plan::{
     DatabaseAccess, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet,
     TlsMode,
 };
 pub use self::sink::PostgresSink;
-pub use self::url::{DatabaseUrl, HostKinds, parse_database_url};
+pub use self::url::{HostKinds, parse_database_url};
