@@ -4,7 +4,8 @@ use crate::sinks::postgres::{Password, PostgresSinkPlan, PostgresTable, Postgres
 fn sink(text: &str) -> Result<(PostgresSinkPlan, Config), Vec<String>> {
     let written = Written::new(&format!("[[sinks]]\ntype = 'postgres'\n{text}"));
     let config = written.load().map_err(|errors| lines(&errors, &written))?;
-    Ok((config.plan.postgres_sinks().next().unwrap().clone(), config))
+    let plan = config.plan.postgres_sinks().next().unwrap().clone();
+    Ok((plan, config))
 }
 
 fn private_file(folder: &Path, text: &str) -> PathBuf {

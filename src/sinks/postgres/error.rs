@@ -102,6 +102,9 @@ impl PostgresError {
             problem.push_str(&format!(": {next}"));
             cause = next.source();
         }
+        if problem.contains("does not allow writes") {
+            problem.push_str(sqlstate_remedy("25006"));
+        }
         if problem.contains("does not support TLS") {
             problem.push_str(
                 ": set ssl = on at the server, or write tls = { mode = \"disable\" } if the network is trusted",

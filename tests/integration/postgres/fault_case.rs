@@ -19,6 +19,16 @@ impl FaultCase {
         FaultCase { root: tempfile::tempdir().unwrap(), schema: TestSchema::unmade(url), url: url.to_owned() }
     }
 
+    /// The same with another way to the database.
+    pub fn by(self, url: &str) -> FaultCase {
+        FaultCase { url: url.to_owned(), ..self }
+    }
+
+    /// The same with another schema.
+    pub fn in_schema(self, schema: TestSchema) -> FaultCase {
+        FaultCase { schema, ..self }
+    }
+
     /// A service with more keys of the sink.
     pub fn builder(&self, keys: &str) -> ServiceBuilder {
         self.builder_with("", keys)

@@ -71,7 +71,7 @@ fn results_wait_while_the_server_is_read_only() {
 fn commit_without_an_answer_is_found_out() {
     let server = shared_server();
     let proxy = AnswerLosingProxy::start(&server);
-    let case = FaultCase { url: proxy.url.clone(), ..FaultCase::new(&server) };
+    let case = FaultCase::new(&server).by(&proxy.url);
     let service = case.start();
     case.fill(&service, 0, 10);
     proxy.lose_answers(1);
