@@ -259,8 +259,8 @@ fn arrivals_show_what_was_there_before() {
 
 /// The lines of a plan.
 fn plan(schema: &TestSchema, query: &str) -> String {
-    // The tables are small enough to be scanned.
-    schema.client.execute("set enable_seqscan = off; analyze");
+    // The tables are so small that other ways cost no more.
+    schema.client.execute("set enable_seqscan = off; set enable_bitmapscan = off; analyze");
     let lines = schema.client.query(&format!("explain (costs off) {query}"), &[]);
     lines.iter().map(|line| line.get::<_, String>(0) + "\n").collect()
 }

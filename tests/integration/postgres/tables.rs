@@ -80,7 +80,7 @@ const QUERIES: [Query; 6] = [
     Query {
         table: "day",
         sql: "select name, (extract(epoch from starts) * 1000)::bigint, readings, sum_e6, max_e6, (extract(epoch from max_at) * 1000)::bigint, c0, c1, c2, c3, c4,
-                final, zone = 'UTC' and starts = day::timestamp at time zone 'UTC' and ends = (day + 1)::timestamp at time zone 'UTC'
+                final, day.zone = 'UTC' and starts = day::timestamp at time zone 'UTC' and ends = (day + 1)::timestamp at time zone 'UTC'
             from day join city using (city_id)",
         parse: |row| (row_key(row), summary(row)),
     },
