@@ -4,7 +4,7 @@ use swelter::internals::dataflow::heat_index::Formula;
 use swelter::internals::dataflow::rolling::Retention;
 use swelter::internals::dataflow::rolling::chunk::PackedHeat;
 use swelter::internals::dataflow::rolling::store::ReadingStore;
-use swelter::internals::model::{Arrival, CityId, ReadingEvent, Row, RowChange};
+use swelter::internals::model::{Arrival, CityId, Row, RowChange};
 
 use crate::cities::{Cities, MINUTE, WINDOW_MINUTES, retention};
 use crate::timing::{REPETITIONS, median, thread_cpu_time, time_epochs};

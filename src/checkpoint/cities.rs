@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    ArrayBuilder, BooleanBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
-    TimestampMillisecondBuilder, UInt32Builder, UInt64Builder,
+    BooleanBuilder, Float64Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
+    UInt64Builder,
 };
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
@@ -20,9 +20,11 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
+use super::list_columns::{list_builder, list_item, push_field};
+use super::periods::{PeriodColumns, encode_periods, period_columns};
 use super::readings::{check_footer_sizes, time_column};
 use crate::model::reading::check_city_key;
-use crate::model::{CitySnapshot, EventTime, Measurement, PartitionName, Revision};
+use crate::model::{CityPeriods, CitySnapshot, EventTime, Measurement, PartitionName, Revision};
 
 const CITY_BATCH_ROWS: usize = 4 * 1024;
 
@@ -38,6 +40,7 @@ pub(super) struct CityRecord {
     pub tombstones: Vec<(EventTime, Option<Revision>)>,
     pub measurements: Vec<(EventTime, Measurement)>,
     pub is_split: bool,
+    pub periods: Option<CityPeriods>,
 }
 
 impl CityRecord {
@@ -51,6 +54,7 @@ impl CityRecord {
             tombstones: state.tombstones.clone(),
             measurements: state.measurements.clone(),
             is_split: state.is_split,
+            periods: state.periods.clone(),
         }
     }
 }
@@ -66,10 +70,6 @@ fn measurement_fields() -> Fields {
         Field::new("humidity", DataType::Float64, false),
         Field::new("wind_speed", DataType::Float64, true),
     ])
-}
-
-fn list_item(fields: Fields) -> Arc<Field> {
-    Arc::new(Field::new("item", DataType::Struct(fields), false))
 }
 
 /// The columns of manifest format 1.
@@ -90,6 +90,7 @@ fn first_columns() -> Vec<Field> {
 fn schema() -> SchemaRef {
     let mut columns = first_columns();
     columns.push(Field::new("split", DataType::Boolean, false));
+    columns.extend(period_columns());
     Arc::new(Schema::new(columns))
 }
 
@@ -138,6 +139,7 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
     }
     let [mut city, mut source] = text;
     let [high, since] = times.map(|mut times| Arc::new(times.finish().with_timezone("UTC")));
+    let [zones, periods] = encode_periods(cities.iter().map(|city| city.periods.as_ref()))?;
     let columns: Vec<ArrayRef> = vec![
         Arc::new(city.finish()),
         Arc::new(source.finish()),
@@ -148,30 +150,10 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
         Arc::new(withdrawn.finish()),
         Arc::new(measured.finish()),
         Arc::new(split.finish()),
+        zones,
+        periods,
     ];
     Ok(RecordBatch::try_new(schema(), columns)?)
-}
-
-fn list_builder(fields: Fields) -> ListBuilder<StructBuilder> {
-    let builder = |field: &Arc<Field>| -> Box<dyn ArrayBuilder> {
-        match field.data_type() {
-            DataType::Int64 => Box::new(Int64Builder::new()),
-            DataType::Float64 => Box::new(Float64Builder::new()),
-            kind => Box::new(TimestampMillisecondBuilder::new().with_data_type(kind.clone())),
-        }
-    };
-    let builders = fields.iter().map(builder).collect();
-    ListBuilder::new(StructBuilder::new(fields.clone(), builders)).with_field(list_item(fields))
-}
-
-fn push_field<B: ArrayBuilder>(
-    row: &mut StructBuilder,
-    at: usize,
-    push: impl FnOnce(&mut B),
-) -> Result<(), ParquetError> {
-    row.field_builder(at)
-        .map(push)
-        .ok_or_else(|| ParquetError::General(format!("field {at} is of another type")))
 }
 
 /// The cities of a file, or what is wrong. `rows` are those that it must have.
@@ -199,6 +181,7 @@ fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
     let since = column("since")?.as_primitive::<TimestampMillisecondType>();
     let readings = column("readings")?.as_primitive::<UInt64Type>();
     let split = column("split").map(|split| split.as_boolean());
+    let periods = PeriodColumns::of_batch(batch);
     let (withdrawn, measured) = (column("withdrawn")?.as_list::<i32>(), column("measured")?.as_list::<i32>());
     let mut last: Option<Arc<str>> = None;
     for row in 0..batch.num_rows() {
@@ -233,6 +216,10 @@ fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
                 Some((event_time_at(items, at)?, measurement))
             })?,
             is_split: split.is_some_and(|split| split.value(row)),
+            periods: match &periods {
+                Some(periods) => periods.city_periods(row)?,
+                None => None,
+            },
         });
     }
     Some(())

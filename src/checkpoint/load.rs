@@ -318,6 +318,7 @@ impl ShardLoader<'_> {
             tombstones: withdrawn,
             measurements: measured,
             is_split,
+            periods,
             since: _,
             readings: _,
         } = city;
@@ -335,6 +336,7 @@ impl ShardLoader<'_> {
             tombstones: withdrawn,
             measurements: measured,
             is_split,
+            periods,
         })
     }
 }

@@ -11,7 +11,7 @@ use super::name::{CheckpointName, parse_generation};
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
-/// Format 2 says of each city whether it is split. Format 1 is read too.
+/// Format 2 says of each city whether it is split, and has open periods. Format 1 is read too.
 pub(super) const MANIFEST_FORMAT: u32 = 2;
 const OLDEST_MANIFEST_FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.

@@ -128,6 +128,7 @@ fn city(name: &str, readings: &[StoredReading]) -> CitySnapshot {
         tombstones: Vec::new(),
         measurements: vec![(time(7), Measurement::new(80.0, 50.0, None).unwrap())],
         is_split: false,
+        periods: None,
     }
 }
 

@@ -21,7 +21,8 @@ pub fn read_sinks(keys: &mut ConfigReader, topics: &mut TopicUses, results: Rete
     }
     let mut sinks: Vec<SinkPlan> = Vec::new();
     for TableItem { name, key: at, .. } in items {
-        let kind = match keys.read_one_of(&format!("{at}.type"), &["kafka", "folder", "postgres"]).as_deref() {
+        let kind = match keys.read_one_of(&format!("{at}.type"), &["kafka", "folder", "postgres"]).as_deref()
+        {
             Some("kafka") => kafka::read_kafka_sink(keys, &at, topics).map(SinkKind::Kafka),
             Some("folder") => read_folder(keys, &at, &sinks).map(SinkKind::Folder),
             Some(_) => read_postgres_sink(keys, &at, results, &sinks).map(SinkKind::Postgres),

@@ -77,6 +77,8 @@ pub struct GraphPlan {
     pub topology: Topology,
     /// Encoded batches for durable sinks, and the progress up to which they are complete.
     pub encoded_batches: Option<EncodedBatchesPlan>,
+    /// The time zones of cities, for summaries of local days.
+    pub time_zones: Option<&'static Directory<'static>>,
     /// Limits of the work on queries.
     pub query_limits: QueryLimits,
 }
@@ -141,6 +143,7 @@ impl GraphPlan {
             serving: true,
             topology,
             encoded_batches: None,
+            time_zones: None,
             query_limits: QueryLimits::default(),
         }
     }
@@ -275,7 +278,7 @@ fn wanted_outputs(plan: &GraphPlan, renderers: &[SinkRenderer]) -> RollingOutput
 
 /// Builds the graph, the same on every worker, from `initial_state`. At each
 /// [barrier](Graph::send_barrier) the state of the worker goes to `snapshot_sink`. A plan with days
-/// has neither, because day summaries are in no checkpoint.
+/// has neither, because only the summaries for sinks are in checkpoints.
 pub fn build_graph(
     worker: &mut Worker,
     plan: &GraphPlan,
@@ -294,7 +297,8 @@ pub fn build_graph(
         let (barrier_input, barriers) = scope.new_input();
         let (progress_input, progress) = scope.new_input();
         let (dead_letter_input, dead_letters) = scope.new_input();
-        let state = Rolling::new(plan.formula, plan.retention, outputs, names.clone());
+        let state = Rolling::new(plan.formula, plan.retention, outputs, names.clone())
+            .with_directory(plan.time_zones);
         let inputs = RollingInputs { cities, arrivals, queries, barriers: barriers.broadcast() };
         let streams =
             rolling::build_rolling(inputs, state, renderers, initial_state, snapshot_sink, plan.query_limits);

@@ -1,7 +1,7 @@
 //! Results and changes that leave the dataflow.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::heat::mean_fahrenheit;
-use super::time::DayZone;
+use super::time::{DayZone, IanaZone};
 use super::{Category, EventTime, HeatIndex, Measurement};
 
 /// A city's dense number at the worker that owns it. It never leaves the worker and is in no file:
@@ -27,6 +27,7 @@ pub struct CityNames(Rc<RefCell<NamedCities>>);
 struct NamedCities {
     names: Vec<Arc<str>>,
     split: HashSet<CityId, foldhash::fast::RandomState>,
+    time_zones: HashMap<CityId, IanaZone, foldhash::fast::RandomState>,
 }
 
 impl CityNames {
@@ -50,6 +51,16 @@ impl CityNames {
     /// Whether no city has an id.
     pub fn is_empty(&self) -> bool {
         self.0.borrow().names.is_empty()
+    }
+
+    /// Sets the zone whose days are summarised for the city beside those of UTC.
+    pub(crate) fn set_time_zone(&self, city: CityId, zone: IanaZone) {
+        self.0.borrow_mut().time_zones.insert(city, zone);
+    }
+
+    /// The zone whose days are summarised for the city beside those of UTC, if there is one.
+    pub fn time_zone(&self, city: CityId) -> Option<IanaZone> {
+        self.0.borrow().time_zones.get(&city).copied()
     }
 
     /// Marks a city that was seen in more than one partition. Returns false if it was marked

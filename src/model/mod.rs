@@ -47,8 +47,8 @@ pub use self::serving_protocol::{
     ViewUpdate, WatchedRow,
 };
 pub use self::state::{
-    BLOCK_READINGS, Block, CheckpointBarrier, CitySnapshot, STATE_SHARDS, SnapshotSink, StoredReading,
-    state_shard,
+    BLOCK_READINGS, Block, CheckpointBarrier, CityPeriods, CitySnapshot, PeriodKind, STATE_SHARDS,
+    SnapshotSink, StoredPeriod, StoredReading, state_shard,
 };
 pub use self::time::{EventTime, LocalTimePolicy, Millis, TimeError};
 pub use self::topology::Topology;

@@ -187,6 +187,18 @@ impl Revision {
     }
 }
 
+impl Ord for Revision {
+    fn cmp(&self, other: &Revision) -> Ordering {
+        self.number().cmp(&other.number())
+    }
+}
+
+impl PartialOrd for Revision {
+    fn partial_cmp(&self, other: &Revision) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -232,6 +232,7 @@ fn graph_plan(
 ) -> GraphPlan {
     let mut graph = GraphPlan::serving_only(plan.formula, plan.retention, topology);
     graph.encoded_batches = sinks.output_plan(partitions);
+    graph.time_zones = Some(plan.directory);
     graph
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    ArrivalOutcome, Batch, Category, CityId, CityNames, DayChange, PeriodSummary, EventTime, HeatIndex,
-    Measurement, OutcomeCounts, OutcomeKind, ReadingEvent, ResultRow, Row, RowChange, SegmentedVec,
+    ArrivalOutcome, Batch, Category, CityId, CityNames, DayChange, EventTime, HeatIndex, Measurement,
+    OutcomeCounts, OutcomeKind, PeriodSummary, ReadingEvent, ResultRow, Row, RowChange, SegmentedVec,
 };
 
 /// The last value of each time, after sets and removals in any order of time. A set in order is a

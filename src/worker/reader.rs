@@ -8,11 +8,11 @@ use super::refusals::Refusals;
 use crate::admission::{Admission, AdmissionRules};
 use crate::dataflow::rolling::serving::ProgressReport;
 use crate::kafka::dead_letter_headers;
-use crate::sinks::postgres::dead_letter_row::{RefusedRecord, render_dead_letter};
 use crate::model::{
     Arrival, BatchBuilder, CityIntroduction, Fingerprint, LogPosition, PartitionIndex, PartitionName,
     PartitionProgress, RawRecord, Refusal, Shard, Upsert,
 };
+use crate::sinks::postgres::dead_letter_row::{RefusedRecord, render_dead_letter};
 use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError};
 
 /// The first and the longest delay before a partition is polled again after an error.

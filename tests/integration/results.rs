@@ -20,7 +20,7 @@ use swelter::internals::model::{
 
 use self::outcomes::{expected_outcomes, outcomes_by_city};
 use self::serving_state::{ServingState, accumulate_diffs, check_rankings};
-use self::sinks::{SINK_WANTS, check_sink, check_sink_outputs};
+use self::sinks::{CLOCK_CHANGES, SINK_WANTS, check_sink, check_sink_outputs, millis, shift_log};
 use self::strategies::{any_case, sensor_cases, withdrawal_cases};
 use crate::support::dataflow_runner::{self, EpochOutput, RunLeg};
 use crate::support::{LogEntry, Oracle, PROPERTY_TEST_FORMULA, RunSettings, city_name, city_number};
@@ -377,12 +377,14 @@ proptest! {
         check_sink(&log, settings, workers, &cuts);
     }
 
+    /// While the clocks of their cities change.
     #[test]
     fn sink_changes_equal_recomputation_of_ordered_sensors(
         (log, settings, cuts) in sensor_cases(),
+        start in prop::sample::select(&CLOCK_CHANGES[..]),
         workers in prop::sample::select(&[1usize, 2]),
     ) {
-        check_sink(&log, settings, workers, &cuts);
+        check_sink(&shift_log(&log, millis(start)), settings, workers, &cuts);
     }
 
     #[test]
@@ -391,9 +393,12 @@ proptest! {
             any_case(1..120, 30).boxed(), any_case(300..600, 12).boxed(), sensor_cases().boxed(),
             withdrawal_cases().boxed(),
         ],
+        start in prop::sample::select(&CLOCK_CHANGES[..]),
         legs in planned_legs(),
     ) {
-        check_resumed_run((&log, settings, &cuts), &legs, Some(SINK_WANTS));
+        // Some logs are at an end of time.
+        let by = if log.iter().all(|entry| entry.millis.abs() < millis(start)) { millis(start) } else { 0 };
+        check_resumed_run((&shift_log(&log, by), settings, &cuts), &legs, Some(SINK_WANTS));
     }
 
     /// The servable rows of a city, read from the state.

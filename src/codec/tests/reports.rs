@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, DayLine, PeriodSummary, DeadLetterLine, HeatIndex, RecordLocation, Row,
+    Category, ChangeLine, DayLine, DeadLetterLine, HeatIndex, PeriodSummary, RecordLocation, Row,
     TemperatureUnit,
 };
 

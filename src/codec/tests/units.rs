@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, CityRows, DayLine, PeriodSummary, HeatIndex, OutputUnits, ResultRow, Row,
+    Category, ChangeLine, CityRows, DayLine, HeatIndex, OutputUnits, PeriodSummary, ResultRow, Row,
     TemperatureUnit, WindUnit,
 };
 

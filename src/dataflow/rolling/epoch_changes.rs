@@ -2,8 +2,8 @@
 
 use crate::model::time::DayZone;
 use crate::model::{
-    ArrivalOutcome, CityId, CurrentChange, CurrentRow, DayChange, EventTime, OutcomeCounts, RenderWants,
-    RowChange,
+    ArrivalOutcome, CityId, CurrentChange, CurrentRow, DayChange, EventTime, HourChange, OutcomeCounts,
+    RenderWants, RowChange,
 };
 
 /// The outputs that a run asks for. Others are not computed.
@@ -42,6 +42,11 @@ impl RollingOutputs {
     pub(super) fn computes_outcomes(&self) -> bool {
         self.outcomes || self.sinks.outcomes
     }
+
+    /// Whether hours and days are summarised for sinks. Both are, since checkpoints have both.
+    pub(super) fn computes_sink_periods(&self) -> bool {
+        self.sinks.hours || self.sinks.days
+    }
 }
 
 /// The changes of one epoch. The vectors are reused from epoch to epoch.
@@ -55,6 +60,9 @@ pub struct EpochChanges {
     /// All touched cities, if a sink wants newest times.
     pub(super) touched_cities: Vec<TouchedCity>,
     pub days: Vec<DayChange>,
+    /// Hours and days for sinks.
+    pub(super) sink_hours: Vec<HourChange>,
+    pub(super) sink_days: Vec<DayChange>,
     pub outcomes: Vec<ArrivalOutcome>,
     /// Counts of the outcomes of the arrivals.
     pub counts: OutcomeCounts,
@@ -72,6 +80,8 @@ impl EpochChanges {
         self.cities_without_row.clear();
         self.touched_cities.clear();
         self.days.clear();
+        self.sink_hours.clear();
+        self.sink_days.clear();
         self.outcomes.clear();
         self.counts = OutcomeCounts::default();
     }

@@ -39,8 +39,11 @@ impl SinkRenderer {
         if wants.outcomes {
             changes.outcomes.iter().for_each(|outcome| render.render_outcome(epoch, names, outcome, out));
         }
+        if wants.hours {
+            changes.sink_hours.iter().for_each(|hour| render.render_hour(epoch, names, hour, out));
+        }
         if wants.days {
-            changes.days.iter().for_each(|day| render.render_day(epoch, names, day, out));
+            changes.sink_days.iter().for_each(|day| render.render_day(epoch, names, day, out));
         }
     }
 
@@ -175,6 +178,17 @@ mod tests {
         let all = RenderWants { current: true, outcomes: true, days: true, ..rows };
         let sinks = [(rows, false), (all, false)];
         assert_eq!(rendered(&sinks), [["r", ""], ["rcod", "oo"]].map(|sink| sink.map(String::from)));
+    }
+
+    /// Rows are not computed for sinks that do not want them.
+    #[test]
+    fn rows_are_computed_only_for_a_sink_that_wants_them() {
+        let wants = RenderWants { outcomes: true, current: true, ..RenderWants::default() };
+        let outputs = |wants| RollingOutputs::of_sinks(&[SinkRenderer::new(Box::new(Letters(wants)), false)]);
+        assert!(outputs(wants).computes_outcomes() && outputs(wants).computes_current());
+        assert!(!outputs(wants).computes_rows() && !outputs(wants).computes_sink_periods());
+        assert!(outputs(RenderWants { rows: true, ..wants }).computes_rows());
+        assert!(outputs(RenderWants { hours: true, ..wants }).computes_sink_periods());
     }
 
     #[test]

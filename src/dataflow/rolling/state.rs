@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::chunk::PackedHeat;
 use super::city_table::{CityTable, IntroducedCity};
 use super::current_rows::CurrentRows;
-use super::day_summaries::DaySummaries;
 use super::edit::ReadingDelta;
 use super::epoch_changes::{CHANGES_PER_PIECE, EpochChanges, RollingOutputs};
 use super::outcomes::{ArrivalEffect, OutcomeRecorder};
+use super::period_summaries::{PeriodChange, PeriodSummaries};
 use super::retention::Retention;
 use super::store::{EditState, ReadingStore};
 use crate::dataflow::heat_index::Formula;
+use crate::directory::Directory;
+use crate::model::time::IanaZone;
 use crate::model::{
     Arrival, CityId, CityIntroduction, CityNames, EventTime, Measurement, OutcomeCounts, OutcomeKind, Row,
     RowChange,
@@ -25,7 +27,10 @@ pub struct Rolling {
     pub(super) store: ReadingStore,
     pub(super) cities: CityTable,
     pub(super) current: Option<CurrentRows>,
-    days: Option<DaySummaries>,
+    days: Option<PeriodSummaries>,
+    pub(super) sink_periods: Option<PeriodSummaries>,
+    /// Has the time zones of cities.
+    directory: Option<&'static Directory<'static>>,
     outcomes: Option<OutcomeRecorder>,
     /// Buffers of the current epoch: the city of each arrival, or [`TOO_LATE`]; the edited cities;
     /// the edits.
@@ -55,10 +60,12 @@ impl Rolling {
         Rolling {
             formula,
             outputs: wanted,
-            store: ReadingStore::new(retention, wanted.days),
+            store: ReadingStore::new(retention, wanted.days || wanted.computes_sink_periods()),
             cities: CityTable { names, ..CityTable::default() },
             current: wanted.computes_current().then(|| CurrentRows::new(wanted.sinks.highs)),
-            days: wanted.days.then(|| DaySummaries::new(wanted.day_zone)),
+            days: wanted.days.then(|| PeriodSummaries::of_days(wanted.day_zone)),
+            sink_periods: wanted.computes_sink_periods().then(PeriodSummaries::of_hours_and_days),
+            directory: None,
             outcomes: wanted.computes_outcomes().then(OutcomeRecorder::default),
             arrival_cities: Vec::new(),
             edited_cities: Vec::new(),
@@ -67,24 +74,43 @@ impl Rolling {
         }
     }
 
+    /// The state with a directory that has the time zones of cities, for summaries of local days.
+    pub fn with_directory(self, directory: Option<&'static Directory<'static>>) -> Rolling {
+        Rolling { directory, ..self }
+    }
+
+    /// The time zone of a city whose state does not say yet which one it has.
+    pub(super) fn find_time_zone(&self, name: &str) -> Option<IanaZone> {
+        let time_zone = self.directory?.find_by_key(name)?.time_zone?;
+        // The directory has only names that are known.
+        IanaZone::from_name(time_zone).ok()
+    }
+
     /// Introduces a city by the key of a source, before the first arrival with that key.
     pub fn introduce_city(&mut self, city: &CityIntroduction) {
         match self.cities.introduce_key(city) {
-            IntroducedCity::New => self.add_city(false),
+            IntroducedCity::New => {
+                let zone = self.sink_periods.as_ref().and_then(|_| self.find_time_zone(&city.name));
+                self.add_city(false, zone);
+            }
             // The mark is part of the city's state.
             IntroducedCity::NewlySplit(city) => self.store.note_change_without_readings(city),
             IntroducedCity::Known => {}
         }
     }
 
-    /// Adds the state of a city that was added to the table of cities.
-    pub(super) fn add_city(&mut self, is_restored: bool) {
-        self.store.add_city();
+    /// Adds the state of a city that was added to the table of cities. Its local days are of `zone`
+    /// from now on.
+    pub(super) fn add_city(&mut self, is_restored: bool, zone: Option<IanaZone>) {
+        let city = self.store.add_city();
+        if let Some(zone) = zone {
+            self.cities.names.set_time_zone(CityId(city), zone);
+        }
         if let Some(current) = &mut self.current {
             current.add_city();
         }
-        if let Some(days) = &mut self.days {
-            days.add_city();
+        for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+            periods.add_city(zone);
         }
         if let Some(outcomes) = &mut self.outcomes {
             outcomes.add_city(is_restored);
@@ -195,13 +221,16 @@ impl Rolling {
                         after,
                     });
                 }
-                if let Some(days) = &mut self.days {
-                    days.replace_reading(city, millis, None, Some(held));
+                for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+                    periods.replace_reading(city, millis, None, Some(held));
                 }
                 ArrivalEffect { kind: OutcomeKind::Inserted, before: None, after: Some(held) }
             }
             _ => self.edit_reading(city, arrival, held, wants_rows),
         };
+        for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+            periods.touch_city(city);
+        }
         if let Some(current) = &mut self.current {
             // A reading advances `high` even if it is superseded, so the city's current row may
             // become unservable.
@@ -232,8 +261,8 @@ impl Rolling {
             if wants_rows(CityId(city)) {
                 self.deltas.push((city, delta));
             }
-            if let Some(days) = &mut self.days {
-                days.replace_reading(city, delta.millis, delta.before, delta.after);
+            for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+                periods.replace_reading(city, delta.millis, delta.before, delta.after);
             }
         }
         ArrivalEffect::of_edit(kind, delta)
@@ -272,16 +301,31 @@ impl Rolling {
     }
 
     fn finish_epoch(&mut self, changed: &mut EpochChanges) {
+        self.retire_readings();
         if let Some(days) = &mut self.days {
-            for (city, millis, held) in
-                self.store.retired_readings.iter_mut().flat_map(|departed| departed.drain(..))
-            {
-                days.retire_reading(city, millis, held);
-            }
-            days.finish_epoch(&self.store, |change| changed.days.push(change));
+            days.finish_epoch(&self.store, |change| match change {
+                PeriodChange::Hour(_) => {}
+                PeriodChange::Day(day) => changed.days.push(day),
+            });
+        }
+        if let Some(periods) = &mut self.sink_periods {
+            periods.finish_epoch(&self.store, |change| match change {
+                PeriodChange::Hour(hour) => changed.sink_hours.push(hour),
+                PeriodChange::Day(day) => changed.sink_days.push(day),
+            });
         }
         if let Some(current) = &mut self.current {
             current.finish_epoch(&mut self.store, self.outputs.touched_unchanged, changed);
+        }
+    }
+
+    /// Moves what the store has retired to the summaries.
+    pub(super) fn retire_readings(&mut self) {
+        let retired = self.store.retired_readings.iter_mut().flat_map(|retired| retired.drain(..));
+        for (city, millis, held) in retired {
+            for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+                periods.retire_reading(city, millis, held);
+            }
         }
     }
 

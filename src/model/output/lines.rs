@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::{Category, PeriodSummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
+use crate::model::{Category, EventTime, HeatIndex, Measurement, PeriodSummary, Refusal, RetryInfo, Row};
 
 /// One row of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::block::Block;
 #[cfg(any(test, feature = "internals"))]
 use super::block::{BLOCK_READINGS, StoredReading};
+use super::city_periods::CityPeriods;
 use crate::model::{EventTime, Measurement, PartitionIndex, Revision};
 
 /// The number of parts in which the state is stored, by the hash of the city: any number of workers
@@ -38,6 +39,8 @@ pub struct CitySnapshot {
     pub measurements: Vec<(EventTime, Measurement)>,
     /// The city was seen in more than one partition.
     pub is_split: bool,
+    /// Its open periods, if the run summarises hours and days. Always complete.
+    pub periods: Option<CityPeriods>,
 }
 
 impl CitySnapshot {

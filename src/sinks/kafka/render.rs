@@ -7,8 +7,8 @@ use crate::codec::{
 };
 use crate::kafka::partitioner::partition_for_key;
 use crate::model::{
-    BatchBuilder, CityId, CityNames, CurrentChange, CurrentRow, EventTime, OutputUnits, Render, RenderWants, Row, RowChange,
-    Shard,
+    BatchBuilder, CityId, CityNames, CurrentChange, CurrentRow, EventTime, OutputUnits, Render, RenderWants,
+    Row, RowChange, Shard,
 };
 
 /// The index of the results topic among the topics of a sink.

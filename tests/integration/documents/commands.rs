@@ -148,7 +148,8 @@ fn sections(written: &str) -> Vec<(String, i32)> {
 fn every_page_with_commands_has_a_test() {
     for page in user_pages() {
         let runs = page.blocks.iter().any(|block| block.has("run"));
-        let is_listed = [&PAGES[..], &KAFKA_PAGES, &POSTGRES_PAGES].iter().any(|pages| pages.contains(&&*page.path));
+        let is_listed =
+            [&PAGES[..], &KAFKA_PAGES, &POSTGRES_PAGES].iter().any(|pages| pages.contains(&&*page.path));
         assert_eq!(runs, is_listed, "{}: add a test that runs it, and its name to PAGES", page.path);
     }
 }
@@ -268,7 +269,8 @@ fn run_with_postgres(path: &str) {
     admin.execute("create database weather owner swelter");
     let address = server.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
     let port = address.rsplit(':').next().unwrap().to_owned();
-    let replacements = vec![("127.0.0.1:5432".into(), address), ("PGPORT=5432".into(), format!("PGPORT={port}"))];
+    let replacements =
+        vec![("127.0.0.1:5432".into(), address), ("PGPORT=5432".into(), format!("PGPORT={port}"))];
     run_page(path, |_| (), replacements);
 }
 

@@ -19,6 +19,16 @@ impl FaultCase {
         FaultCase { root: tempfile::tempdir().unwrap(), schema: TestSchema::unmade(url), url: url.to_owned() }
     }
 
+    /// The same with another way to the database.
+    pub fn by(self, url: &str) -> FaultCase {
+        FaultCase { url: url.to_owned(), ..self }
+    }
+
+    /// The same with another schema.
+    pub fn in_schema(self, schema: TestSchema) -> FaultCase {
+        FaultCase { schema, ..self }
+    }
+
     /// A service with more keys of the sink.
     pub fn builder(&self, keys: &str) -> ServiceBuilder {
         self.builder_with("", keys)
@@ -64,8 +74,6 @@ impl FaultCase {
 
 /// A reading of each city.
 pub fn readings(from: u32, to: u32) -> Value {
-    let reading = |city: u32| {
-        json!({"city": format!("city {city}"), "reading_at": "2013-07-18T15:00:00Z", "temperature": 80 + city % 20, "humidity": 50})
-    };
+    let reading = |city: u32| json!({"city": format!("city {city}"), "reading_at": "2013-07-18T15:00:00Z", "temperature": 80 + city % 20, "humidity": 50});
     Value::Array((from..to).map(reading).collect())
 }

@@ -34,7 +34,7 @@ fn password_comes_from_variable_or_file_and_is_not_shown() {
     let server = PrivateServer::start(&[]);
     add_role(&TestClient::connect(&server.url), "swelter");
     TestClient::connect(&server.url).execute("grant create on database postgres to swelter");
-    let case = FaultCase { url: with_user(&server.url, "swelter"), ..FaultCase::new(&server.url) };
+    let case = FaultCase::new(&server.url).by(&with_user(&server.url, "swelter"));
     let line = case.builder("").env("SWELTER_SINKS__POSTGRES__PASSWORD", "hunter2").spawn().wait_for_failure();
     assert!(line.contains("28P01") && line.contains("look at the user of the URL"), "{line}");
     assert!(!line.contains("hunter2"), "{line}");
@@ -60,8 +60,7 @@ fn role_with_the_documented_grants_suffices() {
     admin.execute("create role swelter login");
     let schema = TestSchema::migrated(&server.url);
     let quoted = schema.quoted();
-    let own = FaultCase::new(&server.url);
-    let case = FaultCase { url: with_user(&server.url, "swelter"), schema, ..own };
+    let case = FaultCase::new(&server.url).by(&with_user(&server.url, "swelter")).in_schema(schema);
     let no_create = "create_tables = false";
     let line = case.start_failure(no_create);
     assert!(line.contains("may not use the schema") && line.contains("docs/postgres.md"), "{line}");
@@ -90,7 +89,7 @@ fn role_with_the_documented_grants_suffices() {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn start_without_rights_or_database_ends_with_a_line() {
     let url = shared_server();
-    let case = FaultCase { url: url.replace("/postgres", "/nowhere").replacen("/nowhere@", "/postgres@", 1), ..FaultCase::new(&url) };
+    let case = FaultCase::new(&url).by(&format!("{}/nowhere", url.rsplit_once('/').unwrap().0));
     let line = case.start_failure("");
     assert!(line.contains("3D000") && line.contains("create the database"), "{line}");
     let case = FaultCase::new(&url);
@@ -126,10 +125,7 @@ fn tls_verifies_the_certificate_and_its_name() {
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (certificate, key) = (format!("ssl_cert_file={}", file("server.pem")), format!("ssl_key_file={}", file("server.key")));
     let server = PrivateServer::start(&["--set", "ssl=on", "--set", &certificate, "--set", &key]);
-    let case = FaultCase {
-        url: server.url.replace("127.0.0.1", "localhost"),
-        ..FaultCase::new(&server.url)
-    };
+    let case = FaultCase::new(&server.url).by(&server.url.replace("127.0.0.1", "localhost"));
     let trusted = format!("tls = {{ mode = \"verify-full\", ca = {:?} }}", file("ca.pem"));
     let service = case.builder(&trusted).start().wait_until_ready();
     let encrypted = "select count(*) from pg_stat_ssl s join pg_stat_activity a using (pid) where s.ssl and a.application_name = 'swelter'";
@@ -139,7 +135,7 @@ fn tls_verifies_the_certificate_and_its_name() {
     service.terminate();
     let unknown = case.builder("tls = { mode = \"verify-full\" }").spawn().wait_for_failure();
     assert!(unknown.contains("the certificate must be valid"), "{unknown}");
-    let other = FaultCase { url: server.url.clone(), ..FaultCase::new(&server.url) };
+    let other = FaultCase::new(&server.url);
     let name = other.start_failure(&trusted);
     assert!(name.contains("the certificate must be valid"), "{name}");
 }

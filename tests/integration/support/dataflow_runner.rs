@@ -4,15 +4,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use swelter::internals::admission::{Admission, AdmissionRules};
 use swelter::internals::dataflow::rolling::query_responder::QueryLimits;
 use swelter::internals::dataflow::rolling::serving::ServingUpdate;
 use swelter::internals::dataflow::rolling::snapshot::InitialState;
 use swelter::internals::dataflow::{self, Closed, Graph, GraphPlan};
-use swelter::internals::directory::Directory;
+use swelter::internals::directory::{Directory, PlacesFile};
 use swelter::internals::model::{
     AnswerPiece, ArrivalOutcome, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, EventTime,
     PeriodSummary, Query, QueryKind, RemainingRows, RenderWants, Row, SnapshotSink, state_shard,
@@ -56,6 +56,22 @@ impl EpochOutput {
 /// The time at which the log of test runs appended an entry; it does not know the time of each.
 pub fn arrival_time(position: usize) -> Option<EventTime> {
     EventTime::from_millis(position as i64 * 17).filter(|_| position % 5 != 4)
+}
+
+/// The zones of the cities of test runs. City 2 has none.
+pub const CITY_ZONES: [(u32, &str); 3] =
+    [(0, "America/New_York"), (1, "Pacific/Apia"), (3, "America/Sao_Paulo")];
+
+/// A directory of these cities.
+fn zoned_cities() -> &'static Directory<'static> {
+    static DIRECTORY: LazyLock<&'static Directory<'static>> = LazyLock::new(|| {
+        let mut places = "id,name,country,latitude,longitude,time_zone\n".to_owned();
+        for (city, zone) in CITY_ZONES {
+            places += &format!("{},test,,,,{zone}\n", city_name(city));
+        }
+        Directory::shipped_with(PlacesFile::from_csv(&places).unwrap())
+    });
+    *DIRECTORY
 }
 
 /// How many cities the ranking of a test run has.
@@ -156,6 +172,7 @@ fn graph_plan(settings: RunSettings, leg: &RunLeg, recorded: &RecordedChanges) -
         return GraphPlan {
             rows: false,
             encoded_batches: Some(recorded.sink_plan(wants)),
+            time_zones: Some(zoned_cities()),
             ..GraphPlan::new(settings.formula, settings.retention())
         };
     }

@@ -23,7 +23,7 @@ pub use self::entries::{
     city_number, named_record_json, record_json,
 };
 pub use self::http::{HttpResponse, get, post};
-pub use self::oracle::{ExpectedEffect, Oracle};
+pub use self::oracle::{ExpectedEffect, Oracle, PeriodRow};
 pub use self::process::{
     ServiceBuilder, ServiceProcess, is_ready, pause_process, remove_swelter_variables, send_signal,
     swelter_command, swelter_command_behind,

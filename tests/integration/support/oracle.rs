@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use swelter::internals::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
+use swelter::internals::model::time::{Day, DayZone};
 use swelter::internals::model::{
     Category, CurrentRow, EventTime, HeatIndex, HeldHeat, Measurement, OutcomeKind, PeriodSummary,
     ReadingEvent, Row,
@@ -131,25 +132,37 @@ impl Oracle {
             .collect()
     }
 
+    /// The summaries of the days of UTC, by city and number.
     pub fn days(&self) -> BTreeMap<(u32, i32), PeriodSummary> {
-        let mut days: BTreeMap<(u32, i32), PeriodSummary> = BTreeMap::new();
+        let periods = self.periods(|_, millis| Some(DayZone::Utc.day_of(millis)));
+        periods.into_iter().map(|(key, period)| ((key.0, period.number), period.summary)).collect()
+    }
+
+    /// The summaries of the periods that `period_of` finds for a city and a time, by their first
+    /// instants.
+    pub fn periods(&self, period_of: impl Fn(u32, i64) -> Option<Day>) -> BTreeMap<ReadingKey, PeriodRow> {
+        let mut periods: BTreeMap<ReadingKey, PeriodRow> = BTreeMap::new();
         for (&(city, millis), &(_, heat_index, category)) in &self.readings {
+            let Some(Day { number, instants }) = period_of(city, millis) else { continue };
             let at = EventTime::from_millis(millis).unwrap();
-            let day = days.entry((city, at.utc_day())).or_insert(PeriodSummary {
+            let new = PeriodSummary {
                 readings: 0,
                 sum: 0,
                 max_heat_index: heat_index,
                 max_at: at,
                 categories: [0; 5],
-            });
-            day.readings += 1;
-            day.sum += heat_index.micros();
-            day.categories[category as usize] += 1;
-            if heat_index > day.max_heat_index {
-                (day.max_heat_index, day.max_at) = (heat_index, at);
+            };
+            let is_final = instants.end <= self.high[&city].saturating_sub(self.settings.lateness);
+            let row = PeriodRow { number, ends: instants.end, summary: new, is_final };
+            let summary = &mut periods.entry((city, instants.start)).or_insert(row).summary;
+            summary.readings += 1;
+            summary.sum += heat_index.micros();
+            summary.categories[category as usize] += 1;
+            if heat_index > summary.max_heat_index {
+                (summary.max_heat_index, summary.max_at) = (heat_index, at);
             }
         }
-        days
+        periods
     }
 
     pub fn current(&self) -> BTreeMap<u32, CurrentRow> {
@@ -190,6 +203,15 @@ impl Oracle {
             .map(|((_, at), row)| (at, row))
             .collect()
     }
+}
+
+/// The summary of an hour or a day of a city.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PeriodRow {
+    pub number: i32,
+    pub ends: i64,
+    pub summary: PeriodSummary,
+    pub is_final: bool,
 }
 
 /// What an arrival does to its key and its city.
