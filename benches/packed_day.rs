@@ -245,13 +245,7 @@ impl ReadingFeed {
     fn arrivals_of_second(&mut self, at: i64) -> Vec<Arrival> {
         let arrival = |(n, (name, sensor)): (usize, (&CityIntroduction, &mut Sensor))| {
             let event = ReadingEvent::Reading(sensor.next(n as u32, at));
-            Arrival {
-                city: name.key,
-                reading_at: time_of_second(at),
-                event,
-                revision: None,
-                position: at as u64,
-            }
+            Arrival::new(name.key, time_of_second(at), event, None, at as u64)
         };
         self.names.iter().zip(&mut self.sensors).enumerate().map(arrival).collect()
     }
@@ -262,13 +256,7 @@ impl ReadingFeed {
             let h = mix(n, 1 << 48);
             let at = self.day.seconds - 1 - (h >> 32) as i64 % self.day.lateness.min(self.day.seconds);
             let event = ReadingEvent::Reading(Measurement::new(40.0 + n as f64, 50.0, None).unwrap());
-            let correction = Arrival {
-                city: self.names[0].key,
-                reading_at: time_of_second(at),
-                event,
-                revision: None,
-                position: 0,
-            };
+            let correction = Arrival::new(self.names[0].key, time_of_second(at), event, None, 0);
             let (start, rows) = (Instant::now(), self.rows);
             self.send_epoch(worker, &mut Vec::new(), vec![correction], 0);
             if self.index == 0 {

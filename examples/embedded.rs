@@ -29,7 +29,7 @@ pub fn changed_rows() -> Result<Vec<String>, Box<dyn Error + Send + Sync>> {
             let measurement = Measurement::new(temperature, humidity, None)
                 .map_err(|refusal| format!("{at} is refused: {refusal:?}"))?;
             let event = ReadingEvent::Reading(measurement);
-            let arrival = Arrival { city, reading_at: at.parse()?, event, revision: None, position: epoch };
+            let arrival = Arrival::new(city, at.parse()?, event, None, epoch);
             graph.send_epoch(epoch, &mut introductions, &mut vec![arrival]);
         }
         graph.close_inputs();

@@ -94,9 +94,10 @@ impl AdmittedArrival {
 
     /// The admitted upsert as an arrival. `position` comes back in its
     /// [`ArrivalOutcome`](crate::model::ArrivalOutcome).
+    #[inline(always)]
     pub fn arrival(&self, upsert: &Upsert<'_>, position: u64) -> Arrival {
         let Upsert { reading_at, event, revision, .. } = *upsert;
-        Arrival { city: self.city, reading_at, event, revision, position }
+        Arrival::new(self.city, reading_at, event, revision, position)
     }
 }
 

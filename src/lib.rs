@@ -81,6 +81,6 @@ pub use crate::dataflow::{Closed, Graph, GraphPlan};
 pub use crate::directory::Directory;
 pub use crate::model::{
     Arrival, ArrivalOutcome, Batch, Category, CityId, CityIntroduction, CityKey, CityNames, CurrentRow,
-    DayChange, DaySummary, EventTime, HeatIndex, LocalTimePolicy, Measurement, Millis, OutcomeKind,
+    DayChange, EventTime, HeatIndex, LocalTimePolicy, Measurement, Millis, OutcomeKind, PeriodSummary,
     ReadingEvent, Reason, Refusal, Revision, Row, RowChange, TimeError, Upsert,
 };

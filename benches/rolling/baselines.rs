@@ -4,7 +4,7 @@ use swelter::internals::dataflow::heat_index::Formula;
 use swelter::internals::dataflow::rolling::Retention;
 use swelter::internals::dataflow::rolling::chunk::PackedHeat;
 use swelter::internals::dataflow::rolling::store::ReadingStore;
-use swelter::internals::model::{Arrival, CityId, ReadingEvent, Row, RowChange};
+use swelter::internals::model::{Arrival, CityId, Row, RowChange};
 
 use crate::cities::{Cities, MINUTE, WINDOW_MINUTES, retention};
 use crate::timing::{REPETITIONS, median, thread_cpu_time, time_epochs};
@@ -37,12 +37,10 @@ pub fn bare_loop(in_order: &MinuteFeed<'_>, epochs: i64, formula: bool) -> f64 {
     for _ in &cities.names {
         store.add_city();
     }
-    let evaluate = |arrival: &Arrival| match &arrival.event {
-        ReadingEvent::Reading(measurement) | ReadingEvent::RetriedReading(measurement) => {
-            let (heat_index, category) = Formula::Rothfusz.evaluate(measurement);
-            PackedHeat::new(heat_index, category)
-        }
-        ReadingEvent::Withdrawal => unreachable!(),
+    let evaluate = |arrival: &Arrival| {
+        let Some(measurement) = arrival.measurement() else { unreachable!("all arrivals are readings") };
+        let (heat_index, category) = Formula::Rothfusz.evaluate(measurement);
+        PackedHeat::new(heat_index, category)
     };
     let mut changes: Vec<RowChange> = Vec::new();
     let mut seen = 0;
@@ -86,7 +84,7 @@ pub fn dense_ring(cities: &Cities, epochs: i64) -> f64 {
     let mut seen = 0;
     let ns = time_epochs(epochs, 0, cities, |arrivals| {
         for arrival in arrivals.iter() {
-            let ReadingEvent::Reading(measurement) = &arrival.event else { continue };
+            let Some(measurement) = arrival.measurement() else { continue };
             let (heat_index, category) = Formula::Rothfusz.evaluate(measurement);
             let city = arrival.city.number as usize;
             let slot = &mut ring[city * span + (arrival.reading_at.millis() / MINUTE) as usize % span];

@@ -49,19 +49,13 @@ impl Cities {
 
     pub fn arrival(&self, city: u32, minute: i64, salt: u64, revision: Option<Revision>) -> Arrival {
         let event = ReadingEvent::Reading(measurement(city, minute, salt));
-        Arrival {
-            city: self.names[city as usize].key,
-            reading_at: time_of_minute(minute),
-            event,
-            revision,
-            position: 0,
-        }
+        Arrival::new(self.names[city as usize].key, time_of_minute(minute), event, revision, 0)
     }
 
     pub fn arrival_at_second(&self, city: u32, at: i64) -> Arrival {
         let event = ReadingEvent::Reading(measurement(city, at, 0));
         let key = self.names[city as usize].key;
-        Arrival { city: key, reading_at: time_of_second(at), event, revision: None, position: 0 }
+        Arrival::new(key, time_of_second(at), event, None, 0)
     }
 
     pub fn arrivals_of_second(&self, at: i64) -> Vec<Arrival> {

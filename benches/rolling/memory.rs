@@ -38,8 +38,8 @@ pub fn memory_of(kind: usize) {
         let arrivals = (0..cities.count()).zip(&mut sensors).map(|(city, sensor)| {
             let random = cities.arrival(city, minute, 0, revision(minute));
             let event =
-                if sensible { ReadingEvent::Reading(sensor.next(city, minute)) } else { random.event };
-            Arrival { event, ..random }
+                if sensible { ReadingEvent::Reading(sensor.next(city, minute)) } else { random.event() };
+            Arrival::new(random.city, random.reading_at, event, random.revision, 0)
         });
         rolling.apply_arrivals(&[arrivals.collect()], |_| true, &mut changed);
     }

@@ -66,7 +66,7 @@ pub fn bench_resume() {
         let arrival = |city: u32, sensor: &mut Sensor| {
             let event = ReadingEvent::Reading(sensor.next(city, minute));
             let key = cities.names[city as usize].key;
-            Arrival { city: key, reading_at: time_of_minute(minute), event, revision: None, position: 0 }
+            Arrival::new(key, time_of_minute(minute), event, None, 0)
         };
         (0..cities.count()).zip(&mut sensors).map(|(city, sensor)| arrival(city, sensor)).collect()
     };

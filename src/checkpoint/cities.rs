@@ -1,10 +1,11 @@
-//! Files of cities: all of their state but the readings.
+//! Files of cities: all of their state but the readings. Those of manifest format 1 have fewer
+//! columns, and are read too.
 
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    ArrayBuilder, Float64Builder, Int64Builder, ListBuilder, StringBuilder, StructBuilder,
-    TimestampMillisecondBuilder, UInt32Builder, UInt64Builder,
+    BooleanBuilder, Float64Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
+    UInt64Builder,
 };
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
@@ -19,9 +20,11 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
+use super::list_columns::{list_builder, list_item, push_field};
+use super::periods::{PeriodColumns, encode_periods, period_columns};
 use super::readings::{check_footer_sizes, time_column};
 use crate::model::reading::check_city_key;
-use crate::model::{CitySnapshot, EventTime, Measurement, PartitionName, Revision};
+use crate::model::{CityPeriods, CitySnapshot, EventTime, Measurement, PartitionName, Revision};
 
 const CITY_BATCH_ROWS: usize = 4 * 1024;
 
@@ -36,6 +39,8 @@ pub(super) struct CityRecord {
     pub readings: u64,
     pub tombstones: Vec<(EventTime, Option<Revision>)>,
     pub measurements: Vec<(EventTime, Measurement)>,
+    pub is_split: bool,
+    pub periods: Option<CityPeriods>,
 }
 
 impl CityRecord {
@@ -48,6 +53,8 @@ impl CityRecord {
             readings: state.blocks.iter().map(|block| block.len() as u64).sum(),
             tombstones: state.tombstones.clone(),
             measurements: state.measurements.clone(),
+            is_split: state.is_split,
+            periods: state.periods.clone(),
         }
     }
 }
@@ -65,12 +72,9 @@ fn measurement_fields() -> Fields {
     ])
 }
 
-fn list_item(fields: Fields) -> Arc<Field> {
-    Arc::new(Field::new("item", DataType::Struct(fields), false))
-}
-
-fn schema() -> SchemaRef {
-    Arc::new(Schema::new(vec![
+/// The columns of manifest format 1.
+fn first_columns() -> Vec<Field> {
+    vec![
         Field::new("city", DataType::Utf8, false),
         Field::new("source", DataType::Utf8, false),
         Field::new("partition", DataType::UInt32, false),
@@ -80,7 +84,14 @@ fn schema() -> SchemaRef {
         Field::new("readings", DataType::UInt64, false),
         Field::new("withdrawn", DataType::List(list_item(tombstone_fields())), false),
         Field::new("measured", DataType::List(list_item(measurement_fields())), false),
-    ]))
+    ]
+}
+
+fn schema() -> SchemaRef {
+    let mut columns = first_columns();
+    columns.push(Field::new("split", DataType::Boolean, false));
+    columns.extend(period_columns());
+    Arc::new(Schema::new(columns))
 }
 
 /// A file of these cities.
@@ -98,6 +109,7 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
     let mut partition = UInt32Builder::new();
     let mut times = [TimestampMillisecondBuilder::new(), TimestampMillisecondBuilder::new()];
     let mut readings = UInt64Builder::new();
+    let mut split = BooleanBuilder::new();
     let (mut withdrawn, mut measured) =
         (list_builder(tombstone_fields()), list_builder(measurement_fields()));
     for city in cities {
@@ -123,9 +135,11 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
             row.append(true);
         }
         measured.append(true);
+        split.append_value(city.is_split);
     }
     let [mut city, mut source] = text;
     let [high, since] = times.map(|mut times| Arc::new(times.finish().with_timezone("UTC")));
+    let [zones, periods] = encode_periods(cities.iter().map(|city| city.periods.as_ref()))?;
     let columns: Vec<ArrayRef> = vec![
         Arc::new(city.finish()),
         Arc::new(source.finish()),
@@ -135,37 +149,20 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
         Arc::new(readings.finish()),
         Arc::new(withdrawn.finish()),
         Arc::new(measured.finish()),
+        Arc::new(split.finish()),
+        zones,
+        periods,
     ];
     Ok(RecordBatch::try_new(schema(), columns)?)
-}
-
-fn list_builder(fields: Fields) -> ListBuilder<StructBuilder> {
-    let builder = |field: &Arc<Field>| -> Box<dyn ArrayBuilder> {
-        match field.data_type() {
-            DataType::Int64 => Box::new(Int64Builder::new()),
-            DataType::Float64 => Box::new(Float64Builder::new()),
-            kind => Box::new(TimestampMillisecondBuilder::new().with_data_type(kind.clone())),
-        }
-    };
-    let builders = fields.iter().map(builder).collect();
-    ListBuilder::new(StructBuilder::new(fields.clone(), builders)).with_field(list_item(fields))
-}
-
-fn push_field<B: ArrayBuilder>(
-    row: &mut StructBuilder,
-    at: usize,
-    push: impl FnOnce(&mut B),
-) -> Result<(), ParquetError> {
-    row.field_builder(at)
-        .map(push)
-        .ok_or_else(|| ParquetError::General(format!("field {at} is of another type")))
 }
 
 /// The cities of a file, or what is wrong. `rows` are those that it must have.
 pub(super) fn decode_cities(file: Bytes, rows: u64) -> Result<Vec<CityRecord>, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
     check_footer_sizes(builder.metadata(), rows)?;
-    if !builder.schema().fields().iter().eq(schema().fields().iter()) {
+    let columns = builder.schema().fields();
+    let are_first = columns.iter().map(|column| &**column).eq(&first_columns());
+    if !are_first && columns != schema().fields() {
         return Err(ParquetError::General("its columns are not those of a file of cities".into()));
     }
     let mut cities = Vec::new();
@@ -183,6 +180,8 @@ fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
     let high = column("high")?.as_primitive::<TimestampMillisecondType>();
     let since = column("since")?.as_primitive::<TimestampMillisecondType>();
     let readings = column("readings")?.as_primitive::<UInt64Type>();
+    let split = column("split").map(|split| split.as_boolean());
+    let periods = PeriodColumns::of_batch(batch);
     let (withdrawn, measured) = (column("withdrawn")?.as_list::<i32>(), column("measured")?.as_list::<i32>());
     let mut last: Option<Arc<str>> = None;
     for row in 0..batch.num_rows() {
@@ -216,6 +215,11 @@ fn read_batch(batch: &RecordBatch, cities: &mut Vec<CityRecord>) -> Option<()> {
                 let measurement = Measurement::new(number(1)?, number(2)?, number(3)).ok()?;
                 Some((event_time_at(items, at)?, measurement))
             })?,
+            is_split: split.is_some_and(|split| split.value(row)),
+            periods: match &periods {
+                Some(periods) => periods.city_periods(row)?,
+                None => None,
+            },
         });
     }
     Some(())

@@ -18,7 +18,7 @@ pub enum CheckpointError {
         path: Option<String>,
     },
     #[error(
-        "the checkpoint {name} has format {found}, and this swelter reads format {known}: use the version that wrote it"
+        "the checkpoint {name} has format {found}, and this swelter reads formats up to {known}: use the version that wrote it"
     )]
     Format { name: String, found: u32, known: u32 },
     #[error(

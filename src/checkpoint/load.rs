@@ -316,7 +316,17 @@ impl ShardLoader<'_> {
     }
 
     fn city_state(&self, city: CityRecord, blocks: Vec<Block>) -> Result<CitySnapshot, CheckpointError> {
-        let CityRecord { name, partition, high, tombstones: withdrawn, measurements: measured, .. } = city;
+        let CityRecord {
+            name,
+            partition,
+            high,
+            tombstones: withdrawn,
+            measurements: measured,
+            is_split,
+            periods,
+            since: _,
+            readings: _,
+        } = city;
         let index =
             (self.partition_index_of)(&partition).ok_or_else(|| CheckpointError::UnknownPartition {
                 name: self.chain.last().map_or_else(String::new, |last| last.name().to_string()),
@@ -330,6 +340,8 @@ impl ShardLoader<'_> {
             blocks,
             tombstones: withdrawn,
             measurements: measured,
+            is_split,
+            periods,
         })
     }
 }

@@ -11,7 +11,9 @@ use super::name::{CheckpointName, parse_generation};
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
-pub(super) const MANIFEST_FORMAT: u32 = 1;
+/// Format 2 says of each city whether it is split, and has open periods. Format 1 is read too.
+pub(super) const MANIFEST_FORMAT: u32 = 2;
+const OLDEST_MANIFEST_FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.
 const MAX_INCREMENTS: u32 = 20;
 
@@ -230,7 +232,7 @@ impl Manifest {
         let unreadable =
             |error: serde_json::Error| damaged(&format!("its manifest cannot be read ({error})"));
         let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
-        if format != MANIFEST_FORMAT {
+        if !(OLDEST_MANIFEST_FORMAT..=MANIFEST_FORMAT).contains(&format) {
             return Err(CheckpointError::Format {
                 name: name.to_string(),
                 found: format,

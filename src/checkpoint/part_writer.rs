@@ -18,7 +18,9 @@ use super::name::{CheckpointName, parse_generation};
 use super::objects::checksum;
 use super::readings::ReadingsFileWriter;
 use super::store::PendingPut;
-use crate::model::{CheckpointBarrier, CityKey, CitySnapshot, PartitionTable, SnapshotSink, state_shard};
+use crate::model::{
+    CheckpointBarrier, CityKey, CityPeriods, CitySnapshot, PartitionTable, SnapshotSink, state_shard,
+};
 
 /// So much is taken before files are made of it: one of each kind for each shard, again and again
 /// where a state is larger.
@@ -173,7 +175,8 @@ impl Drop for PartWriter {
 
 fn buffered_size(city: &CitySnapshot) -> usize {
     let readings: usize = city.blocks.iter().map(|block| block.memory_bytes()).sum();
-    CITY_OVERHEAD_BYTES + readings + 16 * city.tombstones.len()
+    let periods = city.periods.as_ref().map_or(0, CityPeriods::memory_bytes);
+    CITY_OVERHEAD_BYTES + readings + 16 * city.tombstones.len() + periods
 }
 
 struct PartWriterThread {

@@ -127,6 +127,8 @@ fn city(name: &str, readings: &[StoredReading]) -> CitySnapshot {
         blocks: readings.chunks(BLOCK_READINGS).map(Block::pack).collect(),
         tombstones: Vec::new(),
         measurements: vec![(time(7), Measurement::new(80.0, 50.0, None).unwrap())],
+        is_split: false,
+        periods: None,
     }
 }
 

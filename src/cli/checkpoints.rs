@@ -12,8 +12,13 @@ use crate::checkpoint::{
 };
 use crate::config::Config;
 use crate::config::layers::ConfigLayers;
+use crate::model::heat::mean_fahrenheit;
 use crate::model::printable::{printable, printable_json};
-use crate::model::{CitySnapshot, EventTime, OutputUnits, PartitionName, Revision, StoredReading};
+use crate::model::time::IanaZone;
+use crate::model::{
+    CityPeriods, CitySnapshot, EventTime, OutputUnits, PartitionName, PeriodKind, Revision, StoredPeriod,
+    StoredReading,
+};
 
 /// List, verify and show the checkpoints of a service
 ///
@@ -348,10 +353,29 @@ fn city_json(partition: &PartitionName, state: &CitySnapshot) -> Value {
         })
     });
     json!({
-        "city": state.name, "source": partition.source, "partition": partition.partition, "high": state.high.map(time),
+        "city": state.name, "source": partition.source, "partition": partition.partition, "split": state.is_split,
+        "high": state.high.map(time),
         "units": OutputUnits::STORED.temperature.name(), "wind_units": OutputUnits::STORED.wind.name(),
+        "time_zone": state.periods.as_ref().and_then(|periods| periods.zone).map(IanaZone::name),
+        "open_periods": state.periods.as_ref().map(open_periods),
         "readings": readings, "withdrawn": withdrawn.collect::<Vec<_>>(), "measured": measured.collect::<Vec<_>>(),
     })
+}
+
+/// The hours and days that an arrival can still change.
+fn open_periods(periods: &CityPeriods) -> Vec<Value> {
+    let of_kind = |kind: PeriodKind| {
+        periods.of_kind(kind).iter().map(move |period| {
+            let StoredPeriod { number, starts, ends, readings, categories, max, .. } = period;
+            let time = |millis: i64| EventTime::from_millis(millis).map(|time| time.to_string());
+            json!({
+                "kind": kind.name(), "number": number, "starts": time(*starts), "ends": time(*ends),
+                "readings": readings, "mean_heat_index": mean_fahrenheit(period.sum, *readings),
+                "max_heat_index": max.0.fahrenheit(), "max_at": max.1.to_string(), "categories": categories,
+            })
+        })
+    };
+    PeriodKind::ALL.into_iter().flat_map(of_kind).collect()
 }
 
 fn stored_readings(state: &CitySnapshot) -> impl Iterator<Item = StoredReading> {
@@ -364,6 +388,9 @@ fn write_city(partition: &PartitionName, state: &CitySnapshot, out: &mut dyn Wri
     };
     writeln!(out, "city        {}", printable(&state.name))?;
     writeln!(out, "partition   {}/{}", printable(&partition.source), partition.partition)?;
+    if state.is_split {
+        writeln!(out, "split       in several partitions: results may differ after a restart")?;
+    }
     writeln!(out, "newest      {}", state.high.map_or_else(|| "none".to_owned(), |high| high.to_string()))?;
     writeln!(out, "measured")?;
     for (at, measurement) in &state.measurements {

@@ -50,7 +50,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let decode = read_options::read_decode_settings(keys);
     let common = decode.unwrap_or_default();
     let mut sources = sources::read_sources(keys, common, retention.lateness);
-    let sinks = sinks::read_sinks(keys, &mut sources.topic_uses);
+    let sinks = sinks::read_sinks(keys, &mut sources.topic_uses, retention);
     let ingest = read_ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = read_checkpoints(keys, &data_dir);
     let dead_letters = read_dead_letter_limits(keys);
@@ -58,7 +58,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let cluster = cluster::read_cluster(keys);
     let is_fenced = sinks.iter().all(|sink| match &sink.kind {
         SinkKind::Kafka(kafka) => kafka.output.delivery == Delivery::ExactlyOnce,
-        SinkKind::Folder(_) => true,
+        SinkKind::Folder(_) | SinkKind::Postgres(_) => true,
     });
     if cluster.processes > 1 && ingest.as_ref().is_some_and(|ingest| ingest.source.is_none()) {
         check_forwarded_bodies(keys, &serve.limits);

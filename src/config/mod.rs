@@ -12,6 +12,7 @@ mod error;
 mod kafka;
 pub mod layers;
 mod plan;
+mod postgres;
 mod read_options;
 mod service_config;
 mod sinks;

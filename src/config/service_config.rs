@@ -10,6 +10,7 @@ use super::error::ConfigErrors;
 use super::kafka;
 use super::layers::{ConfigLayers, MergedLayers, TableItem};
 use super::plan::{LoggingPlan, ServicePlan};
+use super::postgres;
 use super::value_origin::ValueOrigin;
 use crate::model::printable::printable;
 
@@ -52,6 +53,7 @@ impl Config {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.variable_warnings.clone();
         warnings.extend(kafka::kafka_warnings(&self.plan));
+        warnings.extend(postgres::postgres_warnings(&self.plan));
         warnings.extend(cluster::cluster_warnings(&self.plan));
         let serve = &self.plan.serve;
         let address = serve.listen;

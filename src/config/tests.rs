@@ -1,5 +1,6 @@
 mod cluster;
 mod kafka;
+mod postgres;
 mod read_options;
 
 use std::ffi::OsString;
@@ -136,7 +137,8 @@ fn example_sources_and_sinks_list_all_keys_with_defaults() {
                  [[sources]]\ntype = 'generator'\nname = 'made-up'\ncities = 1000\n\
                  [[sources]]\ntype = 'file'\nname = 'archive'\npath = 'readings.csv'\n\
                  [[sinks]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'heat-index'\n\
-                 [[sinks]]\ntype = 'folder'\npath = 'archive'\n";
+                 [[sinks]]\ntype = 'folder'\npath = 'archive'\n\
+                 [[sinks]]\ntype = 'postgres'\nurl = 'postgres://swelter@127.0.0.1:5432/weather'\n";
     let written = Written::new(short).load().unwrap();
     assert_eq!(shown.plan.sources, written.plan.sources);
     assert_eq!(shown.plan.sinks, written.plan.sinks);

@@ -46,7 +46,7 @@ use crate::directory::Directory;
 use crate::model::time::DayZone;
 use crate::model::{
     Arrival, ArrivalOutcome, CheckpointBarrier, CityId, CityIntroduction, CityNames, CurrentRow, DayChange,
-    EncodedBatch, Query, Render, RowChange, SnapshotSink, Topology,
+    EncodedBatch, PartitionTable, Query, Render, RowChange, SnapshotSink, Topology,
 };
 
 /// What the graph of a run computes. Outputs that are not asked for are not built.
@@ -77,6 +77,8 @@ pub struct GraphPlan {
     pub topology: Topology,
     /// Encoded batches for durable sinks, and the progress up to which they are complete.
     pub encoded_batches: Option<EncodedBatchesPlan>,
+    /// The time zones of cities, for summaries of local days.
+    pub time_zones: Option<&'static Directory<'static>>,
     /// Limits of the work on queries.
     pub query_limits: QueryLimits,
 }
@@ -87,13 +89,25 @@ pub struct EncodedBatchesPlan {
     /// One for each sink of results. Without any, only the batches that are sent to the graph are
     /// routed.
     pub renderers: Vec<RendererPlan>,
+    /// The partitions of the run, whose names renderers may need.
+    pub partitions: PartitionTable,
+}
+
+impl EncodedBatchesPlan {
+    fn make_renderers(&self) -> Vec<SinkRenderer> {
+        let make = |plan: &RendererPlan| {
+            let renderer = (plan.make)(&self.partitions);
+            SinkRenderer::new(renderer, plan.write_touched)
+        };
+        self.renderers.iter().map(make).collect()
+    }
 }
 
 /// How results are encoded for one sink.
 #[derive(Clone)]
 pub struct RendererPlan {
-    /// Makes the renderer of a worker's results.
-    pub make: Arc<dyn Fn() -> Box<dyn Render> + Send + Sync>,
+    /// Makes the renderer of a worker's results, with the partitions of the run.
+    pub make: Arc<dyn Fn(&PartitionTable) -> Box<dyn Render> + Send + Sync>,
     /// Rows that an epoch has touched are rendered, even if they did not change.
     pub write_touched: bool,
 }
@@ -129,6 +143,7 @@ impl GraphPlan {
             serving: true,
             topology,
             encoded_batches: None,
+            time_zones: None,
             query_limits: QueryLimits::default(),
         }
     }
@@ -142,6 +157,8 @@ pub struct Graph {
     barriers: InputHandleVec<u64, CheckpointBarrier>,
     progress: InputHandleVec<u64, ProgressReport>,
     dead_letters: InputHandleVec<u64, EncodedBatch>,
+    /// An output has the times at which logs appended the arrivals.
+    wants_arrival_times: bool,
     /// The greatest epoch of a progress report, from any worker.
     newest_reported_epoch: Rc<Cell<u64>>,
     /// The epoch up to which this worker's outputs are complete.
@@ -212,6 +229,12 @@ impl Graph {
         self.barriers.send(barrier);
     }
 
+    /// Whether arrivals should be sent with [the times](Arrival::with_arrival_time) at which their
+    /// logs appended them.
+    pub fn wants_arrival_times(&self) -> bool {
+        self.wants_arrival_times
+    }
+
     /// The greatest epoch of a progress report, from any worker. A worker that has not closed it
     /// yet delays the others.
     pub fn newest_reported_epoch(&self) -> u64 {
@@ -242,21 +265,20 @@ impl Graph {
 fn wanted_outputs(plan: &GraphPlan, renderers: &[SinkRenderer]) -> RollingOutputs {
     let GraphPlan { rows, days, day_zone, outcomes, serving, .. } = *plan;
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let sinks = RollingOutputs::of_sinks(renderers);
     RollingOutputs {
         rows,
-        current: plan.current || ranked || sinks.current,
-        days: days || sinks.days,
+        current: plan.current || ranked,
+        days,
         day_zone,
-        outcomes: outcomes || sinks.outcomes,
+        outcomes,
         serving,
-        touched_unchanged: sinks.touched_unchanged,
+        ..RollingOutputs::of_sinks(renderers)
     }
 }
 
 /// Builds the graph, the same on every worker, from `initial_state`. At each
 /// [barrier](Graph::send_barrier) the state of the worker goes to `snapshot_sink`. A plan with days
-/// has neither, because day summaries are in no checkpoint.
+/// has neither, because only the summaries for sinks are in checkpoints.
 pub fn build_graph(
     worker: &mut Worker,
     plan: &GraphPlan,
@@ -264,9 +286,7 @@ pub fn build_graph(
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
 ) -> Graph {
     let ranked = plan.hottest.is_some() || plan.by_country.is_some();
-    let plans = plan.encoded_batches.iter().flat_map(|batches| &batches.renderers);
-    let renderers: Vec<SinkRenderer> =
-        plans.map(|plan| SinkRenderer::new((plan.make)(), plan.write_touched)).collect();
+    let renderers = plan.encoded_batches.as_ref().map_or_else(Vec::new, EncodedBatchesPlan::make_renderers);
     let outputs = wanted_outputs(plan, &renderers);
     let names = CityNames::default();
     let (index, topology) = (worker.index(), plan.topology);
@@ -277,7 +297,8 @@ pub fn build_graph(
         let (barrier_input, barriers) = scope.new_input();
         let (progress_input, progress) = scope.new_input();
         let (dead_letter_input, dead_letters) = scope.new_input();
-        let state = Rolling::new(plan.formula, plan.retention, outputs, names.clone());
+        let state = Rolling::new(plan.formula, plan.retention, outputs, names.clone())
+            .with_directory(plan.time_zones);
         let inputs = RollingInputs { cities, arrivals, queries, barriers: barriers.broadcast() };
         let streams =
             rolling::build_rolling(inputs, state, renderers, initial_state, snapshot_sink, plan.query_limits);
@@ -307,6 +328,7 @@ pub fn build_graph(
             barriers: barrier_input,
             progress: progress_input,
             dead_letters: dead_letter_input,
+            wants_arrival_times: outputs.sinks.outcomes,
             newest_reported_epoch: newest_epoch,
             city_names: names,
             rows: plan.rows.then(|| closed::collect_closed(streams.rows, &probe)),

@@ -1,6 +1,7 @@
 //! Results and changes that leave the dataflow.
 
 use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::rc::Rc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::heat::mean_fahrenheit;
+use super::time::{DayZone, IanaZone};
 use super::{Category, EventTime, HeatIndex, Measurement};
 
 /// A city's dense number at the worker that owns it. It never leaves the worker and is in no file:
@@ -16,32 +18,61 @@ use super::{Category, EventTime, HeatIndex, Measurement};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CityId(pub u32);
 
-/// The keys of the cities of one worker, by [`CityId`]; shared by everything that runs on that
-/// worker.
+/// The keys of the cities of one worker, by [`CityId`], and which of them are split; shared by
+/// everything that runs on that worker.
 #[derive(Clone, Debug, Default)]
-pub struct CityNames(Rc<RefCell<Vec<Arc<str>>>>);
+pub struct CityNames(Rc<RefCell<NamedCities>>);
+
+#[derive(Debug, Default)]
+struct NamedCities {
+    names: Vec<Arc<str>>,
+    split: HashSet<CityId, foldhash::fast::RandomState>,
+    time_zones: HashMap<CityId, IanaZone, foldhash::fast::RandomState>,
+}
 
 impl CityNames {
     /// Adds a city, and returns its id.
     pub fn push(&self, name: Arc<str>) -> CityId {
-        let mut names = self.0.borrow_mut();
+        let names = &mut self.0.borrow_mut().names;
         names.push(name);
         CityId(names.len() as u32 - 1)
     }
 
     /// The city's key. Ids come from this worker's own [`CityNames::push`], so each has one.
     pub fn get(&self, city: CityId) -> Arc<str> {
-        self.0.borrow()[city.0 as usize].clone()
+        self.0.borrow().names[city.0 as usize].clone()
     }
 
     /// How many cities have an id.
     pub fn len(&self) -> usize {
-        self.0.borrow().len()
+        self.0.borrow().names.len()
     }
 
     /// Whether no city has an id.
     pub fn is_empty(&self) -> bool {
-        self.0.borrow().is_empty()
+        self.0.borrow().names.is_empty()
+    }
+
+    /// Sets the zone whose days are summarised for the city beside those of UTC.
+    pub(crate) fn set_time_zone(&self, city: CityId, zone: IanaZone) {
+        self.0.borrow_mut().time_zones.insert(city, zone);
+    }
+
+    /// The zone whose days are summarised for the city beside those of UTC, if there is one.
+    pub fn time_zone(&self, city: CityId) -> Option<IanaZone> {
+        self.0.borrow().time_zones.get(&city).copied()
+    }
+
+    /// Marks a city that was seen in more than one partition. Returns false if it was marked
+    /// before.
+    pub(crate) fn mark_split(&self, city: CityId) -> bool {
+        self.0.borrow_mut().split.insert(city)
+    }
+
+    /// Whether the city was seen in more than one partition, in this run or in the ones that it
+    /// continues: its results may differ after a restart.
+    pub fn is_split(&self, city: CityId) -> bool {
+        self.0.borrow().split.contains(&city)
     }
 }
 
@@ -166,14 +197,30 @@ impl CurrentRow {
     }
 }
 
-/// The summary of one city and UTC day.
+/// A city's current row and newest time before and after an epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CurrentChange<'a> {
+    /// The city of the row.
+    pub city: CityId,
+    /// The current row before the epoch; `None` if no row was servable.
+    pub before: Option<&'a CurrentRow>,
+    /// The current row after the epoch; `None` if no row is servable.
+    pub after: Option<&'a CurrentRow>,
+    /// The newest `reading_at` of the city's admitted readings before the epoch, whether or not
+    /// they won; `None` if there was none. Valid only if a sink wants it.
+    pub high_before: Option<EventTime>,
+    /// The same after the epoch.
+    pub high: Option<EventTime>,
+}
+
+/// The summary of the readings of one city in a period, such as a day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct DaySummary {
-    /// How many readings the day has.
+pub struct PeriodSummary {
+    /// How many readings the period has: at least 1.
     pub readings: u32,
     /// The sum of all heat indexes, 1e-6 °F.
     pub sum: i64,
-    /// The highest heat index of the day.
+    /// The highest heat index of the period.
     pub max_heat_index: HeatIndex,
     /// The time of the first reading with the greatest heat index.
     pub max_at: EventTime,
@@ -181,17 +228,42 @@ pub struct DaySummary {
     pub categories: [u32; 5],
 }
 
-/// The change of the summary of one city and day in an epoch; `before` and `after` differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The change of the summary of one city and day in an epoch: `before` and `after` differ, or
+/// `is_final` has become true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DayChange {
     /// The city of the day.
     pub city: CityId,
-    /// Days since 1970-01-01, UTC.
+    /// Whose clocks the day is of.
+    pub zone: DayZone,
+    /// The number of its date: days since 1970-01-01.
     pub day: i32,
+    /// The first instant of the day, in ms. A day begins when the clocks first show its date.
+    pub starts: i64,
+    /// The first instant of the next day, in ms.
+    pub ends: i64,
     /// The summary before the epoch; `None` if the day had no reading.
-    pub before: Option<DaySummary>,
+    pub before: Option<PeriodSummary>,
     /// The summary after the epoch; `None` if the day has no reading any more.
-    pub after: Option<DaySummary>,
+    pub after: Option<PeriodSummary>,
+    /// No accepted arrival can change the day any more.
+    pub is_final: bool,
+}
+
+/// The change of the summary of one city and UTC hour in an epoch: `before` and `after` differ, or
+/// `is_final` has become true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HourChange {
+    /// The city of the hour.
+    pub city: CityId,
+    /// The first instant of the hour, in ms.
+    pub starts: i64,
+    /// The summary before the epoch; `None` if the hour had no reading.
+    pub before: Option<PeriodSummary>,
+    /// The summary after the epoch; `None` if the hour has no reading any more.
+    pub after: Option<PeriodSummary>,
+    /// No accepted arrival can change the hour any more.
+    pub is_final: bool,
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Heat indexes and their categories, as integers that can be stored, compared and added.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// A heat index in units of 1e-6 °F: an integer, so that sums cancel exactly in any order.
@@ -132,9 +134,54 @@ impl Category {
     }
 }
 
+/// The heat index of a reading and its category, in 8 bytes, also in an `Option`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HeldHeat {
+    compact: u32,
+    category: Category,
+}
+
+impl HeldHeat {
+    /// The heat index of a reading, and the category that its formula says.
+    #[inline(always)]
+    pub fn new(heat_index: HeatIndex, category: Category) -> HeldHeat {
+        HeldHeat { compact: heat_index.to_compact(), category }
+    }
+
+    /// The heat index of the reading.
+    #[inline(always)]
+    pub fn heat_index(self) -> HeatIndex {
+        HeatIndex::from_compact(self.compact)
+    }
+
+    /// The category of the reading.
+    #[inline(always)]
+    pub fn category(self) -> Category {
+        self.category
+    }
+}
+
+impl fmt::Debug for HeldHeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeldHeat")
+            .field("heat_index", &self.heat_index())
+            .field("category", &self.category)
+            .finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn held_heat_takes_8_bytes() {
+        assert_eq!((size_of::<HeldHeat>(), size_of::<Option<HeldHeat>>()), (8, 8));
+        for heat_index in [HeatIndex::MIN, HeatIndex::default(), HeatIndex::MAX] {
+            let held = HeldHeat::new(heat_index, Category::Danger);
+            assert_eq!((held.heat_index(), held.category()), (heat_index, Category::Danger));
+        }
+    }
 
     #[test]
     fn categories_include_lower_threshold() {

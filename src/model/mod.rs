@@ -24,8 +24,10 @@ pub mod topology;
 pub mod units;
 
 pub use self::arrival::{Arrival, ArrivalOutcome, CityIntroduction, CityKey, OutcomeKind};
-pub use self::change::{Batch, CityId, CityNames, CurrentRow, DayChange, DaySummary, Row, RowChange};
-pub use self::heat::{Category, HeatIndex};
+pub use self::change::{
+    Batch, CityId, CityNames, CurrentChange, CurrentRow, DayChange, HourChange, PeriodSummary, Row, RowChange,
+};
+pub use self::heat::{Category, HeatIndex, HeldHeat};
 pub use self::log::{
     AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Appender, ClientId, Fingerprint,
     HoldCause, HoldCheck, LogIdentity, LogPosition, NewRecord, PartitionIndex, PartitionName,
@@ -45,8 +47,8 @@ pub use self::serving_protocol::{
     ViewUpdate, WatchedRow,
 };
 pub use self::state::{
-    BLOCK_READINGS, Block, CheckpointBarrier, CitySnapshot, STATE_SHARDS, SnapshotSink, StoredReading,
-    state_shard,
+    BLOCK_READINGS, Block, CheckpointBarrier, CityPeriods, CitySnapshot, PeriodKind, STATE_SHARDS,
+    SnapshotSink, StoredPeriod, StoredReading, state_shard,
 };
 pub use self::time::{EventTime, LocalTimePolicy, Millis, TimeError};
 pub use self::topology::Topology;

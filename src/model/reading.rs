@@ -81,6 +81,9 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// Stands for no measurement in a field of fixed width.
+    pub(super) const ZERO: Measurement = Measurement { temperature: 0.0, humidity: 0.0, wind_speed: 0.0 };
+
     /// A measurement within the accepted ranges (°F, %, mph).
     pub fn new(temperature: f64, humidity: f64, wind_speed: Option<f64>) -> Result<Measurement, Refusal> {
         check_range("temperature", temperature, TEMPERATURE_RANGE_F, "°F")?;
@@ -181,6 +184,18 @@ impl Revision {
     /// The number of the revision.
     pub fn number(self) -> i64 {
         self.0.get() ^ i64::MIN
+    }
+}
+
+impl Ord for Revision {
+    fn cmp(&self, other: &Revision) -> Ordering {
+        self.number().cmp(&other.number())
+    }
+}
+
+impl PartialOrd for Revision {
+    fn partial_cmp(&self, other: &Revision) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

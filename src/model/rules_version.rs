@@ -43,6 +43,10 @@ pub enum VersionedArtifact {
     Folder {
         path: String,
     },
+    /// The schema of a sink, with its database.
+    Schema {
+        name: String,
+    },
 }
 
 /// Data that was written under another version of the rules.
@@ -83,6 +87,10 @@ impl VersionedArtifact {
             VersionedArtifact::Folder { .. } => {
                 "To begin anew, name another folder, or move this one away, and start again; if the logs do not reach back to their beginnings, use an empty data directory and send the readings again"
             }
+            VersionedArtifact::Schema { .. } => {
+                "To begin anew, name another schema, or drop or rename this one, and start again: where the logs do not reach back to their \
+                 beginnings, take an empty data directory and send the readings again"
+            }
             VersionedArtifact::ProgressTopic { .. } => {
                 "To begin anew, name new result and progress topics and another location for checkpoints, or delete the topics of results, progress and dead letters, and start again: the input is read from its beginning"
             }
@@ -98,6 +106,7 @@ impl fmt::Display for VersionedArtifact {
                 write!(f, "the results of progress topic {topic} were made")
             }
             VersionedArtifact::Folder { path } => write!(f, "the results in folder {path} were made"),
+            VersionedArtifact::Schema { name } => write!(f, "the results in schema {name} were made"),
             VersionedArtifact::DeadLetters { path } => write!(f, "the dead letters {path} were written"),
         }
     }

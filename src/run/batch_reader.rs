@@ -167,9 +167,7 @@ fn admit(
     if admitted.is_new {
         epoch.cities.push(admitted.introduction(upsert.city));
     }
-    let Upsert { reading_at, event, revision, .. } = *upsert;
-    let position = read.records;
-    epoch.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
+    epoch.arrivals.push(admitted.arrival(upsert, read.records));
     Ok(())
 }
 

@@ -58,7 +58,7 @@ pub fn needs_data_dir(plan: &ServicePlan) -> bool {
 /// appends to a topic.
 pub fn uses_data_dir(plan: &ServicePlan) -> bool {
     // The data directory is the authority of a run whose sinks count no generations.
-    if plan.folder_sinks().next().is_some() && !plan.has_progress_topic() {
+    if plan.has_uncounted_sink() && !plan.has_progress_topic() {
         return true;
     }
     let Some(ingest) = &plan.ingest else { return false };

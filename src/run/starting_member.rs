@@ -104,7 +104,7 @@ impl<'a> StartingMember<'a> {
         });
         let worker_plan = WorkerPlan {
             topology,
-            graph: graph_plan(plan, sinks.inspected(), topology),
+            graph: graph_plan(plan, sinks.inspected(), topology, &partitions),
             rules: admission_rules(plan),
             limits: plan.limits.clone(),
             partitions: local_partitions.clone(),
@@ -224,9 +224,15 @@ fn serve<'a>(
 }
 
 /// The plan of the dataflow.
-fn graph_plan(plan: &ServicePlan, sinks: &InspectedSinks, topology: Topology) -> GraphPlan {
+fn graph_plan(
+    plan: &ServicePlan,
+    sinks: &InspectedSinks,
+    topology: Topology,
+    partitions: &PartitionTable,
+) -> GraphPlan {
     let mut graph = GraphPlan::serving_only(plan.formula, plan.retention, topology);
-    graph.encoded_batches = sinks.output_plan();
+    graph.encoded_batches = sinks.output_plan(partitions);
+    graph.time_zones = Some(plan.directory);
     graph
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    ArrivalOutcome, Batch, Category, CityId, CityNames, DayChange, DaySummary, EventTime, HeatIndex,
-    Measurement, OutcomeCounts, OutcomeKind, ReadingEvent, ResultRow, Row, RowChange, SegmentedVec,
+    ArrivalOutcome, Batch, Category, CityId, CityNames, DayChange, EventTime, HeatIndex, Measurement,
+    OutcomeCounts, OutcomeKind, PeriodSummary, ReadingEvent, ResultRow, Row, RowChange, SegmentedVec,
 };
 
 /// The last value of each time, after sets and removals in any order of time. A set in order is a
@@ -82,7 +82,7 @@ struct CityTimelines {
     row_timeline: Timeline<CompactRow>,
     /// The measurements of the arrivals that won.
     measurement_timeline: Timeline<Measurement>,
-    day_timeline: Timeline<DaySummary>,
+    day_timeline: Timeline<PeriodSummary>,
 }
 
 /// The results of the cities of one worker.
@@ -188,7 +188,7 @@ impl CityResults {
     }
 
     /// The city's day summaries, by day.
-    pub fn take_days(&mut self) -> Vec<(i32, DaySummary)> {
+    pub fn take_days(&mut self) -> Vec<(i32, PeriodSummary)> {
         let days = std::mem::replace(&mut self.timelines.day_timeline, Timeline::new()).into_sorted();
         days.iter().map(|(day, summary)| (*day as i32, *summary)).collect()
     }

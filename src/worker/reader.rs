@@ -12,6 +12,7 @@ use crate::model::{
     Arrival, BatchBuilder, CityIntroduction, Fingerprint, LogPosition, PartitionIndex, PartitionName,
     PartitionProgress, RawRecord, Refusal, Shard, Upsert,
 };
+use crate::sinks::postgres::dead_letter_row::{RefusedRecord, render_dead_letter};
 use crate::sources::{NextPoll, Partition, PollResult, RecordHandler, RecordPosition, Source, SourceError};
 
 /// The first and the longest delay before a partition is polled again after an error.
@@ -31,6 +32,8 @@ pub struct LogPartition {
     pub shared: bool,
     /// The topics of its dead letters. Without them they are written to a file, if there is one.
     pub dead_letters: Option<DeadLetterTargets>,
+    /// The shards of PostgreSQL that have its dead letters as rows, too.
+    pub dead_letter_rows: Vec<Shard>,
 }
 
 /// The destination of a partition's dead letters in a durable sink.
@@ -50,6 +53,8 @@ pub struct EpochInput<'a> {
     pub cities: &'a mut Vec<CityIntroduction>,
     pub arrivals: &'a mut Vec<Arrival>,
     pub dead_letters: &'a mut BatchBuilder,
+    /// Whether arrivals have the times at which their log appended them.
+    pub with_arrival_times: bool,
     /// Approximate number of rows that the arrivals may change.
     pub rows: &'a mut usize,
     pub refusals: &'a Refusals,
@@ -102,6 +107,7 @@ pub struct PartitionReader {
     partition: Box<dyn Partition>,
     start: u64,
     dead_letters: Option<DeadLetterTargets>,
+    dead_letter_rows: Vec<Shard>,
     admission: Admission,
     position: u64,
     /// Fingerprint of the last record before the position, read by this run or recorded by an
@@ -124,7 +130,7 @@ impl PartitionReader {
         rules: AdmissionRules,
         resume: impl FnOnce(&mut Admission),
     ) -> Result<PartitionReader, SourceError> {
-        let LogPartition { index, name, source, start, dead_letters, .. } = log;
+        let LogPartition { index, name, source, start, dead_letters, dead_letter_rows, .. } = log;
         let partition = source.open_partition(name.partition, start.position, thread::current())?;
         let first_end = partition.end();
         let mut admission = Admission::new(index.0, rules);
@@ -136,6 +142,7 @@ impl PartitionReader {
             admission,
             start: start.position,
             dead_letters: dead_letters.clone(),
+            dead_letter_rows: dead_letter_rows.clone(),
             position: start.position,
             before: start.before,
             held_at: u64::MAX,
@@ -175,9 +182,10 @@ impl PartitionReader {
             self.due = PollTime::Next(NextPoll::At(now + DLQ_FULL_RETRY));
             return Ok(());
         }
-        let PartitionReader { admission, name, dead_letters, position, .. } = self;
+        let PartitionReader { admission, name, dead_letters, dead_letter_rows, position, .. } = self;
+        let dead_letters = dead_letters.as_ref();
         let mut admitting =
-            AdmissionHandler { admission, name, dead_letters: dead_letters.as_ref(), into, position };
+            AdmissionHandler { admission, name, dead_letters, dead_letter_rows, into, position };
         match self.partition.poll(limit, until, &mut admitting) {
             Ok(PollResult { next: NextPoll::UntilReached, .. }) => {
                 self.position = until;
@@ -254,6 +262,7 @@ struct AdmissionHandler<'a> {
     admission: &'a mut Admission,
     name: &'a PartitionName,
     dead_letters: Option<&'a DeadLetterTargets>,
+    dead_letter_rows: &'a [Shard],
     into: EpochInput<'a>,
     /// The position behind the last record.
     position: &'a mut u64,
@@ -268,9 +277,9 @@ impl RecordHandler for AdmissionHandler<'_> {
         if admitted.is_new {
             self.into.cities.push(admitted.introduction(upsert.city));
         }
-        let Upsert { reading_at, event, revision, .. } = *upsert;
-        let RecordPosition { position, .. } = record_position;
-        self.into.arrivals.push(Arrival { city: admitted.city, reading_at, event, revision, position });
+        let RecordPosition { position, arrived } = record_position;
+        let arrived = arrived.filter(|_| self.into.with_arrival_times);
+        self.into.arrivals.push(admitted.arrival(upsert, position).with_arrival_time(arrived));
         Ok(())
     }
 
@@ -281,6 +290,12 @@ impl RecordHandler for AdmissionHandler<'_> {
     fn handle_refusal(&mut self, record_position: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>) {
         *self.position = record_position.position + 1;
         self.into.refusals.count(refusal);
+        for shard in self.dead_letter_rows {
+            let RecordPosition { position, arrived } = record_position;
+            let partition = self.name;
+            let record = RefusedRecord { partition, position, arrived_at: arrived, refusal, raw: *raw };
+            render_dead_letter(&record, *shard, self.into.dead_letters);
+        }
         match self.dead_letters {
             Some(targets) => self.write_dead_letter(targets, record_position, refusal, raw),
             None => self.into.refusals.write(self.name, record_position, refusal, raw),

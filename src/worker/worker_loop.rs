@@ -248,6 +248,7 @@ impl<'a> WorkerLoop<'a> {
                 cities: &mut self.cities,
                 arrivals: &mut self.arrivals,
                 dead_letters: &mut self.dead_letters,
+                with_arrival_times: self.graph.wants_arrival_times(),
                 rows: &mut self.rows,
                 refusals: &self.plan.shared.refusals,
             };

@@ -206,7 +206,8 @@ fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
 #[test]
 fn missing_peer_ends_start_after_timeout() {
     let cluster = HostsCluster::new(2);
-    for (process, expected) in [(0, "process 1 of 2 has not connected within 1 s"), (1, "process 0 at 127.0.0.1")]
+    for (process, expected) in
+        [(0, "process 1 of 2 has not connected within 1 s"), (1, "process 0 at 127.0.0.1")]
     {
         let (code, log) = cluster.process(process, "[cluster]\nconnect_time = \"1s\"\n").run_to_end();
         assert_eq!(code, Some(1));

@@ -42,6 +42,7 @@ const CRATES: &[(&[&str], &[&str])] = &[
     (&["rdkafka::"], &["kafka", "sinks", "sources"]),
     (&["warp::"], &["serve"]),
     (&["object_store::"], &["checkpoint"]),
+    (&["tokio_postgres::"], &["sinks"]),
 ];
 
 #[test]

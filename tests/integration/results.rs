@@ -1,7 +1,9 @@
 //! The dataflow against the oracle: random logs, any epochs, 1, 2 and 4 workers; integers equal
 //! after every epoch.
 
+mod outcomes;
 mod serving_state;
+mod sinks;
 mod strategies;
 
 use std::collections::BTreeMap;
@@ -13,10 +15,12 @@ use swelter::internals::admission::{Admission, AdmissionRules};
 use swelter::internals::dataflow::rolling::{EpochChanges, Rolling, RollingOutputs};
 use swelter::internals::model::{
     CheckpointBarrier, CityId, CityNames, CitySnapshot, EventTime, Measurement, OutcomeKind, PartitionIndex,
-    ReadingEvent,
+    ReadingEvent, RenderWants,
 };
 
+use self::outcomes::{expected_outcomes, outcomes_by_city};
 use self::serving_state::{ServingState, accumulate_diffs, check_rankings};
+use self::sinks::{CLOCK_CHANGES, SINK_WANTS, check_sink, check_sink_outputs, millis, shift_log};
 use self::strategies::{any_case, sensor_cases, withdrawal_cases};
 use crate::support::dataflow_runner::{self, EpochOutput, RunLeg};
 use crate::support::{LogEntry, Oracle, PROPERTY_TEST_FORMULA, RunSettings, city_name, city_number};
@@ -52,14 +56,13 @@ fn check_sliced(
     slice_rows: Option<usize>,
 ) {
     let outputs = dataflow_runner::run_log(log, settings, workers, cuts, slice_rows);
-    check_outputs(log, settings, cuts, &outputs, None);
+    check_outputs((log, settings, cuts), workers, &outputs, None);
 }
 
 /// Checks all epochs, or those from a resumed one on.
 fn check_outputs(
-    log: &[LogEntry],
-    settings: RunSettings,
-    cuts: &[usize],
+    (log, settings, cuts): (&[LogEntry], RunSettings, &[usize]),
+    workers: usize,
     outputs: &[EpochOutput],
     resumed: Option<usize>,
 ) {
@@ -69,9 +72,7 @@ fn check_outputs(
     let first = resumed.unwrap_or(0);
     let (mut told, mut next) = (ServingState::at(first), 0);
     for (epoch, (&cut, output)) in cuts.iter().zip(outputs).enumerate() {
-        let mut expected: BTreeMap<usize, OutcomeKind> = (next..cut)
-            .filter_map(|position| Some((position, oracle.apply_arrival(&log[position])?)))
-            .collect();
+        let mut expected = expected_outcomes(&mut oracle, log, next..cut, workers);
         next = cut;
         if epoch < first {
             continue;
@@ -81,7 +82,7 @@ fn check_outputs(
             expected.clear();
             rows = oracle.rows();
         }
-        assert_eq!(output.outcomes, expected, "outcomes");
+        assert_eq!(outcomes_by_city(output.outcomes.iter().copied()), expected, "outcomes");
         accumulate(&mut rows, &output.rows);
         assert_eq!(rows, oracle.rows(), "rows");
         accumulate(&mut days, &output.days);
@@ -116,6 +117,15 @@ fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize
 
 /// Several runs, each resumed from a snapshot that the previous one took while it ran.
 fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: &[PlannedLeg]) {
+    check_resumed_run((log, settings, cuts), legs, None);
+}
+
+/// The same, perhaps with a sink instead of all other outputs.
+fn check_resumed_run(
+    (log, settings, cuts): (&[LogEntry], RunSettings, &[usize]),
+    legs: &[PlannedLeg],
+    sink: Option<RenderWants>,
+) {
     let mut kept: BTreeMap<String, CitySnapshot> = BTreeMap::new();
     let mut at = None;
     for planned in legs {
@@ -131,7 +141,8 @@ fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: 
             .map(|(epoch, (checkpoint, full, busy))| (epoch, (CheckpointBarrier { checkpoint, full }, busy)))
             .collect();
         let last = *marks.last_key_value().expect("each leg has marks").0;
-        check_leg((log, settings, cuts), workers, at, marks, &mut kept);
+        let leg = RunLeg { workers, barriers: marks, sink, ..RunLeg::default() };
+        check_leg((log, settings, cuts), leg, at, &mut kept);
         if last + 1 == cuts.len() {
             break;
         }
@@ -143,20 +154,23 @@ fn check_resumed(log: &[LogEntry], settings: RunSettings, cuts: &[usize], legs: 
 /// to that state.
 fn check_leg(
     (log, settings, cuts): (&[LogEntry], RunSettings, &[usize]),
-    workers: usize,
+    leg: RunLeg,
     at: Option<usize>,
-    marks: BTreeMap<usize, (CheckpointBarrier, u32)>,
     kept: &mut BTreeMap<String, CitySnapshot>,
 ) {
+    let workers = leg.workers;
     let translated = kept.values().cloned().map(|city| {
         // Worker `n` reads partition `n`.
         let slot = PartitionIndex((city_number(&city.name) as usize % workers) as u16);
         CitySnapshot { partition: slot, ..city }
     });
     let resumed = at.map(|at| (at, translated.collect()));
-    let leg = RunLeg { workers, days: at.is_none(), resumed, barriers: marks, ..RunLeg::default() };
+    let (sink, leg) = (leg.sink, RunLeg { days: at.is_none(), resumed, ..leg });
     let (outputs, mut taken) = dataflow_runner::run_leg(log, settings, cuts, leg);
-    check_outputs(log, settings, cuts, &outputs, at);
+    match sink {
+        Some(_) => check_sink_outputs((log, settings, cuts), workers, &outputs, at),
+        None => check_outputs((log, settings, cuts), workers, &outputs, at),
+    }
     taken.sort_by_key(|taken| taken.epoch);
     for part in taken.chunk_by(|a, b| a.epoch == b.epoch) {
         if part[0].barrier.full {
@@ -193,9 +207,10 @@ fn increment_contains_readings_older_than_withdrawn_newest() {
     let (cuts, mut kept) = ([2, 5, 6, 7], BTreeMap::new());
     let mark = |checkpoint, full| (CheckpointBarrier { checkpoint, full }, 0);
     let marks = BTreeMap::from([(0, mark(0, true)), (1, mark(1, false))]);
-    check_leg((&log, settings, &cuts), 1, None, marks, &mut kept);
+    let leg = |barriers| RunLeg { workers: 1, barriers, ..RunLeg::default() };
+    check_leg((&log, settings, &cuts), leg(marks), None, &mut kept);
     let marks = BTreeMap::from([(2, mark(0, true))]);
-    check_leg((&log, settings, &cuts), 1, Some(1), marks, &mut kept);
+    check_leg((&log, settings, &cuts), leg(marks), Some(1), &mut kept);
 }
 
 /// A sensor that was silent for a while has no row of the last hour.
@@ -353,6 +368,39 @@ proptest! {
         check_resumed(&log, settings, &cuts, &legs);
     }
 
+    /// What a sink of outcomes and current rows is given.
+    #[test]
+    fn sink_changes_equal_recomputation_after_every_epoch(
+        (log, settings, cuts) in any_case(0..90, 30),
+        workers in prop::sample::select(&[1usize, 2, 4]),
+    ) {
+        check_sink(&log, settings, workers, &cuts);
+    }
+
+    /// While the clocks of their cities change.
+    #[test]
+    fn sink_changes_equal_recomputation_of_ordered_sensors(
+        (log, settings, cuts) in sensor_cases(),
+        start in prop::sample::select(&CLOCK_CHANGES[..]),
+        workers in prop::sample::select(&[1usize, 2]),
+    ) {
+        check_sink(&shift_log(&log, millis(start)), settings, workers, &cuts);
+    }
+
+    #[test]
+    fn sink_changes_continue_identically_from_a_checkpoint(
+        (log, settings, cuts) in prop_oneof![
+            any_case(1..120, 30).boxed(), any_case(300..600, 12).boxed(), sensor_cases().boxed(),
+            withdrawal_cases().boxed(),
+        ],
+        start in prop::sample::select(&CLOCK_CHANGES[..]),
+        legs in planned_legs(),
+    ) {
+        // Some logs are at an end of time.
+        let by = if log.iter().all(|entry| entry.millis.abs() < millis(start)) { millis(start) } else { 0 };
+        check_resumed_run((&shift_log(&log, by), settings, &cuts), &legs, Some(SINK_WANTS));
+    }
+
     /// The servable rows of a city, read from the state.
     #[test]
     fn servable_rows_equal_the_recomputation((log, settings, cuts) in any_case(0..400, 6), enough in 1..400usize) {
@@ -371,7 +419,7 @@ proptest! {
                 if admitted.is_new {
                     rolling.introduce_city(&admitted.introduction(&name));
                 }
-                arrivals.push(dataflow_runner::arrival(&upsert, admitted, 0));
+                arrivals.push(admitted.arrival(&upsert, 0));
             }
             next = cut;
             rolling.apply_arrivals(&[arrivals], |_| false, &mut changed);
@@ -404,20 +452,29 @@ proptest! {
         let wanted = RollingOutputs { outcomes: true, ..RollingOutputs::default() };
         let mut rolling = Rolling::new(PROPERTY_TEST_FORMULA, settings.retention(), wanted, CityNames::default());
         let mut partitions = [Admission::new(0, rules), Admission::new(1, rules)];
+        let mut seen = std::collections::BTreeSet::new();
         let (mut rows, mut changed) = (BTreeMap::new(), EpochChanges::default());
         for (i, entry) in log.iter().map(|entry| LogEntry { city: 0, ..*entry }).enumerate() {
-            let expected = oracle.apply_arrival(&entry);
+            let (expected, partition) = (oracle.apply_with_effect(&entry), i * 7 % 3 % 2);
             let upsert = entry.upsert("split");
-            let admitted = partitions[i * 7 % 3 % 2].admit(&upsert, None);
+            let admitted = partitions[partition].admit(&upsert, None);
             let Ok(admitted) = admitted else {
                 prop_assert_eq!(expected, None);
                 continue;
             };
+            seen.insert(partition);
             if admitted.is_new {
                 rolling.introduce_city(&admitted.introduction("split"));
             }
-            rolling.apply_arrivals(&[vec![dataflow_runner::arrival(&upsert, admitted, 0)]], |_| true, &mut changed);
-            prop_assert_eq!(changed.outcomes[0].kind, expected.unwrap_or(OutcomeKind::TooLate));
+            rolling.apply_arrivals(&[vec![admitted.arrival(&upsert, 0)]], |_| true, &mut changed);
+            let outcome = changed.outcomes[0];
+            prop_assert_eq!(outcome.kind, expected.map_or(OutcomeKind::TooLate, |expected| expected.kind));
+            prop_assert_eq!((outcome.partition, outcome.is_split), (PartitionIndex(partition as u16), seen.len() == 2));
+            prop_assert_eq!(outcome.high, oracle.high(0));
+            prop_assert_eq!(
+                (outcome.before, outcome.after),
+                expected.map_or((None, None), |expected| (expected.before, expected.after))
+            );
             let changes: Vec<_> =
                 changed.rows.iter().flatten().map(|c| ((0, c.reading_at.millis()), c.before, c.after)).collect();
             accumulate(&mut rows, &changes);

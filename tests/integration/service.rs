@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -131,16 +132,34 @@ fn file_generator_and_post_sources_are_served_together() {
     assert!(letters.contains(r#""raw":"old,2025-07-01T01:00:00Z,hot,50""#), "{letters}");
 }
 
+/// The newest checkpoint's state of a city, if it has one.
+fn checkpointed_city(data: &Path, city: &str) -> Option<Value> {
+    let mut command = swelter_command();
+    command.args(["checkpoints", "show", "--json", "--city", city, "--data-dir"]).arg(data);
+    let output = command.output().unwrap();
+    output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// The mark of such a city is kept in checkpoints.
 #[test]
 fn city_in_two_logs_is_served_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (data, file) = (folder.path().join("data"), folder.path().join("city.jsonl"));
     fs::write(&file, reading("both", 9, 80.0) + "\n").unwrap();
-    let config = format!("[[sources]]\ntype = 'file'\npath = '{}'\n", file.display());
+    let config =
+        format!("[checkpoints]\nevery = '1s'\n[[sources]]\ntype = 'file'\npath = '{}'\n", file.display());
     let service = ServiceProcess::start(&data, &config).wait_until_ready();
     post(&service.address, "application/json", &reading("both", 3, 90.0)).unwrap();
     let row = wait_for("both readings", || current_row(&service, "both").filter(|row| row["count"] == 2));
     assert_eq!(row["temperature"], 90);
+    assert_eq!(service.get_json("/v1/status")["split_city"], 1);
+    let whole = |city: &Value| city["readings"].as_array().unwrap().len() == 2;
+    let city = wait_for("a checkpoint", || checkpointed_city(&data, "both").filter(whole));
+    assert_eq!((&city["split"], &city["open_periods"]), (&Value::Bool(true), &Value::Null), "{city}");
+    service.terminate();
+    // Nothing of the city comes after the checkpoint.
+    let service = ServiceProcess::start(&data, &config).wait_until_ready();
+    assert_eq!(current_row(&service, "both").unwrap()["count"], 2);
     assert_eq!(service.get_json("/v1/status")["split_city"], 1);
     service.terminate();
 }

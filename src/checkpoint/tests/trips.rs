@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::Revision;
+use crate::model::time::IanaZone;
+use crate::model::{CityPeriods, Revision, StoredPeriod};
 
 fn times(most: usize) -> impl Strategy<Value = Vec<EventTime>> {
     let apart = prop_oneof![Just(1_000i64), Just(60_000), 1..10_000i64, Just(100_000_000_000)];
@@ -44,13 +45,14 @@ fn measurement() -> impl Strategy<Value = Measurement> {
         .prop_map(|(temperature, humidity, wind)| Measurement::new(temperature, humidity, wind).unwrap())
 }
 
-/// All of a city but its name.
-fn state() -> impl Strategy<Value = CitySnapshot> {
+/// All of a city but its name and its periods.
+fn state_without_periods() -> impl Strategy<Value = CitySnapshot> {
     let withdrawn = (times(20), prop::collection::vec(revision(), 20));
     let measured = (times(4), prop::collection::vec(measurement(), 4));
     let high = prop::option::of((EventTime::MIN.millis()..=EventTime::MAX.millis()).prop_map(time));
-    (0..3u16, high, held_readings(), withdrawn, measured, 1..=BLOCK_READINGS).prop_map(
-        |(slot, high, readings, withdrawn, measured, block)| CitySnapshot {
+    let partition = (0..3u16, any::<bool>());
+    (partition, high, held_readings(), withdrawn, measured, 1..=BLOCK_READINGS).prop_map(
+        |((slot, is_split), high, readings, withdrawn, measured, block)| CitySnapshot {
             name: "".into(),
             partition: PartitionIndex(slot),
             high,
@@ -58,8 +60,39 @@ fn state() -> impl Strategy<Value = CitySnapshot> {
             blocks: readings.chunks(block).map(Block::pack).collect(),
             tombstones: withdrawn.0.into_iter().zip(withdrawn.1).collect(),
             measurements: measured.0.into_iter().zip(measured.1).collect(),
+            is_split,
+            periods: None,
         },
     )
+}
+
+fn stored_periods() -> impl Strategy<Value = Vec<StoredPeriod>> {
+    let heat = || (HeatIndex::MIN.micros()..=HeatIndex::MAX.micros()).prop_map(HeatIndex::from_micros);
+    let maximum = || (heat(), (EventTime::MIN.millis()..=EventTime::MAX.millis()).prop_map(time));
+    let counts = (1..=u32::MAX, any::<i64>(), prop::array::uniform5(any::<u32>()));
+    let period = (1..100_000i64, 0..10_000i64, counts, maximum(), prop::option::of(maximum()));
+    (any::<i32>(), prop::collection::vec(period, 0..6)).prop_map(|(start, periods)| {
+        let mut at = i64::from(start) * 1_000;
+        let mut next = |(length, gap, (readings, sum, categories), max, retired_max)| {
+            let starts = at + gap;
+            at = starts + length;
+            StoredPeriod { number: start, starts, ends: at, readings, sum, categories, max, retired_max }
+        };
+        periods.into_iter().map(&mut next).collect()
+    })
+}
+
+fn city_periods() -> impl Strategy<Value = CityPeriods> {
+    let zones = vec![None, Some("Europe/Berlin"), Some("Pacific/Apia")];
+    let zone = prop::sample::select(zones).prop_map(|zone| zone.map(|z| IanaZone::from_name(z).unwrap()));
+    (zone, stored_periods(), stored_periods(), stored_periods())
+        .prop_map(|(zone, hours, utc_days, local_days)| CityPeriods { zone, hours, utc_days, local_days })
+}
+
+/// A state, perhaps of a run that summarises hours and days.
+fn state() -> impl Strategy<Value = CitySnapshot> {
+    (state_without_periods(), prop::option::of(city_periods()))
+        .prop_map(|(state, periods)| CitySnapshot { periods, ..state })
 }
 
 fn named(names: &[String], states: Vec<CitySnapshot>) -> Vec<CitySnapshot> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, DayLine, DaySummary, DeadLetterLine, HeatIndex, RecordLocation, Row,
+    Category, ChangeLine, DayLine, DeadLetterLine, HeatIndex, PeriodSummary, RecordLocation, Row,
     TemperatureUnit,
 };
 
@@ -23,7 +23,7 @@ fn report_text_matches_expected() {
         "{\"as_of\":7,\"city\":\"a\\\"b\",\"reading_at\":\"1970-01-01T00:00:01.5Z\",\"before\":null,\"after\":{\"heat_index\":81.5,\"rolling_heat_index\":81.5000005,\"count\":2,\"category\":\"caution\"},\"units\":\"fahrenheit\"}\n"
     );
 
-    let summary = DaySummary {
+    let summary = PeriodSummary {
         readings: 2,
         sum: 163_000_001,
         max_heat_index: heat_index,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{
-    Category, ChangeLine, CityRows, DayLine, DaySummary, HeatIndex, OutputUnits, ResultRow, Row,
+    Category, ChangeLine, CityRows, DayLine, HeatIndex, OutputUnits, PeriodSummary, ResultRow, Row,
     TemperatureUnit, WindUnit,
 };
 
@@ -106,7 +106,7 @@ fn celsius_reports_name_their_unit() {
         String::from_utf8(shared.bytes()).unwrap(),
         "{\"as_of\":7,\"city\":\"x\",\"reading_at\":\"1970-01-01T00:00:01.5Z\",\"before\":{\"heat_index\":30.1,\"rolling_heat_index\":18.81111111111111,\"count\":2,\"category\":\"caution\"},\"after\":null,\"units\":\"celsius\"}\n"
     );
-    let summary = DaySummary {
+    let summary = PeriodSummary {
         readings: 2,
         sum: 131_720_000,
         max_heat_index: HeatIndex::from_micros(-40_000_000),

@@ -1,6 +1,6 @@
 //! The cities of a worker: their names, and the numbers by which sources name them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::model::{CityId, CityIntroduction, CityKey, CityNames};
@@ -15,15 +15,22 @@ pub struct CityTable {
     /// By city: the source that introduced it first, in this run or in the one it was restored
     /// from.
     pub(super) sources: Vec<u16>,
-    /// Cities that more than one source has introduced, and how many were added since the last
-    /// epoch.
-    pub(super) multi_source_cities: HashSet<u32, foldhash::fast::RandomState>,
-    pub(super) new_multi_source_cities: u64,
+    /// How many cities were marked as split since the last epoch.
+    pub(super) new_split_cities: u64,
+}
+
+/// What an introduction says of its city.
+pub(super) enum IntroducedCity {
+    /// The city has no state yet.
+    New,
+    /// The city was introduced by another source before, for the first time.
+    NewlySplit(u32),
+    Known,
 }
 
 impl CityTable {
-    /// Records the key of a city. Returns true if the name is new.
-    pub fn introduce_key(&mut self, city: &CityIntroduction) -> bool {
+    /// Records the key of a city, and whether it is split: introduced by more than one source.
+    pub fn introduce_key(&mut self, city: &CityIntroduction) -> IntroducedCity {
         let existing = self.by_name.get(&*city.name).copied();
         let id = existing.unwrap_or_else(|| self.push_city(city.name.as_ref().into(), city.key.source));
         let source = usize::from(city.key.source);
@@ -35,10 +42,20 @@ impl CityTable {
             numbers.resize(city.key.number as usize + 1, u32::MAX);
         }
         numbers[city.key.number as usize] = id;
-        if self.sources[id as usize] != city.key.source && self.multi_source_cities.insert(id) {
-            self.new_multi_source_cities += 1;
+        if existing.is_none() {
+            return IntroducedCity::New;
         }
-        existing.is_none()
+        match self.sources[id as usize] != city.key.source && self.mark_split(id) {
+            true => IntroducedCity::NewlySplit(id),
+            false => IntroducedCity::Known,
+        }
+    }
+
+    /// Marks a city as split. Returns false if it was marked before.
+    pub(super) fn mark_split(&mut self, city: u32) -> bool {
+        let is_new = self.names.mark_split(CityId(city));
+        self.new_split_cities += u64::from(is_new);
+        is_new
     }
 
     pub(super) fn push_city(&mut self, name: Arc<str>, source: u16) -> u32 {

@@ -1,6 +1,6 @@
 //! The current row of each city: its newest servable row, with the trend and the measurement.
 
-use super::epoch_changes::EpochChanges;
+use super::epoch_changes::{EpochChanges, TouchedCity};
 use super::hour_ago::HourAgo;
 use super::store::ReadingStore;
 use crate::model::{CityId, CurrentRow, EventTime, Measurement, Row};
@@ -11,9 +11,11 @@ const MAX_MEASUREMENTS: usize = 4;
 const TREND_MIN_AGE_MS: i64 = 3_600_000;
 const TREND_MAX_AGE_MS: i64 = 7_200_000;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CurrentRows {
     cities: Vec<CurrentCity>,
+    /// Whether touched cities are collected with their newest times.
+    collect_highs: bool,
     /// Cities that the current epoch has changed, each once.
     touched: Vec<u32>,
 }
@@ -26,9 +28,16 @@ struct CurrentCity {
     measurements: Vec<(i64, Measurement)>,
     hour_ago: Option<Box<HourAgo>>,
     touched: bool,
+    /// The newest time of an admitted reading after the last epoch that touched the city.
+    high: Option<EventTime>,
 }
 
 impl CurrentRows {
+    /// With `collect_highs`, an epoch also collects the newest times of the cities that it touches.
+    pub fn new(collect_highs: bool) -> CurrentRows {
+        CurrentRows { cities: Vec::new(), collect_highs, touched: Vec::new() }
+    }
+
     pub fn add_city(&mut self) {
         self.cities.push(CurrentCity::default());
     }
@@ -86,6 +95,12 @@ impl CurrentRows {
                     .find(|(at, _)| *at == reading_at.millis())
                     .map(|(_, measurement)| *measurement),
             });
+            let high = EventTime::from_millis(store.heads[city as usize].high);
+            let high_before = std::mem::replace(&mut state.high, high);
+            if self.collect_highs {
+                let (city, before) = (CityId(city), state.emitted_row);
+                changed.touched_cities.push(TouchedCity { city, before, after, high_before, high });
+            }
             if all || state.emitted_row != after {
                 if all && state.emitted_row.is_none() && after.is_none() {
                     changed.cities_without_row.push(CityId(city));

@@ -23,7 +23,8 @@ impl ReadingStore {
     /// Sets (`Some`) or withdraws (`None`) the reading at `millis`, unless its revision is older
     /// than the stored one. A `retried` reading counts only if the key has neither a reading nor a
     /// tombstone. [`ReadingStore::begin_edits`] must be called before the first edit of an epoch;
-    /// the city's head is stale until [`ReadingStore::finish_edits`].
+    /// the city's head is stale until [`ReadingStore::finish_edits`]. The delta of an arrival that
+    /// loses has the same reading before and after.
     pub fn edit_reading(
         &mut self,
         city: u32,
@@ -31,13 +32,14 @@ impl ReadingStore {
         event: Option<PackedHeat>,
         revision: Option<Revision>,
         retried: bool,
-    ) -> (OutcomeKind, Option<ReadingDelta>) {
+    ) -> (OutcomeKind, ReadingDelta) {
         self.index[city as usize].has_accepted_reading |= event.is_some();
         let position = self.seek_row(city, millis);
         let before = self.reading_at(city, position, millis);
         let tombstone = self.index[city as usize].tombstones.get(&millis).copied();
+        let unchanged = ReadingDelta { millis, before, after: before };
         if retried && (before.is_some() || tombstone.is_some()) {
-            return (OutcomeKind::Superseded, None);
+            return (OutcomeKind::Superseded, unchanged);
         }
         let remembered = match before {
             Some(_) => self.part_view(city, position.part).revision(position.row),
@@ -46,7 +48,7 @@ impl ReadingStore {
         if let (Some(new), Some(old)) = (revision, remembered)
             && new.number() < old.number()
         {
-            return (OutcomeKind::OldRevision, None);
+            return (OutcomeKind::OldRevision, unchanged);
         }
         let kind = match (before, event) {
             (Some(_), Some(_)) => OutcomeKind::Corrected,
@@ -60,7 +62,7 @@ impl ReadingStore {
             self.put_reading(city, position, delta, revision);
         }
         self.record_edit(city, delta, same);
-        (kind, (before != event).then_some(delta))
+        (kind, delta)
     }
 
     fn put_reading(

@@ -255,8 +255,16 @@ impl RollingOperator {
             self.outputs.rows.activate().session(rows).give_containers(self.epoch_changes.rows.iter_mut());
         }
         self.emit_current_rows(epoch, currents);
-        self.outputs.days.activate().session(days).give_container(&mut self.epoch_changes.days);
-        self.outputs.outcomes.activate().session(outcomes).give_container(&mut self.epoch_changes.outcomes);
+        if self.rolling.outputs.days {
+            self.outputs.days.activate().session(days).give_container(&mut self.epoch_changes.days);
+        }
+        if self.rolling.outputs.outcomes {
+            self.outputs
+                .outcomes
+                .activate()
+                .session(outcomes)
+                .give_container(&mut self.epoch_changes.outcomes);
+        }
     }
 
     /// Applies the arrivals, which fills `epoch_changes`. Snapshots and query responses copy the
@@ -271,6 +279,9 @@ impl RollingOperator {
             ..
         } = self;
         for city in cities {
+            if let Some(snapshots) = snapshots {
+                snapshots.copy_before_introduction(&city.name, rolling);
+            }
             rolling.introduce_city(city);
             watched.on_city_introduced(city, rolling);
         }
@@ -278,7 +289,7 @@ impl RollingOperator {
             snapshots.copy_before_write(arrivals, rolling);
         }
         answers.pin_before_write(arrivals, rolling);
-        let all = rolling.outputs.rows || !self.renderers.is_empty();
+        let all = rolling.outputs.computes_rows();
         rolling.apply_arrivals(arrivals, |city| all || watched.is_watched(city), changed);
     }
 

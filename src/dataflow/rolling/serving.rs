@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::epoch_changes::{CurrentChange, EpochChanges};
+use super::epoch_changes::EpochChanges;
 use super::state::Rolling;
 use crate::model::{
-    AnswerPiece, CityId, CityIntroduction, CurrentRowUpdate, OutcomeCounts, PartitionProgress, Query,
-    QueryKind, WatchedRow,
+    AnswerPiece, CityId, CityIntroduction, CurrentChange, CurrentRowUpdate, OutcomeCounts, PartitionProgress,
+    Query, QueryKind, WatchedRow,
 };
 
 /// An update for serving, from a closed epoch. It names cities by key, so it means the same to

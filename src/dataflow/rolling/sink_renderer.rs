@@ -1,7 +1,7 @@
 //! An epoch's changes as records of durable sinks.
 
-use super::epoch_changes::{CurrentChange, EpochChanges, RollingOutputs};
-use crate::model::{BatchBuilder, CityNames, Render, RenderWants};
+use super::epoch_changes::{EpochChanges, RollingOutputs, TouchedCity};
+use crate::model::{BatchBuilder, CityNames, CurrentChange, Render, RenderWants};
 
 /// Encodes a worker's results for one sink.
 pub struct SinkRenderer {
@@ -25,39 +25,60 @@ impl SinkRenderer {
         out: &mut BatchBuilder,
     ) {
         let SinkRenderer { render, wants, write_touched } = self;
-        for change in changes.rows.iter().flatten() {
-            if *write_touched || change.before != change.after {
-                render.render_row(epoch, names, change, out);
+        if wants.rows {
+            for change in changes.rows.iter().flatten() {
+                if *write_touched || change.before != change.after {
+                    render.render_row(epoch, names, change, out);
+                }
             }
         }
         if wants.current {
-            for CurrentChange { city, before, after } in changes.current_changes() {
-                if *write_touched || before != after {
-                    render.render_current(epoch, names, city, after, out);
-                }
-            }
-            for city in changes.cities_without_row.iter().filter(|_| *write_touched) {
-                render.render_current(epoch, names, *city, None, out);
-            }
+            self.render_current_rows(epoch, names, changes, out);
         }
+        let SinkRenderer { render, wants, .. } = self;
         if wants.outcomes {
             changes.outcomes.iter().for_each(|outcome| render.render_outcome(epoch, names, outcome, out));
         }
+        if wants.hours {
+            changes.sink_hours.iter().for_each(|hour| render.render_hour(epoch, names, hour, out));
+        }
         if wants.days {
-            changes.days.iter().for_each(|day| render.render_day(epoch, names, day, out));
+            changes.sink_days.iter().for_each(|day| render.render_day(epoch, names, day, out));
+        }
+    }
+
+    fn render_current_rows(
+        &mut self,
+        epoch: u64,
+        names: &CityNames,
+        changes: &EpochChanges,
+        out: &mut BatchBuilder,
+    ) {
+        let SinkRenderer { render, wants, write_touched } = self;
+        let mut render_change = |change: CurrentChange<'_>| {
+            let has_new_high = wants.highs && change.high_before != change.high;
+            if *write_touched || has_new_high || change.before != change.after {
+                render.render_current(epoch, names, &change, out);
+            }
+        };
+        if changes.touched_cities.is_empty() {
+            changes.current_changes().for_each(&mut render_change);
+            let without_row =
+                |city| CurrentChange { city, before: None, after: None, high_before: None, high: None };
+            changes.cities_without_row.iter().map(|city| without_row(*city)).for_each(render_change);
+        } else {
+            changes.touched_cities.iter().map(TouchedCity::current_change).for_each(render_change);
         }
     }
 }
 
 impl RollingOutputs {
-    /// The outputs that sinks need in addition to the rows, which all sinks get.
+    /// The outputs that sinks need.
     pub fn of_sinks(renderers: &[SinkRenderer]) -> RollingOutputs {
-        let any = |wants: fn(&SinkRenderer) -> bool| renderers.iter().any(wants);
+        let wants = renderers.iter().map(|sink| sink.wants);
         RollingOutputs {
-            current: any(|sink| sink.wants.current),
-            days: any(|sink| sink.wants.days),
-            outcomes: any(|sink| sink.wants.outcomes),
-            touched_unchanged: any(|sink| sink.write_touched),
+            sinks: wants.fold(RenderWants::default(), RenderWants::union),
+            touched_unchanged: renderers.iter().any(|sink| sink.write_touched),
             ..RollingOutputs::default()
         }
     }
@@ -69,8 +90,8 @@ mod tests {
     use crate::dataflow::heat_index::Formula;
     use crate::dataflow::rolling::{Retention, Rolling};
     use crate::model::{
-        Arrival, ArrivalOutcome, CityId, CityIntroduction, CityKey, CurrentRow, DayChange, EventTime,
-        Measurement, Millis, ReadingEvent, RowChange, Shard,
+        Arrival, ArrivalOutcome, CityIntroduction, CityKey, DayChange, EventTime, Measurement, Millis,
+        ReadingEvent, RowChange, Shard,
     };
 
     const MINUTE: i64 = 60_000;
@@ -99,11 +120,10 @@ mod tests {
             &mut self,
             epoch: u64,
             _: &CityNames,
-            _: CityId,
-            row: Option<&CurrentRow>,
+            change: &CurrentChange<'_>,
             out: &mut BatchBuilder,
         ) {
-            Letters::write(epoch, if row.is_some() { b'c' } else { b'-' }, out);
+            Letters::write(epoch, if change.after.is_some() { b'c' } else { b'-' }, out);
         }
 
         fn render_outcome(&mut self, epoch: u64, _: &CityNames, _: &ArrivalOutcome, out: &mut BatchBuilder) {
@@ -133,7 +153,7 @@ mod tests {
         for epoch in 0..2 {
             let reading = ReadingEvent::Reading(Measurement::new(80.0, 50.0, None).unwrap());
             let reading_at = EventTime::from_millis(1_764_000_000_000).unwrap();
-            let arrival = |event| Arrival { city: key, reading_at, event, revision: None, position: epoch };
+            let arrival = |event| Arrival::new(key, reading_at, event, None, epoch);
             let arrivals = match epoch {
                 0 => vec![arrival(reading)],
                 _ => vec![arrival(ReadingEvent::Withdrawal), arrival(reading)],
@@ -154,14 +174,26 @@ mod tests {
 
     #[test]
     fn sink_gets_what_it_wants_and_nothing_else() {
-        let all = RenderWants { current: true, outcomes: true, days: true };
-        let sinks = [(RenderWants::default(), false), (all, false)];
+        let rows = RenderWants { rows: true, ..RenderWants::default() };
+        let all = RenderWants { current: true, outcomes: true, days: true, ..rows };
+        let sinks = [(rows, false), (all, false)];
         assert_eq!(rendered(&sinks), [["r", ""], ["rcod", "oo"]].map(|sink| sink.map(String::from)));
+    }
+
+    /// Rows are not computed for sinks that do not want them.
+    #[test]
+    fn rows_are_computed_only_for_a_sink_that_wants_them() {
+        let wants = RenderWants { outcomes: true, current: true, ..RenderWants::default() };
+        let outputs = |wants| RollingOutputs::of_sinks(&[SinkRenderer::new(Box::new(Letters(wants)), false)]);
+        assert!(outputs(wants).computes_outcomes() && outputs(wants).computes_current());
+        assert!(!outputs(wants).computes_rows() && !outputs(wants).computes_sink_periods());
+        assert!(outputs(RenderWants { rows: true, ..wants }).computes_rows());
+        assert!(outputs(RenderWants { hours: true, ..wants }).computes_sink_periods());
     }
 
     #[test]
     fn only_a_sink_that_writes_at_least_once_gets_touched_rows() {
-        let current = RenderWants { current: true, ..RenderWants::default() };
+        let current = RenderWants { rows: true, current: true, ..RenderWants::default() };
         let sinks = [(current, false), (current, true)];
         assert_eq!(rendered(&sinks), [["rc", ""], ["rc", "=c"]].map(|sink| sink.map(String::from)));
     }

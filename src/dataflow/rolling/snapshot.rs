@@ -7,12 +7,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::chunk::PackedHeat;
 use super::epoch_changes::EpochChanges;
 use super::part::ReadingsPart;
 use super::state::Rolling;
 use super::store::{AFTER_ALL_TIMES, BEFORE_ALL_TIMES};
 use crate::model::{
-    Arrival, Block, CheckpointBarrier, CityId, CitySnapshot, EventTime, PartitionIndex, SnapshotSink,
+    Arrival, Block, CheckpointBarrier, CityId, CityPeriods, CitySnapshot, EventTime, PartitionIndex,
+    SnapshotSink,
 };
 
 /// The state that a graph starts with. Its current rows are sent to serving at `epoch`.
@@ -64,6 +66,17 @@ impl SnapshotStreamer {
         let is_sent = vec![false; rolling.store.heads.len()];
         self.active = Some(ActiveSnapshot { barrier, is_sent, next_city: 0 });
         self.finish_if_complete();
+    }
+
+    /// Sends a city that an introduction is about to change: it may turn out to be split.
+    pub fn copy_before_introduction(&mut self, name: &str, rolling: &mut Rolling) {
+        self.drop_if_cancelled();
+        let Some(running) = &mut self.active else { return };
+        if let Some(CityId(city)) = rolling.find_city(name)
+            && running.is_sent.get(city as usize) == Some(&false)
+        {
+            running.send_city(city as usize, rolling, &mut *self.sink);
+        }
     }
 
     /// Sends the cities that an epoch is about to change.
@@ -138,6 +151,7 @@ impl Rolling {
     fn take_city_state(&mut self, city: u32, full: bool) -> Option<CitySnapshot> {
         self.store.seal_tail(city);
         self.store.trim_city(city);
+        self.retire_readings();
         let (newest, high) = (self.store.last_millis(city), self.store.heads[city as usize].high);
         let now = (newest.unwrap_or(BEFORE_ALL_TIMES), high);
         let index = &mut self.store.index[city as usize];
@@ -163,6 +177,8 @@ impl Rolling {
                 .iter()
                 .filter_map(|(at, measurement)| Some((event_time(*at)?, *measurement)))
                 .collect(),
+            is_split: self.cities.names.is_split(CityId(city)),
+            periods: self.sink_periods.as_ref().map(|periods| periods.city_periods(city)),
         })
     }
 
@@ -183,6 +199,7 @@ impl Rolling {
 
     /// Restores cities before the first arrival, and puts their current rows into `changed`.
     pub fn restore_cities(&mut self, cities: Vec<CitySnapshot>, changed: &mut EpochChanges) {
+        let mut rezoned_cities = 0;
         for CitySnapshot {
             name,
             partition: slot,
@@ -191,10 +208,19 @@ impl Rolling {
             blocks,
             tombstones: withdrawn,
             measurements: measured,
+            is_split,
+            periods,
         } in cities
         {
+            let zone_now = self.sink_periods.as_ref().and_then(|_| self.find_time_zone(&name));
             let Some(city) = self.cities.restore_city(name, slot) else { continue };
-            self.add_city();
+            let zone = periods.as_ref().map_or(zone_now, |periods| periods.zone);
+            rezoned_cities += u64::from(self.sink_periods.is_some() && zone != zone_now);
+            self.add_city(true, zone);
+            if is_split {
+                self.cities.mark_split(city);
+            }
+            self.restore_periods(city, periods, &blocks, high);
             let withdrawn = withdrawn.into_iter().map(|(at, revision)| (at.millis(), revision));
             self.store.restore_city(
                 city,
@@ -209,9 +235,38 @@ impl Rolling {
                 current.restore_city(city, measured.collect());
             }
         }
+        if rezoned_cities > 0 {
+            tracing::warn!(
+                cities = rezoned_cities,
+                "cities have another time zone now: their local days stay those of the zone that they had at their first reading; \
+                 a rebuild takes the new zone"
+            );
+        }
         changed.clear();
+        changed.counts.split_city = std::mem::take(&mut self.cities.new_split_cities);
         if let Some(current) = &mut self.current {
             current.finish_epoch(&mut self.store, false, changed);
+        }
+    }
+
+    /// Restores the open periods of a city; if the checkpoint has none, from the readings that it
+    /// holds. A period that began before them then lacks its first readings.
+    fn restore_periods(
+        &mut self,
+        city: u32,
+        periods: Option<CityPeriods>,
+        blocks: &[Block],
+        high: Option<EventTime>,
+    ) {
+        let Some(summaries) = &mut self.sink_periods else { return };
+        if let Some(periods) = periods {
+            summaries.restore_city(city, &periods);
+        } else if let Some(high) = high {
+            let oldest_accepted = self.store.retention.oldest_accepted(high.millis());
+            for reading in blocks.iter().flat_map(Block::iter) {
+                let held = PackedHeat::new(reading.heat_index, reading.category);
+                summaries.count_held_reading(city, reading.reading_at.millis(), held, oldest_accepted);
+            }
         }
     }
 }
@@ -242,7 +297,10 @@ mod tests {
     use super::*;
     use crate::dataflow::heat_index::Formula;
     use crate::dataflow::rolling::{Retention, RollingOutputs};
-    use crate::model::{Category, CityNames, HeatIndex, Millis, StoredReading};
+    use crate::model::{
+        Category, CityIntroduction, CityKey, CityNames, HeatIndex, Measurement, Millis, ReadingEvent,
+        Revision, StoredReading,
+    };
 
     #[derive(Clone, Default)]
     struct Taker {
@@ -290,7 +348,42 @@ mod tests {
             blocks: vec![Block::pack(&[reading])],
             tombstones: Vec::new(),
             measurements: Vec::new(),
+            is_split: false,
+            periods: None,
         }
+    }
+
+    /// A city is marked as split by an arrival that changes nothing else.
+    #[test]
+    fn split_mark_is_in_the_next_snapshot_and_restored() {
+        let day = Millis::from_millis(86_400_000).unwrap();
+        let retention = Retention { window: day, lateness: day, history: day };
+        let rolling =
+            || Rolling::new(Formula::Nws, retention, RollingOutputs::default(), CityNames::default());
+        let key = |source| CityKey { source, number: 0, hash: CityKey::hash("Oslo") };
+        let introduction = |source| CityIntroduction { key: key(source), name: "Oslo".into() };
+        let at = EventTime::from_millis(1_764_000_000_000).unwrap();
+        let reading = ReadingEvent::Reading(Measurement::new(80.0, 50.0, None).unwrap());
+        let arrival = |source, revision| Arrival::new(key(source), at, reading, Revision::new(revision), 0);
+        let (mut first, mut changed) = (rolling(), EpochChanges::default());
+        first.introduce_city(&introduction(0));
+        first.apply_arrivals(&[vec![arrival(0, 2)]], |_| false, &mut changed);
+        let before = first.take_city_state(0, true).unwrap();
+        assert!(!before.is_split && first.take_city_state(0, false).is_none());
+        first.introduce_city(&introduction(1));
+        first.apply_arrivals(&[vec![arrival(1, 1)]], |_| false, &mut changed);
+        assert_eq!((changed.counts.old_revision, changed.counts.split_city), (1, 1));
+        let mut state = before;
+        state.apply_increment(first.take_city_state(0, false).expect("its mark has changed"));
+        assert!(state.is_split);
+        let mut second = rolling();
+        second.restore_cities(vec![state], &mut changed);
+        assert!(second.cities.names.is_split(CityId(0)));
+        assert_eq!(changed.counts.split_city, 1);
+        // It is counted once.
+        second.introduce_city(&introduction(1));
+        second.apply_arrivals(&[], |_| false, &mut changed);
+        assert_eq!(changed.counts.split_city, 0);
     }
 
     #[test]

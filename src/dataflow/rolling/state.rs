@@ -3,17 +3,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::chunk::PackedHeat;
-use super::city_table::CityTable;
+use super::city_table::{CityTable, IntroducedCity};
 use super::current_rows::CurrentRows;
-use super::day_summaries::DaySummaries;
 use super::edit::ReadingDelta;
 use super::epoch_changes::{CHANGES_PER_PIECE, EpochChanges, RollingOutputs};
+use super::outcomes::{ArrivalEffect, OutcomeRecorder};
+use super::period_summaries::{PeriodChange, PeriodSummaries};
 use super::retention::Retention;
 use super::store::{EditState, ReadingStore};
 use crate::dataflow::heat_index::Formula;
+use crate::directory::Directory;
+use crate::model::time::IanaZone;
 use crate::model::{
-    Arrival, ArrivalOutcome, CityId, CityIntroduction, CityNames, EventTime, Measurement, OutcomeCounts,
-    OutcomeKind, ReadingEvent, Row, RowChange,
+    Arrival, CityId, CityIntroduction, CityNames, EventTime, Measurement, OutcomeCounts, OutcomeKind, Row,
+    RowChange,
 };
 
 /// The state of the cities of one worker.
@@ -24,7 +27,11 @@ pub struct Rolling {
     pub(super) store: ReadingStore,
     pub(super) cities: CityTable,
     pub(super) current: Option<CurrentRows>,
-    days: Option<DaySummaries>,
+    days: Option<PeriodSummaries>,
+    pub(super) sink_periods: Option<PeriodSummaries>,
+    /// Has the time zones of cities.
+    directory: Option<&'static Directory<'static>>,
+    outcomes: Option<OutcomeRecorder>,
     /// Buffers of the current epoch: the city of each arrival, or [`TOO_LATE`]; the edited cities;
     /// the edits.
     arrival_cities: Vec<u32>,
@@ -53,10 +60,13 @@ impl Rolling {
         Rolling {
             formula,
             outputs: wanted,
-            store: ReadingStore::new(retention, wanted.days),
+            store: ReadingStore::new(retention, wanted.days || wanted.computes_sink_periods()),
             cities: CityTable { names, ..CityTable::default() },
-            current: (wanted.current || wanted.serving).then(CurrentRows::default),
-            days: wanted.days.then(|| DaySummaries::new(wanted.day_zone)),
+            current: wanted.computes_current().then(|| CurrentRows::new(wanted.sinks.highs)),
+            days: wanted.days.then(|| PeriodSummaries::of_days(wanted.day_zone)),
+            sink_periods: wanted.computes_sink_periods().then(PeriodSummaries::of_hours_and_days),
+            directory: None,
+            outcomes: wanted.computes_outcomes().then(OutcomeRecorder::default),
             arrival_cities: Vec::new(),
             edited_cities: Vec::new(),
             deltas: Vec::new(),
@@ -64,20 +74,46 @@ impl Rolling {
         }
     }
 
+    /// The state with a directory that has the time zones of cities, for summaries of local days.
+    pub fn with_directory(self, directory: Option<&'static Directory<'static>>) -> Rolling {
+        Rolling { directory, ..self }
+    }
+
+    /// The time zone of a city whose state does not say yet which one it has.
+    pub(super) fn find_time_zone(&self, name: &str) -> Option<IanaZone> {
+        let time_zone = self.directory?.find_by_key(name)?.time_zone?;
+        // The directory has only names that are known.
+        IanaZone::from_name(time_zone).ok()
+    }
+
     /// Introduces a city by the key of a source, before the first arrival with that key.
     pub fn introduce_city(&mut self, city: &CityIntroduction) {
-        if self.cities.introduce_key(city) {
-            self.add_city();
+        match self.cities.introduce_key(city) {
+            IntroducedCity::New => {
+                let zone = self.sink_periods.as_ref().and_then(|_| self.find_time_zone(&city.name));
+                self.add_city(false, zone);
+            }
+            // The mark is part of the city's state.
+            IntroducedCity::NewlySplit(city) => self.store.note_change_without_readings(city),
+            IntroducedCity::Known => {}
         }
     }
 
-    pub(super) fn add_city(&mut self) {
-        self.store.add_city();
+    /// Adds the state of a city that was added to the table of cities. Its local days are of `zone`
+    /// from now on.
+    pub(super) fn add_city(&mut self, is_restored: bool, zone: Option<IanaZone>) {
+        let city = self.store.add_city();
+        if let Some(zone) = zone {
+            self.cities.names.set_time_zone(CityId(city), zone);
+        }
         if let Some(current) = &mut self.current {
             current.add_city();
         }
-        if let Some(days) = &mut self.days {
-            days.add_city();
+        for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+            periods.add_city(zone);
+        }
+        if let Some(outcomes) = &mut self.outcomes {
+            outcomes.add_city(is_restored);
         }
     }
 
@@ -91,7 +127,7 @@ impl Rolling {
     ) {
         changed.clear();
         changed.counts = OutcomeCounts {
-            split_city: std::mem::take(&mut self.cities.new_multi_source_cities),
+            split_city: std::mem::take(&mut self.cities.new_split_cities),
             ..OutcomeCounts::default()
         };
         changed.first_piece_capacity = arrivals.iter().map(Vec::len).sum::<usize>().min(CHANGES_PER_PIECE);
@@ -103,20 +139,14 @@ impl Rolling {
                 next = (at + PREFETCH_APPENDS).min(cities.len());
                 self.store.prefetch_appends(&cities[at..next]);
             }
-            let kind = match city {
-                TOO_LATE => OutcomeKind::TooLate,
+            let effect = match city {
+                TOO_LATE => ArrivalEffect::TOO_LATE,
                 _ => self.apply_arrival(city, arrival, &wants_rows, changed),
             };
-            changed.counts.count_outcome(kind);
-            if self.outputs.outcomes {
-                let Arrival { reading_at, position, event, .. } = *arrival;
-                changed.outcomes.push(ArrivalOutcome {
-                    city: CityId(city),
-                    reading_at,
-                    position,
-                    event,
-                    kind,
-                });
+            changed.counts.count_outcome(effect.kind);
+            if let Some(outcomes) = &mut self.outcomes {
+                let city = CityId(self.cities.city_of_key(arrival.city));
+                changed.outcomes.push(outcomes.outcome_of(at, city, arrival, effect, &self.cities.names));
             }
         }
         cities.clear();
@@ -129,20 +159,27 @@ impl Rolling {
     /// Lateness is decided here, while the arrivals are in log order.
     fn classify_arrivals(&mut self, arrivals: &[Vec<Arrival>]) {
         let retention = self.store.retention;
+        if let Some(outcomes) = &mut self.outcomes {
+            outcomes.begin_epoch();
+        }
         for arrival in arrivals.iter().flatten() {
             let city = self.cities.city_of_key(arrival.city);
             let head = &mut self.store.heads[city as usize];
             let millis = arrival.reading_at.millis();
-            if millis < retention.oldest_accepted(head.high) {
-                self.arrival_cities.push(TOO_LATE);
-                continue;
-            }
-            let reading = arrival.event != ReadingEvent::Withdrawal;
+            let is_too_late = millis < retention.oldest_accepted(head.high);
+            let reading = !is_too_late && arrival.measurement().is_some();
             if reading {
                 head.high = head.high.max(millis);
             }
+            if let Some(outcomes) = &mut self.outcomes {
+                outcomes.push_high(head.high);
+            }
+            if is_too_late {
+                self.arrival_cities.push(TOO_LATE);
+                continue;
+            }
             // Whether a retried reading counts is decided with the other readings of its key.
-            let retried = matches!(arrival.event, ReadingEvent::RetriedReading(_));
+            let retried = arrival.is_retried();
             let withdrawn =
                 head.tombstones_ahead && self.store.index[city as usize].tombstones.contains_key(&millis);
             if reading && !retried && !withdrawn && millis > head.newest {
@@ -161,9 +198,9 @@ impl Rolling {
         arrival: &Arrival,
         wants_rows: impl Fn(CityId) -> bool,
         changed: &mut EpochChanges,
-    ) -> OutcomeKind {
+    ) -> ArrivalEffect {
         let millis = arrival.reading_at.millis();
-        let measurement = arrival.event.measurement().copied();
+        let measurement = arrival.measurement().copied();
         let held = measurement.map(|measurement| {
             if !self.formula.is_made_for(&measurement) {
                 warn_unsuitable_formula_once(self.formula, &measurement);
@@ -171,7 +208,7 @@ impl Rolling {
             let (heat_index, category) = self.formula.evaluate(&measurement);
             PackedHeat::new(heat_index, category)
         });
-        let kind = match (self.store.heads[city as usize].edit_state, held) {
+        let effect = match (self.store.heads[city as usize].edit_state, held) {
             (EditState::None, Some(held)) => {
                 let (sum, count) = self.store.append_reading(city, millis, held, arrival.revision);
                 if wants_rows(CityId(city)) {
@@ -184,22 +221,25 @@ impl Rolling {
                         after,
                     });
                 }
-                if let Some(days) = &mut self.days {
-                    days.replace_reading(city, millis, None, Some(held));
+                for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+                    periods.replace_reading(city, millis, None, Some(held));
                 }
-                OutcomeKind::Inserted
+                ArrivalEffect { kind: OutcomeKind::Inserted, before: None, after: Some(held) }
             }
             _ => self.edit_reading(city, arrival, held, wants_rows),
         };
+        for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+            periods.touch_city(city);
+        }
         if let Some(current) = &mut self.current {
             // A reading advances `high` even if it is superseded, so the city's current row may
             // become unservable.
             current.touch_city(city);
-            if !matches!(kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
+            if !matches!(effect.kind, OutcomeKind::OldRevision | OutcomeKind::Superseded) {
                 current.record_measurement(city, millis, measurement);
             }
         }
-        kind
+        effect
     }
 
     fn edit_reading(
@@ -208,25 +248,24 @@ impl Rolling {
         arrival: &Arrival,
         held: Option<PackedHeat>,
         wants_rows: impl Fn(CityId) -> bool,
-    ) -> OutcomeKind {
+    ) -> ArrivalEffect {
         let head = &mut self.store.heads[city as usize];
         if head.edit_state != EditState::Begun {
             head.edit_state = EditState::Begun;
             self.edited_cities.push(city);
             self.store.begin_edits(city);
         }
-        let retried = matches!(arrival.event, ReadingEvent::RetriedReading(_));
-        let millis = arrival.reading_at.millis();
+        let (millis, retried) = (arrival.reading_at.millis(), arrival.is_retried());
         let (kind, delta) = self.store.edit_reading(city, millis, held, arrival.revision, retried);
-        if let Some(delta) = delta {
+        if delta.before != delta.after {
             if wants_rows(CityId(city)) {
                 self.deltas.push((city, delta));
             }
-            if let Some(days) = &mut self.days {
-                days.replace_reading(city, delta.millis, delta.before, delta.after);
+            for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+                periods.replace_reading(city, delta.millis, delta.before, delta.after);
             }
         }
-        kind
+        ArrivalEffect::of_edit(kind, delta)
     }
 
     /// Sweeps the rows that edits have changed, and prepares the edited cities for appends.
@@ -262,16 +301,31 @@ impl Rolling {
     }
 
     fn finish_epoch(&mut self, changed: &mut EpochChanges) {
+        self.retire_readings();
         if let Some(days) = &mut self.days {
-            for (city, millis, held) in
-                self.store.retired_readings.iter_mut().flat_map(|departed| departed.drain(..))
-            {
-                days.retire_reading(city, millis, held);
-            }
-            days.finish_epoch(&self.store, |change| changed.days.push(change));
+            days.finish_epoch(&self.store, |change| match change {
+                PeriodChange::Hour(_) => {}
+                PeriodChange::Day(day) => changed.days.push(day),
+            });
+        }
+        if let Some(periods) = &mut self.sink_periods {
+            periods.finish_epoch(&self.store, |change| match change {
+                PeriodChange::Hour(hour) => changed.sink_hours.push(hour),
+                PeriodChange::Day(day) => changed.sink_days.push(day),
+            });
         }
         if let Some(current) = &mut self.current {
             current.finish_epoch(&mut self.store, self.outputs.touched_unchanged, changed);
+        }
+    }
+
+    /// Moves what the store has retired to the summaries.
+    pub(super) fn retire_readings(&mut self) {
+        let retired = self.store.retired_readings.iter_mut().flat_map(|retired| retired.drain(..));
+        for (city, millis, held) in retired {
+            for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+                periods.retire_reading(city, millis, held);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::model::{Category, DaySummary, EventTime, HeatIndex, Measurement, Refusal, RetryInfo, Row};
+use crate::model::{Category, EventTime, HeatIndex, Measurement, PeriodSummary, Refusal, RetryInfo, Row};
 
 /// One row of `batch`'s result.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,7 +52,7 @@ pub struct DayLine<'a> {
     pub city: &'a str,
     /// Days from 1970-01-01 to the date, in UTC or in the zone whose days are counted.
     pub day: i32,
-    pub summary: DaySummary,
+    pub summary: PeriodSummary,
 }
 
 /// A refused record, with all that is needed to find, show and retry it.

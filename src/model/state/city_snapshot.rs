@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::block::Block;
 #[cfg(any(test, feature = "internals"))]
 use super::block::{BLOCK_READINGS, StoredReading};
+use super::city_periods::CityPeriods;
 use crate::model::{EventTime, Measurement, PartitionIndex, Revision};
 
 /// The number of parts in which the state is stored, by the hash of the city: any number of workers
@@ -36,15 +37,19 @@ pub struct CitySnapshot {
     pub tombstones: Vec<(EventTime, Option<Revision>)>,
     /// The newest measurements, by time. Always complete.
     pub measurements: Vec<(EventTime, Measurement)>,
+    /// The city was seen in more than one partition.
+    pub is_split: bool,
+    /// Its open periods, if the run summarises hours and days. Always complete.
+    pub periods: Option<CityPeriods>,
 }
 
 impl CitySnapshot {
     /// Applies `newer`, which holds the changes since this state.
     #[cfg(any(test, feature = "internals"))]
-    pub fn apply_increment(&mut self, newer: CitySnapshot) {
-        let CitySnapshot { name, partition, high, changed_since, blocks, tombstones, measurements } = newer;
-        self.truncate_from(changed_since);
-        let mut blocks = blocks.into_iter();
+    pub fn apply_increment(&mut self, mut newer: CitySnapshot) {
+        self.truncate_from(newer.changed_since);
+        let changed_since = newer.changed_since.min(self.changed_since);
+        let mut blocks = std::mem::take(&mut newer.blocks).into_iter();
         // A block that the last checkpoint cut off is joined with its rest.
         if let Some(last) = self.blocks.last()
             && let Some(next) = blocks.as_slice().first()
@@ -56,9 +61,8 @@ impl CitySnapshot {
             self.blocks.push(Block::pack(&joined));
         }
         self.blocks.extend(blocks);
-        let changed_since = changed_since.min(self.changed_since);
         let blocks = std::mem::take(&mut self.blocks);
-        *self = CitySnapshot { name, partition, high, changed_since, blocks, tombstones, measurements };
+        *self = CitySnapshot { changed_since, blocks, ..newer };
     }
 
     /// Drops the readings at `since` and later.

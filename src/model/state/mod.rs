@@ -4,7 +4,9 @@
 //! neither layer imports the other, so both find them here.
 
 mod block;
+mod city_periods;
 mod city_snapshot;
 
 pub use self::block::{BLOCK_READINGS, Block, StoredReading};
+pub use self::city_periods::{CityPeriods, PeriodKind, StoredPeriod};
 pub use self::city_snapshot::{CheckpointBarrier, CitySnapshot, STATE_SHARDS, SnapshotSink, state_shard};

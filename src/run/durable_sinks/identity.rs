@@ -14,6 +14,7 @@ use crate::run::run_error::RunError;
 use crate::sinks::error::SinkError;
 use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::read_progress_topic;
+use crate::sinks::postgres::PostgresSinkPlan;
 use crate::sinks::progress::{ProgressSnapshot, SinkIdentity, start_key};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};
 
@@ -36,19 +37,46 @@ pub(super) fn kafka_identity(
     identity
 }
 
-/// The identity of the results in a folder. The authority identifies topics by their ids; a folder
-/// identifies all other logs.
+/// The identity of the results in a folder.
 pub(super) fn folder_identity(
     plan: &ServicePlan,
     folder: &FolderSinkPlan,
     authority: &str,
     log_ids: &BTreeMap<String, String>,
 ) -> SinkIdentity {
-    let mut identity = log_identity(plan);
-    identity.extend(results_identity(plan));
+    let mut identity = uncounted_identity(plan, authority, log_ids);
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say("shards", folder.shards.to_string());
     say("format", folder.format.name().to_owned());
+    identity
+}
+
+/// The identity of the results in PostgreSQL. Which database a shard lives in follows from their
+/// number.
+pub(super) fn postgres_identity(
+    plan: &ServicePlan,
+    postgres: &PostgresSinkPlan,
+    authority: &str,
+    log_ids: &BTreeMap<String, String>,
+) -> SinkIdentity {
+    let mut identity = uncounted_identity(plan, authority, log_ids);
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
+    say("shards", postgres.shards.to_string());
+    say("databases", postgres.databases.len().to_string());
+    say("tables", postgres.tables.to_string());
+    identity
+}
+
+/// The identity of results in a sink that counts no generations. The authority identifies topics by
+/// their ids; the sink identifies all other logs.
+fn uncounted_identity(
+    plan: &ServicePlan,
+    authority: &str,
+    log_ids: &BTreeMap<String, String>,
+) -> SinkIdentity {
+    let mut identity = log_identity(plan);
+    identity.extend(results_identity(plan));
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say("generations", format!("counted by {authority}"));
     for (source, id) in log_ids {
         if !kafka_sources(plan).any(|(name, _)| name == source) {

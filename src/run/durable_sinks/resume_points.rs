@@ -114,6 +114,7 @@ mod tests {
             start: 0.into(),
             shared: false,
             dead_letters: None,
+            dead_letter_rows: Vec::new(),
         };
         vec![log(0), log(1)]
     }

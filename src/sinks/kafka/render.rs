@@ -7,8 +7,8 @@ use crate::codec::{
 };
 use crate::kafka::partitioner::partition_for_key;
 use crate::model::{
-    BatchBuilder, CityId, CityNames, CurrentRow, EventTime, OutputUnits, Render, RenderWants, Row, RowChange,
-    Shard,
+    BatchBuilder, CityId, CityNames, CurrentChange, CurrentRow, EventTime, OutputUnits, Render, RenderWants,
+    Row, RowChange, Shard,
 };
 
 /// The index of the results topic among the topics of a sink.
@@ -101,7 +101,8 @@ fn row_key<'a>(city: &'a CityPrefix, reading_at: EventTime, json: &'a mut Vec<u8
 
 impl<W: RowWriter> Render for KafkaRenderer<W> {
     fn wants(&self) -> RenderWants {
-        RenderWants { current: self.layout.current_partitions.is_some(), ..RenderWants::default() }
+        let current = self.layout.current_partitions.is_some();
+        RenderWants { rows: true, current, ..RenderWants::default() }
     }
 
     fn render_row(&mut self, epoch: u64, names: &CityNames, change: &RowChange, out: &mut BatchBuilder) {
@@ -126,18 +127,17 @@ impl<W: RowWriter> Render for KafkaRenderer<W> {
         &mut self,
         epoch: u64,
         names: &CityNames,
-        city: CityId,
-        row: Option<&CurrentRow>,
+        change: &CurrentChange<'_>,
         out: &mut BatchBuilder,
     ) {
-        let at = self.city(city, names);
+        let at = self.city(change.city, names);
         let city = &self.cities[at];
         let partition = city.current_partition;
         let mut draft =
             out.begin_record(epoch, self.layout.shard_of(partition), CURRENT_TOPIC_INDEX, partition);
         draft.buffer().extend_from_slice(city.name.as_bytes());
         draft.end_key();
-        if let Some(row) = row {
+        if let Some(row) = change.after {
             let key = row_key(city, row.reading_at, &mut self.key);
             self.writer.current(&key, row, draft.buffer());
             draft.end_value();

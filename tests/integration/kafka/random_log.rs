@@ -34,6 +34,8 @@ pub struct RandomLog {
     pub rows: RowHistory,
     /// By city.
     pub current: ValueHistory,
+    /// The entries that admission accepts, in their order.
+    pub accepted: Vec<LogEntry>,
     /// By partition of the input.
     pub letters: Vec<Vec<ExpectedDeadLetter>>,
 }
@@ -56,6 +58,7 @@ impl RandomLog {
             oracle: Oracle::new(RUN_SETTINGS),
             rows: RowHistory::default(),
             current: ValueHistory::new(),
+            accepted: Vec::new(),
             letters: vec![Vec::new(); partitions as usize],
         }
     }
@@ -90,6 +93,7 @@ impl RandomLog {
         }
         if self.oracle.apply_arrival(entry).is_some() {
             self.expect_values(entry);
+            self.accepted.push(*entry);
         } else {
             self.expect_dead_letter(&record, "too_late");
         }

@@ -4,21 +4,22 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
-use swelter::internals::admission::{Admission, AdmissionRules, AdmittedArrival};
+use swelter::internals::admission::{Admission, AdmissionRules};
 use swelter::internals::dataflow::rolling::query_responder::QueryLimits;
 use swelter::internals::dataflow::rolling::serving::ServingUpdate;
 use swelter::internals::dataflow::rolling::snapshot::InitialState;
 use swelter::internals::dataflow::{self, Closed, Graph, GraphPlan};
-use swelter::internals::directory::Directory;
+use swelter::internals::directory::{Directory, PlacesFile};
 use swelter::internals::model::{
-    AnswerPiece, Arrival, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, DaySummary,
-    EventTime, OutcomeKind, Query, QueryKind, RemainingRows, Row, SnapshotSink, Upsert, state_shard,
+    AnswerPiece, ArrivalOutcome, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, EventTime,
+    PeriodSummary, Query, QueryKind, RemainingRows, RenderWants, Row, SnapshotSink, state_shard,
 };
 
 use super::entries::{LogEntry, RunSettings, city_name, city_number};
+use super::recording_sink::{RecordedChanges, SinkChange};
 
 /// Keys, and their values before and after.
 type ChangeList<K, V> = Vec<(K, Option<V>, Option<V>)>;
@@ -27,14 +28,16 @@ type ChangeList<K, V> = Vec<(K, Option<V>, Option<V>)>;
 #[derive(Debug, Default)]
 pub struct EpochOutput {
     pub rows: ChangeList<(u32, i64), Row>,
-    pub days: ChangeList<(u32, i32), DaySummary>,
+    pub days: ChangeList<(u32, i32), PeriodSummary>,
     pub current: Vec<(u32, CurrentRow, isize)>,
     pub hottest: Vec<(String, i64, isize)>,
     pub categories: Vec<(swelter::internals::dataflow::rankings::CountryCategory, isize)>,
-    /// By index in the log.
-    pub outcomes: BTreeMap<usize, OutcomeKind>,
+    /// With the city's number as its id.
+    pub outcomes: Vec<ArrivalOutcome>,
     /// Serving updates, in order.
     pub serving_updates: Vec<ServingUpdate>,
+    /// What the sink of the leg was given, by the number of the city.
+    pub sink_changes: Vec<(u32, SinkChange)>,
 }
 
 impl EpochOutput {
@@ -50,13 +53,29 @@ impl EpochOutput {
     }
 }
 
+/// The time at which the log of test runs appended an entry; it does not know the time of each.
+pub fn arrival_time(position: usize) -> Option<EventTime> {
+    EventTime::from_millis(position as i64 * 17).filter(|_| position % 5 != 4)
+}
+
+/// The zones of the cities of test runs. City 2 has none.
+pub const CITY_ZONES: [(u32, &str); 3] =
+    [(0, "America/New_York"), (1, "Pacific/Apia"), (3, "America/Sao_Paulo")];
+
+/// A directory of these cities.
+fn zoned_cities() -> &'static Directory<'static> {
+    static DIRECTORY: LazyLock<&'static Directory<'static>> = LazyLock::new(|| {
+        let mut places = "id,name,country,latitude,longitude,time_zone\n".to_owned();
+        for (city, zone) in CITY_ZONES {
+            places += &format!("{},test,,,,{zone}\n", city_name(city));
+        }
+        Directory::shipped_with(PlacesFile::from_csv(&places).unwrap())
+    });
+    *DIRECTORY
+}
+
 /// How many cities the ranking of a test run has.
 pub const HOTTEST_CITIES: usize = 2;
-
-pub fn arrival(upsert: &Upsert<'_>, admitted: AdmittedArrival, position: u64) -> Arrival {
-    let Upsert { reading_at, event, revision, .. } = *upsert;
-    Arrival { city: admitted.city, reading_at, event, revision, position }
-}
 
 /// Epoch `k` holds the entries before `cuts[k]` that no earlier epoch holds. The city of an entry
 /// decides which worker reads it.
@@ -78,6 +97,8 @@ pub struct RunLeg {
     pub days: bool,
     /// No sink wants rows.
     pub serving_only: bool,
+    /// What a sink wants, if there is one. Nothing else is computed then.
+    pub sink: Option<RenderWants>,
     /// The epoch whose state is resumed, with that state: epochs begin there, without arrivals.
     pub resumed: Option<(usize, Vec<CitySnapshot>)>,
     /// Rows of answers that a worker makes at a time; any number without.
@@ -146,7 +167,15 @@ impl RunLeg {
 }
 
 /// Everything that a graph can compute, unless the leg wants less.
-fn graph_plan(settings: RunSettings, leg: &RunLeg) -> GraphPlan {
+fn graph_plan(settings: RunSettings, leg: &RunLeg, recorded: &RecordedChanges) -> GraphPlan {
+    if let Some(wants) = leg.sink {
+        return GraphPlan {
+            rows: false,
+            encoded_batches: Some(recorded.sink_plan(wants)),
+            time_zones: Some(zoned_cities()),
+            ..GraphPlan::new(settings.formula, settings.retention())
+        };
+    }
     GraphPlan {
         rows: !leg.serving_only,
         days: leg.days,
@@ -174,9 +203,11 @@ pub fn run_leg(
     let (log, cuts): (Vec<LogEntry>, Vec<usize>) = (log.to_vec(), cuts.to_vec());
     let epochs = cuts.len();
     let failed = Arc::new(AtomicBool::new(false));
+    let recorded = RecordedChanges::default();
+    let recorded_by_workers = recorded.clone();
     let outputs = timely::execute(timely::Config::process(leg.workers), move |worker| {
         let _on_panic = PanicFlag(Arc::clone(&failed));
-        let plan = graph_plan(settings, &leg);
+        let plan = graph_plan(settings, &leg, &recorded_by_workers);
         let (index, peers) = (worker.index() as u32, worker.peers() as u32);
         let taken = Rc::default();
         let (marks, full) = (leg.barriers.clone(), Cell::default());
@@ -198,7 +229,8 @@ pub fn run_leg(
                 if admitted.is_new {
                     cities.push(admitted.introduction(&name));
                 }
-                arrivals.push(arrival(&upsert, admitted, position as u64));
+                let arrived = arrival_time(position);
+                arrivals.push(admitted.arrival(&upsert, position as u64).with_arrival_time(arrived));
             }
             next = cut;
             if leg.resumed.is_some() && epoch <= first {
@@ -207,7 +239,7 @@ pub fn run_leg(
             if epoch < first {
                 continue;
             }
-            if worker.index() == 0 {
+            if worker.index() == 0 && leg.sink.is_none() {
                 graph.send_side_inputs(
                     epoch as u64,
                     &mut queries_of_epoch(epoch, epoch + 1 == epochs),
@@ -235,6 +267,9 @@ pub fn run_leg(
         let (outputs, taken) = output.unwrap();
         all_taken.extend(taken);
         merged.iter_mut().zip(outputs).for_each(|(merged, own)| merged.extend(own));
+    }
+    for (epoch, city, change) in recorded.take() {
+        merged[epoch as usize].sink_changes.push((city_number(&city), change));
     }
     (merged, all_taken)
 }
@@ -333,8 +368,10 @@ fn collect_outputs(
             out[epoch].days.push(((city(change.city), change.day), change.before, change.after));
         });
     }
-    for_each_change(&outcomes.unwrap(), |epoch, outcome| {
-        out[epoch].outcomes.insert(outcome.position as usize, outcome.kind);
+    // A run with a sink has no other outputs.
+    let Some(outcomes) = outcomes else { return out };
+    for_each_change(&outcomes, |epoch, outcome| {
+        out[epoch].outcomes.push(ArrivalOutcome { city: CityId(city(outcome.city)), ..outcome });
     });
     for_each_change(&current.unwrap(), |epoch, ((id, row), diff)| {
         out[epoch].current.push((city(id), row, diff))

@@ -12,6 +12,7 @@ pub mod prepared;
 mod process;
 mod random;
 mod random_entries;
+pub mod recording_sink;
 pub mod registry_server;
 mod rest_checks;
 mod row_history;
@@ -26,7 +27,7 @@ pub use self::entries::{
 };
 pub use self::hosts_cluster::{CLUSTER_SECRET, HostsCluster, HostsFile, terminate_together};
 pub use self::http::{HttpResponse, get, post};
-pub use self::oracle::Oracle;
+pub use self::oracle::{ExpectedEffect, Oracle, PeriodRow};
 pub use self::ports::{consecutive_free_ports, free_ports};
 pub use self::process::{
     ServiceBuilder, ServiceProcess, is_ready, pause_process, remove_swelter_variables, send_signal,

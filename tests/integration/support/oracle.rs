@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use swelter::internals::dataflow::rolling::MAX_TOMBSTONES_WITHOUT_READING;
+use swelter::internals::model::time::{Day, DayZone};
 use swelter::internals::model::{
-    Category, CurrentRow, DaySummary, EventTime, HeatIndex, Measurement, OutcomeKind, ReadingEvent, Row,
+    Category, CurrentRow, EventTime, HeatIndex, HeldHeat, Measurement, OutcomeKind, PeriodSummary,
+    ReadingEvent, Row,
 };
 
 use super::entries::{LogEntry, RunSettings};
@@ -78,6 +80,24 @@ impl Oracle {
         })
     }
 
+    /// The effect of the next arrival; `None` if admission refuses it as too late.
+    pub fn apply_with_effect(&mut self, entry: &LogEntry) -> Option<ExpectedEffect> {
+        let (key, is_first_of_city) = ((entry.city, entry.millis), !self.knows_city(entry.city));
+        let before = self.held_heat(key);
+        let kind = self.apply_arrival(entry)?;
+        let (after, high) = (self.held_heat(key), self.high(entry.city));
+        Some(ExpectedEffect { kind, before, after, is_first_of_city, high })
+    }
+
+    fn held_heat(&self, key: ReadingKey) -> Option<HeldHeat> {
+        self.readings.get(&key).map(|(_, heat_index, category)| HeldHeat::new(*heat_index, *category))
+    }
+
+    /// The newest time of an admitted reading of the city.
+    pub fn high(&self, city: u32) -> Option<EventTime> {
+        self.high.get(&city).and_then(|high| EventTime::from_millis(*high))
+    }
+
     /// A city without a reading keeps only so many withdrawals, and those within the lateness of
     /// the newest.
     fn forget_tombstones(&mut self, city: u32) {
@@ -112,25 +132,37 @@ impl Oracle {
             .collect()
     }
 
-    pub fn days(&self) -> BTreeMap<(u32, i32), DaySummary> {
-        let mut days: BTreeMap<(u32, i32), DaySummary> = BTreeMap::new();
+    /// The summaries of the days of UTC, by city and number.
+    pub fn days(&self) -> BTreeMap<(u32, i32), PeriodSummary> {
+        let periods = self.periods(|_, millis| Some(DayZone::Utc.day_of(millis)));
+        periods.into_iter().map(|(key, period)| ((key.0, period.number), period.summary)).collect()
+    }
+
+    /// The summaries of the periods that `period_of` finds for a city and a time, by their first
+    /// instants.
+    pub fn periods(&self, period_of: impl Fn(u32, i64) -> Option<Day>) -> BTreeMap<ReadingKey, PeriodRow> {
+        let mut periods: BTreeMap<ReadingKey, PeriodRow> = BTreeMap::new();
         for (&(city, millis), &(_, heat_index, category)) in &self.readings {
+            let Some(Day { number, instants }) = period_of(city, millis) else { continue };
             let at = EventTime::from_millis(millis).unwrap();
-            let day = days.entry((city, at.utc_day())).or_insert(DaySummary {
+            let new = PeriodSummary {
                 readings: 0,
                 sum: 0,
                 max_heat_index: heat_index,
                 max_at: at,
                 categories: [0; 5],
-            });
-            day.readings += 1;
-            day.sum += heat_index.micros();
-            day.categories[category as usize] += 1;
-            if heat_index > day.max_heat_index {
-                (day.max_heat_index, day.max_at) = (heat_index, at);
+            };
+            let is_final = instants.end <= self.high[&city].saturating_sub(self.settings.lateness);
+            let row = PeriodRow { number, ends: instants.end, summary: new, is_final };
+            let summary = &mut periods.entry((city, instants.start)).or_insert(row).summary;
+            summary.readings += 1;
+            summary.sum += heat_index.micros();
+            summary.categories[category as usize] += 1;
+            if heat_index > summary.max_heat_index {
+                (summary.max_heat_index, summary.max_at) = (heat_index, at);
             }
         }
-        days
+        periods
     }
 
     pub fn current(&self) -> BTreeMap<u32, CurrentRow> {
@@ -171,6 +203,27 @@ impl Oracle {
             .map(|((_, at), row)| (at, row))
             .collect()
     }
+}
+
+/// The summary of an hour or a day of a city.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PeriodRow {
+    pub number: i32,
+    pub ends: i64,
+    pub summary: PeriodSummary,
+    pub is_final: bool,
+}
+
+/// What an arrival does to its key and its city.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpectedEffect {
+    pub kind: OutcomeKind,
+    /// The heat index of the key before and after.
+    pub before: Option<HeldHeat>,
+    pub after: Option<HeldHeat>,
+    pub is_first_of_city: bool,
+    /// The newest time of the city afterwards.
+    pub high: Option<EventTime>,
 }
 
 /// The state of a city in a checkpoint, as `swelter checkpoints show --json` prints it: everything
