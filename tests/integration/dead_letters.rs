@@ -110,7 +110,10 @@ fn retried_reading_counts_only_if_nothing_newer_arrived() {
     assert!(first.contains("sent 3 dead letters") && first.contains("1 are withdrawals"), "{first}");
     for _ in 0..2 {
         let again = run_dead_letters_ok(&data, &["retry"]);
-        assert!(again.contains("sent 0 dead letters") && again.contains("3 were sent by an earlier retry"), "{again}");
+        assert!(
+            again.contains("sent 0 dead letters") && again.contains("3 were sent by an earlier retry"),
+            "{again}"
+        );
         let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
         assert_eq!(current_row(&service, "a").unwrap()["temperature"], 90);
         assert_eq!(current_row(&service, "b").unwrap()["temperature"], 70);

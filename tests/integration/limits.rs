@@ -311,10 +311,7 @@ fn results_wait_while_dead_letters_cannot_be_written() {
         thread::sleep(POST_INTERVAL);
     }
     let status = service_status(&mut client);
-    assert!(
-        applied_records(&status) == before && before < load.records,
-        "sources do not wait: {status}"
-    );
+    assert!(applied_records(&status) == before && before < load.records, "sources do not wait: {status}");
     let log = service.log();
     for part in ["dead-letters.jsonl: File too large", "raise `ulimit -f`", "sources wait"] {
         assert!(log.contains(part), "{part}: {log}");

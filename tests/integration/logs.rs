@@ -269,7 +269,8 @@ fn checkpoint_of_another_journal_is_refused() {
         let (code, said) = ServiceBuilder::new(config(&shared)).data(&second).run_to_end();
         assert_eq!(code, Some(1), "start {start}: {said}");
         let last = said.lines().last().unwrap_or_default();
-        for says in ["made of another log", "the log has the id", "a location of its own", "checkpoints.url"] {
+        for says in ["made of another log", "the log has the id", "a location of its own", "checkpoints.url"]
+        {
             assert!(last.contains(says), "{says} is not in {last}");
         }
         assert_eq!(checkpoint_count(&shared), made, "nothing was given up");
