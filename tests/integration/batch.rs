@@ -298,7 +298,7 @@ fn failed_run_names_cause_and_leaves_no_output() {
         ("batch absent.csv", "absent.csv"),
         ("batch good.csv no-city.csv", "no column city"),
         ("batch good.csv cut.csv.gz", "cut.csv.gz"),
-        ("batch good.csv --plot x.svg --city y", "no city y"),
+        ("batch good.csv --plot x.svg --city y", "no readings of city y"),
     ] {
         let stderr = run.run_failing(&format!("{args} {outputs}"), 1);
         assert!(stderr.contains(says), "{stderr}");

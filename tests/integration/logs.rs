@@ -115,7 +115,7 @@ fn file_rewritten_while_followed_ends_service() {
     let service = ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready();
     wait_for_counts(&service, &[("rome", 3)]);
     fs::write(&path, HEADER.to_owned() + &csv_rows("madrid", 0..3) + &csv_rows("adrid", 0..3)).unwrap();
-    let says = "was written anew while it was followed: restore it";
+    let says = "was rewritten while it was followed: restore it";
     wait_for("that it ends with a line", || service.log().contains(says).then_some(()));
     let log = service.log();
     assert!(!log.contains("panic"), "{log}");

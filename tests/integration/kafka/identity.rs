@@ -255,10 +255,10 @@ fn lost_progress_topic_is_refused_and_not_created() {
     let before = uncommitted_outputs(&case.setup);
     let (topics, progress) = (TopicAdmin::of(&access), case.setup.progress.clone());
     topics.delete(&progress);
-    check_start_refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
+    check_start_refused(&case, &[], &["holds results that progress topic", &progress, "written twice"]);
     assert_eq!(topics.partitions(&progress), 0, "it was made");
     topics.create(&progress, 1, &[COMPACT]);
-    check_start_refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
+    check_start_refused(&case, &[], &["holds results that progress topic", &progress, "written twice"]);
     assert_eq!(before, uncommitted_outputs(&case.setup));
 }
 
