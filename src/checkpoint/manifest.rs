@@ -7,13 +7,11 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::CheckpointError;
+use super::format::{FIRST_MANIFEST_FORMAT, MANIFEST_FORMAT};
 use super::name::{CheckpointName, parse_generation};
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
-/// Format 2 says of each city whether it is split, and has open periods. Format 1 is read too.
-pub(super) const MANIFEST_FORMAT: u32 = 2;
-const OLDEST_MANIFEST_FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.
 const MAX_INCREMENTS: u32 = 20;
 
@@ -40,6 +38,17 @@ pub struct StateSegment {
     pub shard: u32,
     pub cities: FileEntry,
     pub readings: Option<FileEntry>,
+    /// The manifest format that readers of these files must know.
+    #[serde(default = "first_format", skip_serializing_if = "is_first_format")]
+    pub format: u32,
+}
+
+fn first_format() -> u32 {
+    FIRST_MANIFEST_FORMAT
+}
+
+fn is_first_format(format: &u32) -> bool {
+    *format == FIRST_MANIFEST_FORMAT
 }
 
 impl StateSegment {
@@ -144,7 +153,7 @@ impl Manifest {
             },
         };
         Ok(Manifest {
-            format: MANIFEST_FORMAT,
+            format: segments.iter().map(|segment| segment.format).max().unwrap_or(FIRST_MANIFEST_FORMAT),
             program: env!("CARGO_PKG_VERSION").into(),
             generation: cut.generation,
             epoch: cut.epoch,
@@ -232,7 +241,7 @@ impl Manifest {
         let unreadable =
             |error: serde_json::Error| damaged(&format!("its manifest cannot be read ({error})"));
         let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
-        if !(OLDEST_MANIFEST_FORMAT..=MANIFEST_FORMAT).contains(&format) {
+        if !(FIRST_MANIFEST_FORMAT..=MANIFEST_FORMAT).contains(&format) {
             return Err(CheckpointError::Format {
                 name: name.to_string(),
                 found: format,

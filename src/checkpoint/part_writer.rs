@@ -345,9 +345,9 @@ impl PartInProgress<'_> {
         }
         let (content, rows) = readings.finish().map_err(invalid)?;
         let readings = if rows > 0 { Some(self.start_file("readings", shard, content, rows)?) } else { None };
-        let content = cities::encode_cities(&cities).map_err(invalid)?;
+        let (content, format) = cities::encode_cities(&cities).map_err(invalid)?;
         let cities = self.start_file("cities", shard, content, cities.len() as u64)?;
-        self.segments.push(StateSegment { shard, cities, readings });
+        self.segments.push(StateSegment { shard, cities, readings, format });
         Ok(())
     }
 

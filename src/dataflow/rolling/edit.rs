@@ -120,6 +120,12 @@ impl ReadingStore {
         }
     }
 
+    /// Notes that the next snapshot must include the city, although its readings did not change.
+    pub fn note_change_without_readings(&mut self, city: u32) {
+        let index = &mut self.index[city as usize];
+        index.edited_from = index.edited_from.min(AFTER_ALL_TIMES - 1);
+    }
+
     fn replace_reading(
         &mut self,
         city: u32,

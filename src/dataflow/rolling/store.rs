@@ -419,12 +419,6 @@ impl ReadingStore {
         self.index[city as usize].last_snapshot_times = (last, high);
     }
 
-    /// Notes that the next snapshot must include the city, although its readings did not change.
-    pub fn note_change_without_readings(&mut self, city: u32) {
-        let index = &mut self.index[city as usize];
-        index.edited_from = index.edited_from.min(AFTER_ALL_TIMES - 1);
-    }
-
     /// Memory in bytes of readings and their revisions.
     #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {

