@@ -77,12 +77,17 @@ impl KillCase {
                 }) {
                     unanswered = self.case.post_until_gone(&service.address.clone());
                 }
-                wait_for("its death", || service.has_ended());
+                if self.case.processes == 1 {
+                    wait_for("its death", || service.has_ended());
+                } else {
+                    // A cluster on one host starts again by itself.
+                    service.kill_in_place();
+                }
             }
             Fault::KillService => {
                 service.wait_for_address();
                 let (kill, delay) =
-                    (service.kill_handle(), Duration::from_micros(self.case.random.below(400_000)));
+                    (service.kill_handle(), Duration::from_micros(self.case.random.below(200_000)));
                 let killer = thread::spawn(move || {
                     thread::sleep(delay);
                     kill();

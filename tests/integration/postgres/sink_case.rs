@@ -35,7 +35,7 @@ pub struct SinkCase {
 
 impl SinkCase {
     pub fn new(seed: u64, urls: Vec<String>, own_urls: Vec<String>, schema: &str) -> SinkCase {
-        let now = jiff::Timestamp::now().as_millisecond() - 24 * 3_600_000;
+        let now = jiff::Timestamp::now().as_millisecond() - 60 * 24 * 3_600_000;
         SinkCase {
             random: Random::new(seed),
             urls,
@@ -71,7 +71,7 @@ impl SinkCase {
     }
 
     fn next_entries(&mut self) -> Vec<LogEntry> {
-        self.now += self.random.below(6) as i64 * MINUTE_MS;
+        self.now += self.random.below(30) as i64 * MINUTE_MS;
         let entries =
             (0..1 + self.random.below(40)).map(|_| random_entry(&mut self.random, self.now)).collect();
         keep_accepted_entries(&self.log.oracle, entries, &mut self.random, self.now)
