@@ -96,10 +96,13 @@ impl PostgresError {
             return PostgresError::Server { database, code: answer.code().code().to_owned(), problem };
         }
         let mut problem = printable(&error.to_string()).into_owned();
-        // The client's own text ends with its cause, but not with the cause of that.
-        let mut cause = error.source().and_then(std::error::Error::source);
+        // Some texts end with that of their cause, and some do not.
+        let mut cause = error.source();
         while let Some(next) = cause {
-            problem.push_str(&format!(": {next}"));
+            let text = next.to_string();
+            if !problem.contains(&text) {
+                problem.push_str(&format!(": {}", printable(&text)));
+            }
             cause = next.source();
         }
         if problem.contains("does not allow writes") {

@@ -111,7 +111,7 @@ fn row_that_somebody_else_wrote_ends_the_run_with_its_name() {
     let again = serde_json::json!([{"city": "city 3", "reading_at": "2013-07-18T15:00:00Z", "temperature": 99, "humidity": 50}]);
     service.post(&again);
     let line = service.wait_for_failure();
-    assert!(line.contains("somebody else has written") && line.contains("city 3"), "{line}");
+    assert!(line.contains("table reading has no row of city \"city 3\""), "{line}");
 }
 
 #[test]
