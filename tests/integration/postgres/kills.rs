@@ -145,6 +145,7 @@ fn run_case(seed: u64, databases: usize, processes: u64, kills: u64) {
         eprintln!("{round}: {fault:?}");
         case.run_with(fault);
     }
+    case.case.check_means();
     let lost = case.proxy.lost_answers();
     assert!(kills < FAULTS.len() as u64 || lost > 0, "no answer to COMMIT was lost");
     eprintln!("{} arrivals, {lost} lost answers", case.case.log.arrivals.len());

@@ -23,6 +23,7 @@ fn run_and_check(case: &mut SinkCase) {
     let service = case.start();
     case.settle(&service, &[]);
     case.check();
+    case.check_means();
     service.terminate();
 }
 
