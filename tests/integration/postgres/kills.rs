@@ -4,6 +4,8 @@
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Pid, test_kill_process};
+
 use super::proxy::AnswerLosingProxy;
 use super::server::PrivateServer;
 use super::sink_case::SinkCase;
@@ -80,8 +82,11 @@ impl KillCase {
                 if self.case.processes == 1 {
                     wait_for("its death", || service.has_ended());
                 } else {
-                    // A cluster on one host starts again by itself.
+                    // A cluster on one host starts again by itself. Its processes end a moment later.
+                    let processes = service.child_processes();
                     service.kill_in_place();
+                    let is_gone = |pid: &Pid| test_kill_process(*pid).is_err();
+                    wait_for("that its processes end", || processes.iter().all(is_gone).then_some(()));
                 }
             }
             Fault::KillService => {
