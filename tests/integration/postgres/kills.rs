@@ -83,19 +83,15 @@ impl KillCase {
                 if self.case.processes == 1 {
                     wait_for("its death", || service.has_ended());
                 } else {
-                    // A cluster on one host starts again by itself. Its processes end a moment later.
+                    // A cluster on one host starts again by itself.
                     let processes = service.child_processes();
                     service.kill_in_place();
-                    let is_gone = |pid: &Pid| {
-                        // One that nobody waits for has no command line any more.
-                        let path = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
-                        fs::read(path).map_or(true, |line| line.is_empty())
-                    };
-                    wait_for("that its processes end", || processes.iter().all(is_gone).then_some(()));
+                    wait_until_gone(&processes);
                 }
             }
             Fault::KillService => {
                 service.wait_for_address();
+                let processes = service.child_processes();
                 let (kill, delay) =
                     (service.kill_handle(), Duration::from_micros(self.case.random.below(200_000)));
                 let killer = thread::spawn(move || {
@@ -104,6 +100,7 @@ impl KillCase {
                 });
                 unanswered = self.case.post_until_gone(&service.address.clone());
                 killer.join().unwrap();
+                wait_until_gone(&processes);
             }
             _ => {
                 service.wait_for_ready();
@@ -120,7 +117,11 @@ impl KillCase {
         self.case.check();
         match self.case.random.below(2) {
             0 => service.terminate(),
-            _ => service.kill(),
+            _ => {
+                let processes = service.child_processes();
+                service.kill();
+                wait_until_gone(&processes);
+            }
         }
     }
 
@@ -140,6 +141,14 @@ impl KillCase {
             self.server.restart();
         }
     }
+}
+
+/// Waits for the processes of a cluster, which end a moment after their supervisor.
+fn wait_until_gone(processes: &[Pid]) {
+    // One that nobody waits for has no command line any more.
+    let path = |pid: &Pid| format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+    let is_gone = |pid: &Pid| fs::read(path(pid)).map_or(true, |line| line.is_empty());
+    wait_for("that the processes of the cluster end", || processes.iter().all(is_gone).then_some(()));
 }
 
 /// The URL of one of the databases.
