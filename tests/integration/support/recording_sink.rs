@@ -25,9 +25,12 @@ pub enum SinkChange {
     Day(DayChange),
 }
 
-/// The changes of all workers: epoch, city and change, in the order of each worker.
+/// Epoch, city and change.
+type RecordedChange = (u64, Arc<str>, SinkChange);
+
+/// The changes of all workers, in the order of each worker.
 #[derive(Clone, Default)]
-pub struct RecordedChanges(Arc<Mutex<Vec<(u64, Arc<str>, SinkChange)>>>);
+pub struct RecordedChanges(Arc<Mutex<Vec<RecordedChange>>>);
 
 impl RecordedChanges {
     /// The plan of a graph whose only sink wants this.
@@ -40,7 +43,7 @@ impl RecordedChanges {
         EncodedBatchesPlan { renderers: vec![renderer], partitions: PartitionTable::default() }
     }
 
-    pub fn take(&self) -> Vec<(u64, Arc<str>, SinkChange)> {
+    pub fn take(&self) -> Vec<RecordedChange> {
         std::mem::take(&mut self.0.lock())
     }
 }
