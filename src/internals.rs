@@ -37,6 +37,9 @@ pub mod run {
 pub mod serve {
     pub use crate::serve::*;
 }
+pub mod sinks {
+    pub use crate::sinks::*;
+}
 pub mod sources {
     pub use crate::sources::*;
 }

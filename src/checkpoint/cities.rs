@@ -190,12 +190,12 @@ pub(super) fn decode_cities(file: Bytes, rows: u64) -> Result<Vec<CityRecord>, P
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
     check_footer_sizes(builder.metadata(), rows)?;
     if !AddedColumns::ALL.iter().any(|added| builder.schema().fields() == added.schema().fields()) {
-        return Err(ParquetError::General("its columns are not those of cities".into()));
+        return Err(ParquetError::General("its columns are not those of a file of cities".into()));
     }
     let mut cities = Vec::new();
     for batch in builder.with_batch_size(CITY_BATCH_ROWS).build()? {
         read_batch(&batch?, &mut cities)
-            .ok_or_else(|| ParquetError::General(format!("its city {} is none", cities.len() + 1)))?;
+            .ok_or_else(|| ParquetError::General(format!("its city {} is invalid", cities.len() + 1)))?;
     }
     Ok(cities)
 }

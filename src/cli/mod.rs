@@ -8,6 +8,7 @@ mod dead_letters;
 mod demo;
 mod generate;
 mod logging;
+mod postgres;
 mod produce;
 mod read_args;
 mod run;
@@ -47,6 +48,7 @@ enum Command {
     Produce(produce::ProduceArgs),
     DeadLetters(dead_letters::DeadLettersArgs),
     Checkpoints(checkpoints::CheckpointsArgs),
+    Postgres(postgres::PostgresArgs),
     Cluster(cluster::ClusterArgs),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
@@ -78,6 +80,7 @@ impl Cli {
             Command::Produce(args) => args.run(),
             Command::DeadLetters(args) => args.run(),
             Command::Checkpoints(args) => args.run(),
+            Command::Postgres(args) => args.run(),
             Command::Cluster(args) => args.run(),
             Command::Backup(args) => args.run(),
             Command::Restore(args) => args.run(),
@@ -146,7 +149,7 @@ impl CliError {
 /// The error of a data directory that is given and not used.
 fn unused_data_dir_error(dir: &str, used_by: &str) -> CliError {
     CliError::Usage(format!(
-        "--data-dir {dir} is not used: {used_by} would, and the configuration has none (ingest.enabled, ingest.into); leave it out"
+        "--data-dir {dir} is not used, because the configuration has no {used_by} (ingest.enabled, ingest.into): leave it out"
     ))
 }
 

@@ -14,8 +14,9 @@ use crate::serve::ServePlan;
 use crate::sinks::dead_letters::DeadLetterLimits;
 use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::KafkaSinkPlan;
+use crate::sinks::postgres::PostgresSinkPlan;
+use crate::sources::generator::paced::PacedPlan;
 use crate::sources::kafka::KafkaSourcePlan;
-use crate::sources::weather::WeatherKind;
 
 /// Everything that a live run needs.
 #[derive(Clone, Debug)]
@@ -76,6 +77,7 @@ pub struct SinkPlan {
 pub enum SinkKind {
     Kafka(KafkaSinkPlan),
     Folder(FolderSinkPlan),
+    Postgres(PostgresSinkPlan),
 }
 
 impl ServicePlan {
@@ -83,16 +85,29 @@ impl ServicePlan {
     pub fn kafka_sinks(&self) -> impl Iterator<Item = &KafkaSinkPlan> {
         self.sinks.iter().filter_map(|sink| match &sink.kind {
             SinkKind::Kafka(kafka) => Some(kafka),
-            SinkKind::Folder(_) => None,
+            SinkKind::Folder(_) | SinkKind::Postgres(_) => None,
         })
     }
 
     /// The folder sinks.
     pub fn folder_sinks(&self) -> impl Iterator<Item = &FolderSinkPlan> {
         self.sinks.iter().filter_map(|sink| match &sink.kind {
-            SinkKind::Kafka(_) => None,
+            SinkKind::Kafka(_) | SinkKind::Postgres(_) => None,
             SinkKind::Folder(folder) => Some(folder),
         })
+    }
+
+    /// The PostgreSQL sinks.
+    pub fn postgres_sinks(&self) -> impl Iterator<Item = &PostgresSinkPlan> {
+        self.sinks.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::Kafka(_) | SinkKind::Folder(_) => None,
+            SinkKind::Postgres(postgres) => Some(postgres),
+        })
+    }
+
+    /// Whether a sink needs an authority beside it that counts generations.
+    pub fn has_uncounted_sink(&self) -> bool {
+        self.sinks.iter().any(|sink| !matches!(sink.kind, SinkKind::Kafka(_)))
     }
 
     /// Whether a sink or a source of dead letters records the generations of the run in a progress
@@ -207,28 +222,10 @@ pub struct SourcePlan {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourceKind {
-    Generator(GeneratorSourcePlan),
+    /// A generator of readings, paced by the clock.
+    Generator(PacedPlan),
     File(FileSourcePlan),
     Kafka(KafkaSourcePlan),
-}
-
-/// A generator of readings, paced by the clock. Shares are those of
-/// [`GeneratorPlan`](crate::sources::generator::GeneratorPlan).
-#[derive(Clone, Debug, PartialEq)]
-pub struct GeneratorSourcePlan {
-    pub cities: u32,
-    pub interval: Millis,
-    /// How far back the readings begin at the first start.
-    pub history: Millis,
-    /// Between two readings of a city before the first start.
-    pub history_interval: Millis,
-    pub late: f64,
-    pub corrections: f64,
-    pub withdrawals: f64,
-    pub duplicates: f64,
-    pub invalid: f64,
-    pub weather: WeatherKind,
-    pub seed: u64,
 }
 
 /// A file that is read once, or followed as it grows.

@@ -6,12 +6,14 @@ use super::config_reader::ConfigReader;
 use super::kafka::{self, TopicUses};
 use super::layers::{ConfigValue, TableItem};
 use super::plan::{SinkKind, SinkPlan};
+use super::postgres::read_postgres_sink;
+use crate::dataflow::rolling::Retention;
 use crate::sinks::folder::{FolderFormat, FolderSinkPlan, SegmentLimits};
 
 const MAX_SINKS: usize = 16;
 
 /// Reads the sinks in the order of the configuration.
-pub fn read_sinks(keys: &mut ConfigReader, topics: &mut TopicUses) -> Vec<SinkPlan> {
+pub fn read_sinks(keys: &mut ConfigReader, topics: &mut TopicUses, results: Retention) -> Vec<SinkPlan> {
     let items = keys.list_items("sinks");
     if items.len() > MAX_SINKS {
         keys.add_error("sinks", format!("has {} sinks: {MAX_SINKS} are the most", items.len()));
@@ -19,9 +21,11 @@ pub fn read_sinks(keys: &mut ConfigReader, topics: &mut TopicUses) -> Vec<SinkPl
     }
     let mut sinks: Vec<SinkPlan> = Vec::new();
     for TableItem { name, key: at, .. } in items {
-        let kind = match keys.read_one_of(&format!("{at}.type"), &["kafka", "folder"]).as_deref() {
+        let kind = match keys.read_one_of(&format!("{at}.type"), &["kafka", "folder", "postgres"]).as_deref()
+        {
             Some("kafka") => kafka::read_kafka_sink(keys, &at, topics).map(SinkKind::Kafka),
-            Some(_) => read_folder(keys, &at, &sinks).map(SinkKind::Folder),
+            Some("folder") => read_folder(keys, &at, &sinks).map(SinkKind::Folder),
+            Some(_) => read_postgres_sink(keys, &at, results, &sinks).map(SinkKind::Postgres),
             None => None,
         };
         if is_named(keys, &at, &name) {
@@ -66,7 +70,7 @@ fn read_folder(keys: &mut ConfigReader, at: &str, before: &[SinkPlan]) -> Option
     }
     let formats = [FolderFormat::Json, FolderFormat::Csv];
     let format = keys.read_one_of(&key("format"), &formats.map(FolderFormat::name));
-    let format = formats.into_iter().find(|known| format.as_deref() == Some(known.name()));
+    let format = formats.into_iter().find(|candidate| format.as_deref() == Some(candidate.name()));
     let shards = keys.read_integer(&key("shards"), 1..=64);
     let commit_interval = keys.read_wall_duration(&key("commit_interval"), "1ms", "1m");
     let segments = SegmentLimits {

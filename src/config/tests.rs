@@ -1,5 +1,6 @@
 mod cluster;
 mod kafka;
+mod postgres;
 mod read_options;
 
 use std::ffi::OsString;
@@ -136,7 +137,8 @@ fn example_sources_and_sinks_list_all_keys_with_defaults() {
                  [[sources]]\ntype = 'generator'\nname = 'made-up'\ncities = 1000\n\
                  [[sources]]\ntype = 'file'\nname = 'archive'\npath = 'readings.csv'\n\
                  [[sinks]]\ntype = 'kafka'\nbrokers = '127.0.0.1:9092'\ntopic = 'heat-index'\n\
-                 [[sinks]]\ntype = 'folder'\npath = 'archive'\n";
+                 [[sinks]]\ntype = 'folder'\npath = 'archive'\n\
+                 [[sinks]]\ntype = 'postgres'\nurl = 'postgres://swelter@127.0.0.1:5432/weather'\n";
     let written = Written::new(short).load().unwrap();
     assert_eq!(shown.plan.sources, written.plan.sources);
     assert_eq!(shown.plan.sinks, written.plan.sinks);
@@ -230,10 +232,10 @@ fn all_errors_are_reported_at_once_with_key_and_location() {
         "serve.origins (swelter.toml, line 9): \"https://a.example/\" is not an origin",
         "serve.conections (swelter.toml, line 10): is not a key: did you mean serve.limits.connections?",
         "serve.tls.certificate (swelter.toml, line 12): no-such-file.pem is not a file",
-        "serve.tls.key (default): is empty, but there is a certificate",
+        "serve.tls.key (default): is empty, but a certificate is set",
         "serve.limits.bodies_bytes (default): is less than serve.limits.body_bytes",
         "serve.limits.heartbeat (swelter.toml, line 15): 15 is not a duration from 100ms to 5m",
-        "log.level (swelter.toml, line 17): \"a=b=c\" is not a filter",
+        "log.level (swelter.toml, line 17): \"a=b=c\" is not a log filter",
         "empty (swelter.toml, line 18): is not a key",
         "limits.poll_records (SWELTER_LIMITS__POLL_RECORDS): \"0\" is not a whole number from 1",
         "serve (SWELTER_SERVE): is a table, not a value",
@@ -297,11 +299,11 @@ fn sources_are_validated_by_type() {
         "sources.\"the weather\".name (swelter.toml, line 6): is not a name for a source",
         "sources.none.type (swelter.toml, line 9): is missing",
         "sources.pulsar.type (swelter.toml, line 13): \"pulsar\" is not kafka, generator or file",
-        "sources.made-up.cities (swelter.toml, line 18): plausible weather has 34006 cities",
+        "sources.made-up.cities (swelter.toml, line 18): plausible weather has at most 34006 cities",
         "sources.made-up.late (swelter.toml, line 19): 1.5 is not a share from 0 to 1",
         "sources.made-up.folow (swelter.toml, line 20): is not a key",
-        "sources.file.follow (swelter.toml, line 24): cannot be with a compressed file",
-        "sources.file (swelter.toml, line 25): is there twice: give one another name",
+        "sources.file.follow (swelter.toml, line 24): cannot be set for a compressed file",
+        "sources.file (swelter.toml, line 25): is used twice: give one another name",
         "sources.parquet.path (swelter.toml, line 31): is Parquet",
         "sources.nameless.path (swelter.toml, line 35): \"x\" does not say its format",
         "sources.10.type (swelter.toml, line 36): is missing",
@@ -322,7 +324,7 @@ fn sources_must_be_a_list() {
         ("sources = 'x'\n", "sources (swelter.toml, line 1): is a list of tables: write [[sources]]"),
         (
             "sinks = [{ type = 'kafka' }, 5]\n",
-            "sinks (swelter.toml, line 1): holds something that is no table",
+            "sinks (swelter.toml, line 1): holds a value that is not a table",
         ),
     ] {
         let written = Written::new(text);

@@ -13,6 +13,7 @@ mod running;
 mod source_registry;
 mod specs;
 mod topics;
+mod uncounted_sinks;
 
 pub use self::facts::SinkFacts;
 pub use self::identity::{file_identity, log_identity};

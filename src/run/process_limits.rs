@@ -15,6 +15,7 @@ use crate::fault::{check_threads_available, start_failure_text};
 use crate::kafka::KafkaCluster;
 use crate::serve::max_concurrent_rejections;
 use crate::sinks::kafka::KafkaSinkPlan;
+use crate::sinks::postgres::PostgresSinkPlan;
 use crate::sources::journal;
 use crate::sources::kafka::KafkaSourcePlan;
 
@@ -43,6 +44,12 @@ const GENERATOR_FILES: u64 = 2;
 const RETRY_CLIENTS: u64 = 2;
 /// The open segment of a folder's shard, its commit log, and two temporary files.
 const FOLDER_SHARD_FILES: u64 = 4;
+/// Connections with PostgreSQL: of a shard, with a second one that ends what blocks it, and of the
+/// watch for other claims in each database; each with the poll and the wake-up of its runtime.
+const POSTGRES_SHARD_FILES: u64 = 2 * POSTGRES_CONNECTION_FILES;
+const POSTGRES_CONNECTION_FILES: u64 = 4;
+/// The thread of a shard, and the one that resolves names for its connection.
+const POSTGRES_SHARD_THREADS: usize = 2;
 /// Clients of a Kafka sink in addition to one for each shard: progress, the watch for other claims,
 /// the heartbeat.
 const SINK_CLIENTS: u64 = 3;
@@ -74,8 +81,7 @@ const CLIENT_THREADS: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     #[error(
-        "this process may open {limit} files, of which this run needs {reserve} for itself: that leaves {connections} connections, fewer than \
-         {FEWEST_CONNECTIONS}; allow at least {needed} open files (`ulimit -n {needed}`, with systemd LimitNOFILE={needed})"
+        "this process may open {limit} files, of which the run itself needs {reserve}: that leaves {connections} connections, fewer than {FEWEST_CONNECTIONS}; allow at least {needed} open files (`ulimit -n {needed}`, with systemd LimitNOFILE={needed})"
     )]
     OpenFiles { limit: u64, reserve: u64, connections: u64, needed: u64 },
     #[error("this run needs {needed} threads: {}", start_failure_text(error))]
@@ -111,7 +117,12 @@ pub fn check_threads_of(plan: &ServicePlan) -> Result<(), LimitError> {
     let clients = plan.sources.iter().filter(is_kafka).count()
         + plan.kafka_sinks().map(|sink| usize::from(sink.output.shards)).sum::<usize>();
     let folder_shards: usize = plan.folder_sinks().map(|folder| usize::from(folder.shards)).sum();
-    let needed = PROCESS_THREADS + WORKER_THREADS * plan.workers + CLIENT_THREADS * clients + folder_shards;
+    let postgres_threads: usize = plan.postgres_sinks().map(postgres_threads).sum();
+    let needed = PROCESS_THREADS
+        + WORKER_THREADS * plan.workers
+        + CLIENT_THREADS * clients
+        + folder_shards
+        + postgres_threads;
     check_threads_available(needed).map_err(|error| LimitError::Threads { needed, error })
 }
 
@@ -172,11 +183,22 @@ fn reserved_files(plan: &ServicePlan) -> u64 {
         files += clients * client_files(&output.cluster) + REGISTRY_CONNECTIONS;
     }
     files += plan.folder_sinks().map(|folder| FOLDER_SHARD_FILES * u64::from(folder.shards)).sum::<u64>();
+    files += plan.postgres_sinks().map(postgres_files).sum::<u64>();
     let processes = plan.cluster.processes as u64;
     if processes > 1 {
         files += HANDSHAKE_FILES + (processes - 1) * PEER_FILES;
     }
     files
+}
+
+/// Shards, and the watch for other claims in each database.
+fn postgres_files(sink: &PostgresSinkPlan) -> u64 {
+    let databases = sink.databases.len() as u64;
+    POSTGRES_SHARD_FILES * u64::from(sink.shards) + POSTGRES_CONNECTION_FILES * databases
+}
+
+fn postgres_threads(sink: &PostgresSinkPlan) -> usize {
+    POSTGRES_SHARD_THREADS * usize::from(sink.shards) + sink.databases.len() + 1
 }
 
 fn kafka_source_files(plan: &ServicePlan, name: &str, kafka: &KafkaSourcePlan) -> u64 {

@@ -210,6 +210,27 @@ fn describe_answers_and_sinks() {
         "Transactions of a shard, or with at_least_once its progress records"
     );
     describe_gauge!("swelter_sink_durable_epoch", "The epoch that a shard's output is durable up to");
+    describe_counter!(
+        "swelter_postgres_rows_total",
+        "Rows that a shard has committed to PostgreSQL, by whether they were inserted, updated or deleted, or are too old to be kept"
+    );
+    describe_histogram!(
+        "swelter_postgres_commit_seconds",
+        Unit::Seconds,
+        "From the first statement of a transaction until PostgreSQL has committed it"
+    );
+    describe_gauge!(
+        "swelter_postgres_lag_seconds",
+        "How old the newest committed epoch was when it was committed, by this host's clock"
+    );
+    describe_counter!(
+        "swelter_postgres_retries_total",
+        "Transactions and connections of a shard that are tried again, by the kind of fault"
+    );
+    describe_gauge!(
+        "swelter_postgres_connections",
+        "Connections of a shard with PostgreSQL: 1, or 0 while it has none"
+    );
     describe_gauge!("swelter_subscriber_sessions", "Open WebSocket sessions of subscribers");
     describe_gauge!("swelter_subscriptions", "Subscriptions of all sessions");
     describe_counter!("swelter_sent_messages_total", "Messages sent to subscribers");

@@ -80,8 +80,8 @@
 //! ## How to add a sink
 //!
 //! Implement [`DurableSink`], [`ShardWriter`](shard::ShardWriter) and a `Render`; add the table to
-//! `config/`, and the sink to the list in `run/durable_sinks/specs.rs`. `kafka/` and `folder/` are
-//! examples. Add the sink to the test `tests/integration/kafka/several_sinks.rs`.
+//! `config/`, and the sink to the list in `run/durable_sinks/specs.rs`. `kafka/`, `folder/` and
+//! `postgres/` are examples. Add the sink to the test `tests/integration/kafka/several_sinks.rs`.
 //!
 //! This module also has the outputs that `batch` writes at the end of a run, `result_table`,
 //! `changes`, `plot` and `output`, and `dead_letters`.
@@ -95,6 +95,7 @@ pub mod folder;
 pub mod kafka;
 pub mod output;
 pub mod plot;
+pub mod postgres;
 pub mod progress;
 pub mod result_table;
 pub mod shard;

@@ -14,8 +14,9 @@ const TABLES_OF_DATA: &[&str] = &[];
 
 /// Why a test may be left out of plain `cargo test`: what the attribute must begin with, and by
 /// which part of the test's name `scripts/test` skips it, if it does.
-const IGNORE_REASONS: [(&str, Option<&str>); 7] = [
+const IGNORE_REASONS: [(&str, Option<&str>); 8] = [
     ("needs Kafka: scripts/test", None),
+    ("needs PostgreSQL: scripts/test", None),
     ("needs Chromium: scripts/test", None),
     ("needs Python: scripts/test", None),
     ("needs Node.js: scripts/test", None),

@@ -28,6 +28,7 @@ mod limits;
 mod logs;
 mod other_rules;
 mod places;
+mod postgres;
 mod read_files;
 mod real;
 mod recovery;

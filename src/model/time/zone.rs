@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::tz::TimeZone;
+use parking_lot::Mutex;
 
 use crate::panics::locks::SharedMutex;
 

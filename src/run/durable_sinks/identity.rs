@@ -14,6 +14,7 @@ use crate::run::run_error::RunError;
 use crate::sinks::error::SinkError;
 use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::read_progress_topic;
+use crate::sinks::postgres::PostgresSinkPlan;
 use crate::sinks::progress::{ProgressSnapshot, SinkIdentity, start_key};
 use crate::sources::kafka::{KafkaSourcePlan, RecordFormat};
 
@@ -36,19 +37,46 @@ pub(super) fn kafka_identity(
     identity
 }
 
-/// The identity of the results in a folder. The authority identifies topics by their ids; a folder
-/// identifies all other logs.
+/// The identity of the results in a folder.
 pub(super) fn folder_identity(
     plan: &ServicePlan,
     folder: &FolderSinkPlan,
     authority: &str,
     log_ids: &BTreeMap<String, String>,
 ) -> SinkIdentity {
-    let mut identity = log_identity(plan);
-    identity.extend(results_identity(plan));
+    let mut identity = uncounted_identity(plan, authority, log_ids);
     let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say("shards", folder.shards.to_string());
     say("format", folder.format.name().to_owned());
+    identity
+}
+
+/// The identity of the results in PostgreSQL. Which database a shard lives in follows from their
+/// number.
+pub(super) fn postgres_identity(
+    plan: &ServicePlan,
+    postgres: &PostgresSinkPlan,
+    authority: &str,
+    log_ids: &BTreeMap<String, String>,
+) -> SinkIdentity {
+    let mut identity = uncounted_identity(plan, authority, log_ids);
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
+    say("shards", postgres.shards.to_string());
+    say("databases", postgres.databases.len().to_string());
+    say("tables", postgres.tables.to_string());
+    identity
+}
+
+/// The identity of results in a sink that counts no generations. The authority identifies topics by
+/// their ids; the sink identifies all other logs.
+fn uncounted_identity(
+    plan: &ServicePlan,
+    authority: &str,
+    log_ids: &BTreeMap<String, String>,
+) -> SinkIdentity {
+    let mut identity = log_identity(plan);
+    identity.extend(results_identity(plan));
+    let mut say = |what: &str, value: String| drop(identity.insert(what.to_owned(), value));
     say("generations", format!("counted by {authority}"));
     for (source, id) in log_ids {
         if !kafka_sources(plan).any(|(name, _)| name == source) {
@@ -139,29 +167,27 @@ pub(super) fn check_dead_letters_topic(
     spec: &KafkaSpec,
     progress: &ProgressSnapshot,
 ) -> Result<(), RunError> {
-    let (own, used) = (&source.progress_topic, &spec.plan.progress_topic);
+    let (recorded_in, current) = (&source.progress_topic, &spec.plan.progress_topic);
     if progress.get::<BTreeMap<u32, u64>>(&start_key(name))?.is_some() {
         return Ok(());
     }
     let [first, second] = dead_letter_topics(&source.topic);
-    if own == used && spec.results.is_none() {
+    if recorded_in == current && spec.results.is_none() {
         let cluster = &source.cluster;
         return match topic_admin::first_topic_with_records(cluster, &[&first, &second])?.is_some() {
             false => Ok(()),
-            true => Err(unknown_dead_letters(name, source, used)),
+            true => Err(unknown_dead_letters(name, source, current)),
         };
     }
-    let own_holds = topic_admin::topic_exists(&source.cluster, own)?
-        .then(|| read_progress_topic(&source.cluster, own))
+    let own_holds = topic_admin::topic_exists(&source.cluster, recorded_in)?
+        .then(|| read_progress_topic(&source.cluster, recorded_in))
         .transpose()
         .map_err(SinkError::from)?;
     let start = own_holds.map(|holds| holds.get::<BTreeMap<u32, u64>>(&start_key(name))).transpose()?;
     match start.flatten() {
         None => Ok(()),
         Some(_) => Err(RunError::Failed(format!(
-            "source {name}: its dead letters, where it was first read from, and the answers of its registry are kept in progress topic \
-             {own}, not in {used}, as before there was this sink, or with other properties: set it back; to begin anew, delete {own}, \
-             {first} and {second}"
+            "source {name}: its dead letters, its first positions and the responses of its registry are recorded in progress topic {recorded_in}, not in {current}: the sink was added later, or properties have changed; set the configuration back, or, to begin anew, delete {recorded_in}, {first} and {second}"
         ))),
     }
 }
@@ -170,8 +196,6 @@ pub(super) fn check_dead_letters_topic(
 pub(super) fn unknown_dead_letters(name: &str, source: &KafkaSourcePlan, used: &str) -> RunError {
     let [first, second] = dead_letter_topics(&source.topic);
     RunError::Failed(format!(
-        "source {name}: {first} or {second} holds dead letters, of which progress topic {used} knows nothing: where a sink was removed, set \
-         it back; where {used} was lost, restore it; to begin anew, delete both topics, or they would be written twice \
-         (docs/disaster-recovery.md)"
+        "source {name}: {first} or {second} holds dead letters that progress topic {used} does not know, so they would be written twice: if a sink was removed, set it back; if {used} was lost, restore it; to begin anew, delete both topics of dead letters (docs/disaster-recovery.md)"
     ))
 }

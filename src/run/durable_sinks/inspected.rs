@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::facts::{KafkaFacts, RowEncoding, SinkFacts};
-use super::identity::{check_dead_letters_topic, dead_letters_key, folder_identity, kafka_identity};
+use super::identity::{check_dead_letters_topic, dead_letters_key, kafka_identity};
 use super::recorded_topics::{RecordedTopics, recorded_topic};
 use super::resume_points::find_resume_points;
 use super::running::DurableSinks;
-use super::source_registry::{DeadLetterRoute, SourceRegistry};
+use super::source_registry::{DeadLetterRoute, DeadLetterTable, SourceRegistry};
 use super::specs::{KafkaSpec, SinkSpecs, kafka_sources};
+use super::uncounted_sinks::{UncountedSink, UncountedSinks};
 use crate::config::ServicePlan;
 use crate::dataflow::{EncodedBatchesPlan, RendererPlan};
 use crate::kafka::topic_identity::{TopicIdentity, TopicWatch};
@@ -18,8 +19,6 @@ use crate::kafka::{KafkaCluster, dead_letter_topics};
 use crate::model::{PartitionIndex, PartitionTable, Render, Shard, Topology};
 use crate::run::run_error::RunError;
 use crate::sinks::error::SinkError;
-use crate::sinks::folder::FolderSink;
-use crate::sinks::folder::render::FolderRenderer;
 use crate::sinks::kafka::render::{AvroRows, JsonRows, KafkaRenderer, PartitionLayout};
 use crate::sinks::kafka::{Delivery, KafkaOutputPlan, KafkaSink};
 use crate::sinks::progress::{CLAIM, Claim, ClaimRequest, Positions, ProgressSnapshot, SinkClaim};
@@ -30,11 +29,12 @@ use crate::worker::{LogPartition, ResumePoints};
 /// The sinks of a run before they are claimed: their topics exist, and everything but their
 /// progress is known.
 pub struct InspectedSinks {
-    /// In the order of claims: Kafka sinks first.
+    /// In the order of claims: Kafka sinks, folders, PostgreSQL.
     sinks: Vec<InspectedSink>,
     kafka: Vec<KafkaSpec>,
     /// By name of the source.
     dead_letters: HashMap<String, DeadLetterRoute>,
+    dead_letter_tables: Vec<DeadLetterTable>,
     recorded: Arc<RecordedTopics>,
 }
 
@@ -79,13 +79,14 @@ impl DurableShard {
 impl InspectedSinks {
     /// The sinks of a plan, with the facts that one process has collected.
     pub fn new(plan: &ServicePlan, facts: &SinkFacts) -> InspectedSinks {
-        let SinkSpecs { kafka, folders, dead_letters } = SinkSpecs::of(plan);
+        let specs = SinkSpecs::of(plan);
+        let SinkSpecs { kafka, dead_letters, .. } = &specs;
         let mut identities: Vec<_> = kafka
             .iter()
             .zip(&facts.kafka)
             .map(|(spec, facts)| kafka_identity(plan, spec, &facts.topics))
             .collect();
-        for (name, (sink, _)) in &dead_letters {
+        for (name, (sink, _)) in dead_letters {
             for identity in &mut identities {
                 identity.insert(dead_letters_key(name), kafka[*sink].plan.progress_topic.clone());
             }
@@ -104,19 +105,13 @@ impl InspectedSinks {
             Some(spec) => format!("progress topic {}", spec.plan.progress_topic),
             None => "the data directory".to_owned(),
         };
-        for folder in folders {
-            let identity = folder_identity(plan, &folder, &authority, &facts.log_ids);
-            let first_shard = Shard(next_shard);
-            next_shard += folder.shards;
-            let (format, shards) = (folder.format, folder.shards);
-            let make = move |_: &PartitionTable| -> Box<dyn Render> {
-                Box::new(FolderRenderer::new(format, first_shard, shards))
-            };
-            let renderer = Some(RendererPlan { make: Arc::new(make), write_touched: false });
-            let shown_as = format!("folder {}", folder.path.display()).into();
-            let sink = FolderSink::new(folder, identity, authority.clone());
-            sinks.push(InspectedSink { sink: Arc::new(sink), first_shard, shown_as, renderer });
-        }
+        let uncounted = UncountedSinks { plan, authority: &authority, log_ids: &facts.log_ids };
+        let uncounted = uncounted.make(&specs, Shard(next_shard));
+        let dead_letter_tables = uncounted.iter().filter_map(UncountedSink::dead_letter_table).collect();
+        sinks.extend(uncounted.into_iter().map(|made| {
+            let UncountedSink { sink, first_shard, shown_as, renderer, .. } = made;
+            InspectedSink { sink, first_shard, shown_as, renderer: Some(renderer) }
+        }));
         let routes = kafka_sources(plan).filter_map(|(name, source)| {
             let (sink, at) = *dead_letters.get(name)?;
             let [first, second] = dead_letter_topics(&source.topic);
@@ -133,8 +128,9 @@ impl InspectedSinks {
             Some((name.to_owned(), route))
         });
         let dead_letters = routes.collect();
+        let kafka = specs.kafka;
         let recorded = Arc::new(RecordedTopics::new(plan, &kafka));
-        InspectedSinks { sinks, kafka, dead_letters, recorded }
+        InspectedSinks { sinks, kafka, dead_letters, dead_letter_tables, recorded }
     }
 
     /// The number of sinks. A sink is addressed by its index in the order of claims.
@@ -286,9 +282,9 @@ impl InspectedSinks {
     pub fn durable_shards(&self, snapshots: &[&ProgressSnapshot]) -> Result<Vec<DurableShard>, RunError> {
         let mut all = Vec::new();
         for (at, (inspected, snapshot)) in self.sinks.iter().zip(snapshots).enumerate() {
-            let own = self.dead_letters.iter().filter(|(_, route)| route.sink == at);
+            let routes_of_sink = self.dead_letters.iter().filter(|(_, route)| route.sink == at);
             let has_results = inspected.renderer.is_some();
-            let only = (!has_results).then(|| own.map(|(source, _)| source.clone()).collect());
+            let only = (!has_results).then(|| routes_of_sink.map(|(source, _)| source.clone()).collect());
             for shard in 0..inspected.sink.shards() {
                 let positions = snapshot.shard(shard)?.unwrap_or_default().positions;
                 all.push(DurableShard {
@@ -316,8 +312,8 @@ impl InspectedSinks {
         for (inspected, snapshot) in self.sinks.iter().zip(snapshots).skip(self.kafka.len()) {
             if snapshot.get::<Claim>(CLAIM)?.is_none() {
                 return Err(RunError::Failed(format!(
-                    "cluster.start: the {} holds nothing of the generation that is to be taken over from: start where that one's folder is seen; \
-                     to add a sink, start without --takeover and --standby",
+                    "cluster.start: the {} has no claim of the generation to take over from: start on a host that sees the folders and databases of that \
+                     generation; to add a sink, start without --takeover and --standby",
                     inspected.shown_as
                 )));
             }
@@ -359,7 +355,7 @@ impl InspectedSinks {
     /// The registry of first read positions, as recorded in these snapshots; it records nothing
     /// until the sinks are claimed.
     pub fn source_registry(&self, snapshots: &[&ProgressSnapshot]) -> Result<SourceRegistry, RunError> {
-        SourceRegistry::of(&self.dead_letters, snapshots)
+        SourceRegistry::of(&self.dead_letters, &self.dead_letter_tables, snapshots)
     }
 }
 

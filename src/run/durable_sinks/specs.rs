@@ -7,6 +7,7 @@ use crate::config::{ServicePlan, SinkKind, SourceKind};
 use crate::kafka::dead_letter_topics;
 use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::{Delivery, KafkaOutputPlan, KafkaSinkPlan};
+use crate::sinks::postgres::PostgresSinkPlan;
 use crate::sources::kafka::KafkaSourcePlan;
 
 /// Shards and intervals of a sink that writes only dead letters.
@@ -14,10 +15,11 @@ const DEAD_LETTER_SHARDS: u16 = 1;
 const DEAD_LETTER_COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 const DEAD_LETTER_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// All sinks: Kafka sinks first, so that the authority is the first one.
+/// All sinks, in the order of claims: Kafka sinks first, so that the authority is the first one.
 pub(super) struct SinkSpecs {
     pub kafka: Vec<KafkaSpec>,
     pub folders: Vec<FolderSinkPlan>,
+    pub postgres: Vec<PostgresSinkPlan>,
     /// By source: the index of its sink among the Kafka sinks, and the number of its first
     /// dead-letter topic there.
     pub dead_letters: HashMap<String, (usize, u8)>,
@@ -33,11 +35,17 @@ pub(super) struct KafkaSpec {
 
 impl SinkSpecs {
     pub fn of(plan: &ServicePlan) -> SinkSpecs {
-        let mut specs = SinkSpecs { kafka: Vec::new(), folders: Vec::new(), dead_letters: HashMap::new() };
+        let mut specs = SinkSpecs {
+            kafka: Vec::new(),
+            folders: Vec::new(),
+            postgres: Vec::new(),
+            dead_letters: HashMap::new(),
+        };
         for sink in &plan.sinks {
             match &sink.kind {
                 SinkKind::Kafka(kafka) => specs.kafka.push(KafkaSpec::of_results(kafka)),
                 SinkKind::Folder(folder) => specs.folders.push(folder.clone()),
+                SinkKind::Postgres(postgres) => specs.postgres.push(postgres.clone()),
             }
         }
         for (name, source) in kafka_sources(plan) {

@@ -9,8 +9,11 @@ use std::path::Path;
 
 use super::markdown::{Block, Page, repository, user_pages};
 use super::matching::{json_matches, text_matches};
-use super::shell::{Shell, free_ports};
+use super::shell::Shell;
 use crate::kafka::broker::shared_broker;
+use crate::postgres::server::PrivateServer;
+use crate::postgres::test_schema::TestClient;
+use crate::support::consecutive_free_ports;
 
 /// The pages that a test below runs.
 const PAGES: [&str; 13] = [
@@ -30,6 +33,9 @@ const PAGES: [&str; 13] = [
 ];
 /// Those that need a broker.
 const KAFKA_PAGES: [&str; 2] = ["docs/kafka.md", "docs/takeover.md"];
+
+/// Those that need a database.
+const POSTGRES_PAGES: [&str; 2] = ["docs/postgres.md", "docs/postgres-queries.md"];
 
 /// What `docs/reading-files.md` calls the samples.
 const SAMPLES: [(&str, &str); 12] = [
@@ -59,7 +65,7 @@ const MARKER: &str = "@@ block ended with";
 
 fn run_page(path: &str, prepare: impl Fn(&Path), replacements: Replacements) {
     let page = Page::read(path);
-    let (folder, first) = (tempfile::tempdir().unwrap(), free_ports(3));
+    let (folder, first) = (tempfile::tempdir().unwrap(), consecutive_free_ports(3));
     let own = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
     let mut all: Replacements =
         (0..3).map(|at| (format!("{}", 8080 + at), (first + at).to_string())).collect();
@@ -143,7 +149,8 @@ fn sections(written: &str) -> Vec<(String, i32)> {
 fn every_page_with_commands_has_a_test() {
     for page in user_pages() {
         let runs = page.blocks.iter().any(|block| block.has("run"));
-        let is_listed = PAGES.contains(&&*page.path) || KAFKA_PAGES.contains(&&*page.path);
+        let is_listed =
+            [&PAGES[..], &KAFKA_PAGES, &POSTGRES_PAGES].iter().any(|pages| pages.contains(&&*page.path));
         assert_eq!(runs, is_listed, "{}: add a test that runs it, and its name to PAGES", page.path);
     }
 }
@@ -252,4 +259,30 @@ fn kafka_commands_write_what_it_shows() {
 #[ignore = "needs Kafka: scripts/test"]
 fn takeover_commands_write_what_it_shows() {
     run_with_kafka("docs/takeover.md");
+}
+
+/// Runs a page with a server of its own, which has the role and the database that the page makes.
+fn run_with_postgres(path: &str) {
+    assert!(POSTGRES_PAGES.contains(&path));
+    let server = PrivateServer::start(&[]);
+    let admin = TestClient::connect(&server.url);
+    admin.execute("create role swelter login");
+    admin.execute("create database weather owner swelter");
+    let address = server.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let port = address.rsplit(':').next().unwrap().to_owned();
+    let replacements =
+        vec![("127.0.0.1:5432".into(), address), ("PGPORT=5432".into(), format!("PGPORT={port}"))];
+    run_page(path, |_| (), replacements);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: scripts/test"]
+fn postgres_commands_write_what_it_shows() {
+    run_with_postgres("docs/postgres.md");
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: scripts/test"]
+fn postgres_queries_commands_write_what_it_shows() {
+    run_with_postgres("docs/postgres-queries.md");
 }

@@ -140,6 +140,8 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/quick-start.md", "sudo apt-get install", "installs packages"),
     ("docs/quick-start.md", "swelter demo", "runs until Ctrl-C; service tests run it"),
     ("docs/kafka.md", "sudo apt-get install", "installs packages; scripts/test starts a broker so"),
+    ("docs/postgres.md", "sudo apt-get install", "installs packages; the test of the page makes the role so"),
+    ("docs/postgres.md", "swelter postgres migrate", "postgres::schema runs it"),
     ("docs/cluster.md", "swelter run --config swelter.toml --processes 3", "needs several hosts"),
     ("docs/cluster.md", "openssl req", "cluster::tls runs it"),
     ("docs/delivery.md", "kcat -C", "needs the topics of docs/kafka.md, whose test reads them so"),

@@ -10,7 +10,7 @@ mod dead_letter_commands;
 mod earlier_build;
 mod faults;
 mod identity;
-mod kills;
+pub mod kills;
 mod lag;
 mod measure;
 mod processes;

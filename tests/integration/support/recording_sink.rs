@@ -1,6 +1,8 @@
 //! A sink that records what its renderers are given.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use swelter::internals::dataflow::{EncodedBatchesPlan, RendererPlan};
 use swelter::internals::model::{
@@ -42,7 +44,7 @@ impl RecordedChanges {
     }
 
     pub fn take(&self) -> Vec<RecordedChange> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.0.lock())
     }
 }
 
@@ -53,7 +55,7 @@ struct RecordingRenderer {
 
 impl RecordingRenderer {
     fn record(&self, epoch: u64, city: Arc<str>, change: SinkChange) {
-        self.recorded.0.lock().unwrap().push((epoch, city, change));
+        self.recorded.0.lock().push((epoch, city, change));
     }
 }
 
