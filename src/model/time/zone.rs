@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::tz::TimeZone;
-use parking_lot::Mutex;
 
 use crate::panics::locks::SharedMutex;
 
