@@ -13,7 +13,7 @@ use crate::kafka::case::KafkaCase;
 use crate::kafka::kills::{env_number, run_case};
 use crate::support::{RUN_SETTINGS, Random, city_name, wait_for};
 
-/// Kills a server again and again, until `ends`.
+/// Kills a server again and again, until `ends`, and stops it then: it would end with this thread.
 fn kill_repeatedly(
     mut server: PrivateServer,
     seed: u64,
@@ -31,6 +31,7 @@ fn kill_repeatedly(
             thread::sleep(Duration::from_millis(random.below(500)));
             server.restart();
         }
+        server.shut_down_immediately();
         server
     })
 }
@@ -64,7 +65,8 @@ fn topics_and_tables_are_exactly_once_over_kills() {
     let killer = kill_repeatedly(server, seed, Arc::clone(&ends));
     let case = run_case(seed, env_number("SWELTER_KILLS", 12), &table);
     ends.store(true, Ordering::Relaxed);
-    let server = killer.join().unwrap();
+    let mut server = killer.join().unwrap();
+    server.restart();
     case.check_exactly_once();
     let client = TestClient::connect(&server.url);
     client.execute("set search_path to swelter");

@@ -1,8 +1,11 @@
 //! The tables equal the recomputation, and have every arrival once, whatever is killed: the service
 //! at any moment and between COPY and COMMIT, the server, sessions, answers to COMMIT.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
+
+use rustix::process::Pid;
 
 use super::proxy::AnswerLosingProxy;
 use super::server::PrivateServer;
@@ -77,18 +80,27 @@ impl KillCase {
                 }) {
                     unanswered = self.case.post_until_gone(&service.address.clone());
                 }
-                wait_for("its death", || service.has_ended());
+                if self.case.processes == 1 {
+                    wait_for("its death", || service.has_ended());
+                } else {
+                    // A cluster on one host starts again by itself.
+                    let processes = service.child_processes();
+                    service.kill_in_place();
+                    wait_until_gone(&processes);
+                }
             }
             Fault::KillService => {
                 service.wait_for_address();
+                let processes = service.child_processes();
                 let (kill, delay) =
-                    (service.kill_handle(), Duration::from_micros(self.case.random.below(400_000)));
+                    (service.kill_handle(), Duration::from_micros(self.case.random.below(200_000)));
                 let killer = thread::spawn(move || {
                     thread::sleep(delay);
                     kill();
                 });
                 unanswered = self.case.post_until_gone(&service.address.clone());
                 killer.join().unwrap();
+                wait_until_gone(&processes);
             }
             _ => {
                 service.wait_for_ready();
@@ -105,7 +117,11 @@ impl KillCase {
         self.case.check();
         match self.case.random.below(2) {
             0 => service.terminate(),
-            _ => service.kill(),
+            _ => {
+                let processes = service.child_processes();
+                service.kill();
+                wait_until_gone(&processes);
+            }
         }
     }
 
@@ -127,6 +143,14 @@ impl KillCase {
     }
 }
 
+/// Waits for the processes of a cluster, which end a moment after their supervisor.
+fn wait_until_gone(processes: &[Pid]) {
+    // One that nobody waits for has no command line any more.
+    let path = |pid: &Pid| format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+    let is_gone = |pid: &Pid| fs::read(path(pid)).map_or(true, |line| line.is_empty());
+    wait_for("that the processes of the cluster end", || processes.iter().all(is_gone).then_some(()));
+}
+
 /// The URL of one of the databases.
 fn named(url: &str, number: usize) -> String {
     let (server, _) = url.rsplit_once('/').unwrap();
@@ -140,6 +164,7 @@ fn run_case(seed: u64, databases: usize, processes: u64, kills: u64) {
         eprintln!("{round}: {fault:?}");
         case.run_with(fault);
     }
+    case.case.check_means();
     let lost = case.proxy.lost_answers();
     assert!(kills < FAULTS.len() as u64 || lost > 0, "no answer to COMMIT was lost");
     eprintln!("{} arrivals, {lost} lost answers", case.case.log.arrivals.len());

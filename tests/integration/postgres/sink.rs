@@ -1,6 +1,6 @@
 //! The sink with a pooler before the server, and with a role that has only the documented rights.
 
-use super::server::{Pooler, shared_server};
+use super::server::{Pooler, PrivateServer, shared_server};
 use super::sink_case::SinkCase;
 use super::test_schema::{TestClient, TestSchema};
 
@@ -23,6 +23,7 @@ fn run_and_check(case: &mut SinkCase) {
     let service = case.start();
     case.settle(&service, &[]);
     case.check();
+    case.check_means();
     service.terminate();
 }
 
@@ -52,4 +53,14 @@ fn owner_of_the_schema_needs_no_other_right() {
     run_and_check(&mut case);
     let owned = TestClient::connect(&server);
     owned.execute(&format!("drop owned by {role} cascade; drop role {role}"));
+}
+
+/// Tables, means and time travel on a streaming replica.
+#[test]
+#[ignore = "needs PostgreSQL: scripts/test"]
+fn replica_answers_like_its_primary() {
+    let server = PrivateServer::start(&[]);
+    let replica = server.start_replica();
+    let mut case = SinkCase::new(103, vec![server.url.clone()], vec![replica.url.clone()], "swelter");
+    run_and_check(&mut case);
 }
