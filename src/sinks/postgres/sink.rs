@@ -1,9 +1,10 @@
 //! The databases of a plan as a durable sink.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_postgres::types::Type;
 
 use super::connection::{CallLimit, Connection, Parameter, Session};
@@ -63,7 +64,7 @@ impl PostgresSink {
         timeout: Duration,
         work: impl AsyncFnOnce(&Session) -> Result<T, PostgresError>,
     ) -> Result<T, PostgresError> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = || self.idle.lock();
         let kept = idle()[database].take().filter(Connection::is_open);
         let mut connection = match kept {
             Some(connection) => connection,
