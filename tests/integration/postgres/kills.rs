@@ -100,6 +100,7 @@ impl KillCase {
                 });
                 unanswered = self.case.post_until_gone(&service.address.clone());
                 killer.join().unwrap();
+                service.wait_for_exit();
                 wait_until_gone(&processes);
             }
             _ => {

@@ -121,7 +121,8 @@ impl SinkCase {
     pub fn settle(&mut self, service: &ServiceProcess, unanswered: &[LogEntry]) {
         let applied = wait_for("that all is applied", || {
             let status = ServiceStatus::fetch_status(&service.address, WAIT_TIMEOUT)?;
-            (status.applied == status.end && status.applied >= self.records).then_some(status.applied)
+            let is_caught_up = status.ready && status.applied == status.end;
+            (is_caught_up && status.applied >= self.records).then_some(status.applied)
         });
         if applied != self.records {
             self.apply(unanswered);
