@@ -11,8 +11,10 @@ mod logging;
 mod produce;
 mod read_args;
 mod run;
+mod service_access;
 mod subscribe;
 mod time_shift;
+mod why;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -42,6 +44,7 @@ enum Command {
     Run(run::RunArgs),
     Demo(demo::DemoArgs),
     Subscribe(subscribe::SubscribeArgs),
+    Why(why::WhyArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
     Produce(produce::ProduceArgs),
@@ -73,6 +76,7 @@ impl Cli {
             Command::Run(args) => args.run(),
             Command::Demo(args) => args.run(),
             Command::Subscribe(args) => args.run(),
+            Command::Why(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Produce(args) => args.run(),

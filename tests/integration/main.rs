@@ -37,3 +37,4 @@ mod service;
 mod support;
 mod trial;
 mod units;
+mod why;

@@ -16,6 +16,7 @@ mod current_rows;
 mod day_summaries;
 mod edit;
 mod epoch_changes;
+mod explanation;
 mod hour_ago;
 mod operator;
 mod part;
