@@ -12,8 +12,10 @@ mod postgres;
 mod produce;
 mod read_args;
 mod run;
+mod service_access;
 mod subscribe;
 mod time_shift;
+mod why;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -43,6 +45,7 @@ enum Command {
     Run(run::RunArgs),
     Demo(demo::DemoArgs),
     Subscribe(subscribe::SubscribeArgs),
+    Why(why::WhyArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
     Produce(produce::ProduceArgs),
@@ -75,6 +78,7 @@ impl Cli {
             Command::Run(args) => args.run(),
             Command::Demo(args) => args.run(),
             Command::Subscribe(args) => args.run(),
+            Command::Why(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Produce(args) => args.run(),

@@ -61,8 +61,8 @@ pub use self::readings::{ReadingsWriter, RecordFields, push_json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::ResultRowsWriter;
 pub use self::row_json::{
-    push_aged_current_json, push_current_json, push_current_values, push_key_json, push_row_csv,
-    push_row_json, push_row_values, push_units,
+    push_aged_current_json, push_current_json, push_current_values, push_heat_index_values, push_key_json,
+    push_measurement_values, push_row_csv, push_row_json, push_row_values, push_units,
 };
 pub use self::settings::{DecodeSettings, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture};
 pub(crate) use self::text_output::{push_csv_text, push_integer, push_json_text, push_number};

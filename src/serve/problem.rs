@@ -22,6 +22,7 @@ pub(super) enum ProblemCode {
     ForeignHost,
     NotFound,
     UnknownCity,
+    UnknownRow,
     MethodNotAllowed,
     NotAcceptable,
     BodyTooSlow,
@@ -44,7 +45,7 @@ pub(super) enum ProblemCode {
 
 impl ProblemCode {
     #[cfg(test)]
-    pub(super) const ALL: [ProblemCode; 27] = [
+    pub(super) const ALL: [ProblemCode; 28] = [
         ProblemCode::BadRequest,
         ProblemCode::BadParameter,
         ProblemCode::NotJson,
@@ -54,6 +55,7 @@ impl ProblemCode {
         ProblemCode::ForeignHost,
         ProblemCode::NotFound,
         ProblemCode::UnknownCity,
+        ProblemCode::UnknownRow,
         ProblemCode::MethodNotAllowed,
         ProblemCode::NotAcceptable,
         ProblemCode::BodyTooSlow,
@@ -86,6 +88,7 @@ impl ProblemCode {
             ProblemCode::ForeignHost => (403, "foreign_host", "The host is not served here"),
             ProblemCode::NotFound => (404, "not_found", "There is nothing at this path"),
             ProblemCode::UnknownCity => (404, "unknown_city", "The city has never had a reading"),
+            ProblemCode::UnknownRow => (404, "unknown_row", "The city has no row at this time"),
             ProblemCode::MethodNotAllowed => {
                 (405, "method_not_allowed", "The path does not take this method")
             }

@@ -11,6 +11,7 @@ mod stale;
 mod targets;
 mod times;
 mod units;
+mod why;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -171,6 +172,9 @@ impl ScriptedDataflow {
         let rows = self.rows.lock().unwrap();
         let city_rows = rows.get(&query.city);
         let (from, to, limit) = match query.kind {
+            QueryKind::Explain { reading_at, from, limit } => {
+                return Some(why::explain(query, city_rows, reading_at, from, limit as usize));
+            }
             QueryKind::History { from, to, limit } => (from, to, limit as usize),
             QueryKind::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
             QueryKind::Unwatch | QueryKind::GrantRows { .. } | QueryKind::Cancel => return None,
@@ -186,6 +190,8 @@ impl ScriptedDataflow {
             is_city_known: city_rows.is_some(),
             first_row: 0,
             rows: found,
+            high: None,
+            explained_row: None,
             has_more,
             remaining: RemainingRows::Nothing,
         })
