@@ -9,6 +9,7 @@ pub mod arrival;
 pub mod change;
 pub mod clock;
 pub mod heat;
+pub mod history_store;
 pub mod log;
 pub mod output;
 pub mod printable;
