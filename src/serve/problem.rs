@@ -41,11 +41,13 @@ pub(super) enum ProblemCode {
     DeadLettersFull,
     DeadLetterShare,
     TooManyNewCities,
+    ReplicaBehind,
+    HistoryUnavailable,
 }
 
 impl ProblemCode {
     #[cfg(test)]
-    pub(super) const ALL: [ProblemCode; 28] = [
+    pub(super) const ALL: [ProblemCode; 30] = [
         ProblemCode::BadRequest,
         ProblemCode::BadParameter,
         ProblemCode::NotJson,
@@ -74,6 +76,8 @@ impl ProblemCode {
         ProblemCode::DeadLettersFull,
         ProblemCode::DeadLetterShare,
         ProblemCode::TooManyNewCities,
+        ProblemCode::ReplicaBehind,
+        ProblemCode::HistoryUnavailable,
     ];
 
     /// The HTTP status, the code and the title.
@@ -115,13 +119,21 @@ impl ProblemCode {
                 (429, "too_many_dead_letters", "Too much of what was sent was refused")
             }
             ProblemCode::TooManyNewCities => (429, "too_many_new_cities", "Too many new cities were sent"),
+            ProblemCode::ReplicaBehind => (503, "replica_behind", "The database of older rows is behind"),
+            ProblemCode::HistoryUnavailable => {
+                (503, "history_unavailable", "The database of older rows does not answer")
+            }
         }
     }
 
     fn retry_after(self) -> Option<HeaderValue> {
         matches!(
             self,
-            ProblemCode::Busy | ProblemCode::CatchingUp | ProblemCode::Overloaded | ProblemCode::Stopping
+            ProblemCode::Busy
+                | ProblemCode::CatchingUp
+                | ProblemCode::Overloaded
+                | ProblemCode::Stopping
+                | ProblemCode::ReplicaBehind
         )
         .then(|| HeaderValue::from_static("1"))
     }

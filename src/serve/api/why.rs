@@ -1,21 +1,19 @@
 //! `GET /v1/cities/{city}/why`: the readings that a row is the mean of, with their sum and count, so
-//! that the mean can be checked by hand.
+//! that the mean can be checked by hand; and what arrived for each, if results are in a database.
 
 use std::sync::Arc;
 
 use warp::reply::Response;
 
-use super::city_json::push_as_of;
 use super::city_key::{city_key, unknown_city};
+use super::history_page::{oldest_servable, overloaded, replica_behind, store_problem};
 use super::row_pages::{
-    CURSOR_PARAMETER, LIMIT_PARAMETER, bad_parameter, cursor_behind, cursor_parameter, limit_parameter,
-    time_parameter,
+    CURSOR_PARAMETER, LIMIT_PARAMETER, bad_parameter, cursor_parameter, limit_parameter, time_parameter,
 };
-use crate::codec::{
-    push_heat_index_values, push_integer, push_json_text, push_measurement_values, push_row_json, push_units,
-};
+use super::why_json::{Explanation, KnownArrivals, explanation_json};
+use crate::model::history_store::{FinalExplanation, FinalReading, HistoryStore};
 use crate::model::refusal::quoted_excerpt;
-use crate::model::{AnswerPiece, EventTime, ExplainedRow, Measurement, OutputUnits, QueryKind, Row};
+use crate::model::{AnswerPiece, EventTime, ExplainedRow, OutputUnits, QueryKind};
 use crate::serve::context::ServerContext;
 use crate::serve::problem::{Problem, ProblemCode};
 use crate::serve::query_parameters::QueryParameters;
@@ -26,23 +24,34 @@ use crate::serve::route_filter::{ApiFilter, route_filter};
 use crate::serve::security::TokenScope;
 use crate::serve::service_info::ServiceInfo;
 use crate::serve::units;
-use crate::serve::view::{QueryError, QueryResponse, View};
+use crate::serve::view::View;
 
 pub(in crate::serve) static WHY: Route =
     Route::get("/v1/cities/{city}/why", Some(TokenScope::Read), RouteAvailability::Ready);
 
 /// Bytes that a reading takes, hardly ever more.
 const MAX_READING_BYTES: usize = 256;
+/// Bytes that a reading takes with what arrived for it, hardly ever more.
+const MAX_READING_WITH_ARRIVALS_BYTES: usize = 1_024;
+/// Readings of a page with what arrived for them: several arrivals may belong to one.
+const MAX_READINGS_WITH_ARRIVALS: u32 = 2_000;
 
 pub(in crate::serve) fn why_filter(server: &Arc<ServerContext>) -> impl ApiFilter + use<> {
     route_filter(server, &WHY, get_why)
 }
 
 async fn get_why(server: Arc<ServerContext>, request: ApiRequest) -> Result<Response, Problem> {
-    let (max_readings, units) = (server.limits.history_rows, server.view.service_info().units);
-    let query = WhyQuery::parse(&request.query, max_readings, units)?;
-    let permit = server.acquire_response_permit(query.limit as usize * MAX_READING_BYTES).await?;
-    let body = why_json(&server.view, &city_key(&request.path_parameter)?, query).await?;
+    let (view, store) = (&server.view, server.history_store.as_deref());
+    let mut query = WhyQuery::parse(&request.query, server.limits.history_rows, view.service_info().units)?;
+    let mut reading_bytes = MAX_READING_BYTES;
+    if store.is_some() {
+        query.limit = query.limit.min(MAX_READINGS_WITH_ARRIVALS);
+        reading_bytes = MAX_READING_WITH_ARRIVALS_BYTES;
+    }
+    let permit = server.acquire_response_permit(query.limit as usize * reading_bytes).await?;
+    let key: Arc<str> = city_key(&request.path_parameter)?.as_ref().into();
+    let explanation = explain(view, store, &key, query).await?;
+    let body = explanation_json(view, &key, explanation, query.units).await;
     Ok(with_permit(permit, json_response(&request.headers, body).await?))
 }
 
@@ -79,97 +88,89 @@ impl WhyQuery {
     }
 }
 
-async fn why_json(view: &View, key: &str, query: WhyQuery) -> Result<Vec<u8>, Problem> {
-    let key: Arc<str> = key.into();
+/// A servable row is explained by the dataflow, an older one by the store.
+async fn explain(
+    view: &View,
+    store: Option<&dyn HistoryStore>,
+    key: &Arc<str>,
+    query: WhyQuery,
+) -> Result<Explanation, Problem> {
     let WhyQuery { reading_at, from, limit, .. } = query;
-    let overloaded = |error: QueryError| Problem::new(ProblemCode::Overloaded, error.to_string());
     let kind = QueryKind::Explain { reading_at, from, limit };
     let mut response = view.query_city(key.clone(), kind).map_err(overloaded)?;
     let as_of = response.wait_for_epoch().await.map_err(overloaded)?;
     let first = response.next_piece().await.map_err(overloaded)?;
-    let first = first.filter(|piece| piece.is_city_known).ok_or_else(|| unknown_city(&key))?;
+    let mut piece = first.filter(|piece| piece.is_city_known).ok_or_else(|| unknown_city(key))?;
     let info = view.service_info();
-    let ExplainedRow { row, measurements } =
-        first.explained_row.as_deref().cloned().unwrap_or(ExplainedRow { row: None, measurements: vec![] });
-    let row = row.ok_or_else(|| unknown_row(&key, reading_at, first.high, info))?;
-    let mut out = Vec::with_capacity(1_024);
-    push_as_of(&mut out, as_of);
-    push_explained_row(&mut out, &key, reading_at, &row, info, query.units);
-    out.extend_from_slice(b",\"readings\":[");
-    let next = push_readings(&mut out, view, response, first, &measurements, query.units).await;
-    out.extend_from_slice(b"],\"next\":");
-    match next.map_err(overloaded)?.and_then(cursor_behind) {
-        Some(next) => push_json_text(&next, &mut out),
-        None => out.extend_from_slice(b"null"),
-    }
-    out.push(b'}');
-    Ok(out)
-}
-
-/// Appends the row, and the bounds, the sum and the count of its window.
-fn push_explained_row(
-    out: &mut Vec<u8>,
-    key: &str,
-    reading_at: EventTime,
-    row: &Row,
-    info: &ServiceInfo,
-    units: OutputUnits,
-) {
-    out.push(b',');
-    push_units(out, units);
-    out.extend_from_slice(b",\"row\":");
-    push_row_json(out, key, reading_at, row, units);
-    let from = EventTime::from_millis(reading_at.millis().saturating_sub(info.window.millis()));
-    out.extend_from_slice(b",\"window\":{\"from\":\"");
-    from.unwrap_or(EventTime::MIN).write_to(out);
-    out.extend_from_slice(b"\",\"to\":\"");
-    reading_at.write_to(out);
-    out.extend_from_slice(b"\",\"sum_e6\":");
-    push_integer(row.sum(), out);
-    out.extend_from_slice(b",\"count\":");
-    push_integer(row.count().into(), out);
-    out.push(b'}');
-}
-
-/// Appends the readings of a page. Returns the time of the last one if there are more.
-async fn push_readings(
-    out: &mut Vec<u8>,
-    view: &View,
-    mut response: QueryResponse,
-    first: AnswerPiece,
-    measurements: &[(EventTime, Measurement)],
-    units: OutputUnits,
-) -> Result<Option<EventTime>, QueryError> {
-    let (mut last, mut has_more, mut piece) = (None, false, Some(first));
-    while let Some(AnswerPiece { rows, has_more: piece_has_more, .. }) = piece {
-        let turn = view.encoding_turns().wait_for_turn().await;
-        for (reading_at, row) in rows {
-            out.extend_from_slice(if last.is_some() { b",{" } else { b"{" });
-            out.extend_from_slice(b"\"reading_at\":\"");
-            reading_at.write_to(out);
-            out.extend_from_slice(b"\",");
-            push_heat_index_values(out, &row, units);
-            let measurement = measurements.iter().find(|(at, _)| *at == reading_at);
-            push_measurement_values(out, measurement.map(|(_, measurement)| measurement), units);
-            out.push(b'}');
-            last = Some(reading_at);
-        }
-        drop(turn);
-        has_more |= piece_has_more;
-        piece = response.next_piece().await?;
-    }
-    Ok(last.filter(|_| has_more))
-}
-
-fn unknown_row(key: &str, reading_at: EventTime, high: Option<EventTime>, info: &ServiceInfo) -> Problem {
-    let reach = info.lateness.max(info.history).millis();
-    let oldest = high.and_then(|high| EventTime::from_millis(high.millis().saturating_sub(reach)));
-    let detail = match oldest.filter(|oldest| reading_at < *oldest) {
-        Some(oldest) => format!(
-            "{reading_at} is too long ago: the readings of city {} are held for rows from {oldest} on",
-            quoted_excerpt(key)
-        ),
-        None => format!("city {} has no reading at {reading_at}", quoted_excerpt(key)),
+    let window_from = EventTime::from_millis(reading_at.millis().saturating_sub(info.window.millis()))
+        .unwrap_or(EventTime::MIN);
+    let Some(ExplainedRow { row: Some(row), measurements }) = piece.explained_row.take().map(|row| *row)
+    else {
+        let oldest = piece.high.map(|high| oldest_servable(high, info));
+        let store = store.filter(|_| oldest.is_some_and(|oldest| reading_at < oldest));
+        let store = store.ok_or_else(|| unknown_row(key, reading_at, piece.high, info))?;
+        return explain_final_row(store, key, query, as_of, window_from).await;
     };
+    let (mut readings, mut has_more) = (Vec::new(), false);
+    let mut next = Some(piece);
+    while let Some(AnswerPiece { rows, has_more: piece_has_more, .. }) = next {
+        readings.extend(rows.into_iter().map(|(reading_at, row)| {
+            let measurement = measurements.iter().find(|(at, _)| *at == reading_at);
+            FinalReading { reading_at, row, measurement: measurement.map(|(_, measurement)| *measurement) }
+        }));
+        has_more |= piece_has_more;
+        next = response.next_piece().await.map_err(overloaded)?;
+    }
+    drop(response);
+    let mut explanation =
+        Explanation { as_of, reading_at, row, window_from, readings, has_more, arrivals: None };
+    if let Some(store) = store {
+        let (first, last) = explanation.page_bounds(from);
+        // The row is right without them: a database that does not answer leaves them pending.
+        let found = store.arrivals(key.clone(), first, last, as_of).await.unwrap_or_default();
+        explanation.arrivals = Some(KnownArrivals::new(found));
+    }
+    Ok(explanation)
+}
+
+/// Explains a row that the dataflow no longer holds.
+async fn explain_final_row(
+    store: &dyn HistoryStore,
+    key: &Arc<str>,
+    query: WhyQuery,
+    as_of: u64,
+    window_from: EventTime,
+) -> Result<Explanation, Problem> {
+    let WhyQuery { reading_at, from, limit, .. } = query;
+    let found = store.explain_final_row(key.clone(), reading_at, from, limit).await.map_err(store_problem)?;
+    let FinalExplanation { row, readings, has_more, final_until } = found;
+    if final_until.is_none_or(|until| until <= reading_at) {
+        return Err(replica_behind(final_until));
+    }
+    let row = row.ok_or_else(|| no_reading(key, reading_at))?;
+    let mut explanation =
+        Explanation { as_of, reading_at, row, window_from, readings, has_more, arrivals: None };
+    let (first, last) = explanation.page_bounds(from);
+    let found = store.arrivals(key.clone(), first, last, as_of).await.map_err(store_problem)?;
+    explanation.arrivals = Some(KnownArrivals::new(found));
+    Ok(explanation)
+}
+
+fn no_reading(key: &str, reading_at: EventTime) -> Problem {
+    let detail = format!("city {} has no reading at {reading_at}", quoted_excerpt(key));
     Problem::new(ProblemCode::UnknownRow, detail)
+}
+
+/// The problem of a row that the dataflow does not have, without a store.
+fn unknown_row(key: &str, reading_at: EventTime, high: Option<EventTime>, info: &ServiceInfo) -> Problem {
+    match high.map(|high| oldest_servable(high, info)).filter(|oldest| reading_at < *oldest) {
+        Some(oldest) => {
+            let detail = format!(
+                "{reading_at} is too long ago: the readings of city {} are held for rows from {oldest} on",
+                quoted_excerpt(key)
+            );
+            Problem::new(ProblemCode::UnknownRow, detail)
+        }
+        None => no_reading(key, reading_at),
+    }
 }

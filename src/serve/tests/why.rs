@@ -5,8 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::model::ExplainedRow;
 
-/// The answer to a query that explains a row: all readings of the city are of its window, and the
-/// measurement of the newest one is held.
+/// The answer to a query that explains a row, by a window of a day; the measurement of the row's own
+/// reading is held.
 pub(super) fn explain(
     query: &Query,
     city_rows: Option<&BTreeMap<EventTime, Row>>,
@@ -15,11 +15,15 @@ pub(super) fn explain(
     limit: usize,
 ) -> AnswerPiece {
     let is_city_known = city_rows.is_some();
-    let window = city_rows.into_iter().flatten().filter(|(at, _)| **at <= reading_at);
+    let high = city_rows.and_then(|rows| rows.keys().next_back().copied());
+    let day_before = |at: EventTime| EventTime::from_millis(at.millis() - 86_400_000).unwrap();
+    let is_servable = high.is_some_and(|high| reading_at >= day_before(high));
+    let window = city_rows.into_iter().flatten();
+    let window = window.filter(|(at, _)| (day_before(reading_at)..=reading_at).contains(*at));
     let readings: Vec<(EventTime, Row)> = window
         .map(|(at, row)| (*at, Row::new(row.heat_index(), row.category(), row.heat_index().micros(), 1)))
         .collect();
-    let row = readings.last().filter(|(at, _)| *at == reading_at).map(|(_, row)| {
+    let row = readings.last().filter(|(at, _)| is_servable && *at == reading_at).map(|(_, row)| {
         let sum = readings.iter().map(|(_, reading)| reading.sum()).sum();
         Row::new(row.heat_index(), row.category(), sum, readings.len() as u32)
     });
@@ -34,7 +38,7 @@ pub(super) fn explain(
         is_city_known,
         first_row: 0,
         rows,
-        high: city_rows.and_then(|rows| rows.keys().next_back().copied()),
+        high,
         explained_row: is_city_known.then(|| Box::new(ExplainedRow { row, measurements })),
         has_more,
         remaining: RemainingRows::Nothing,
