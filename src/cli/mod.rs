@@ -4,8 +4,10 @@ mod backup;
 mod batch;
 mod checkpoints;
 mod cluster;
+mod database_args;
 mod dead_letters;
 mod demo;
+mod export;
 mod generate;
 mod logging;
 mod postgres;
@@ -46,6 +48,7 @@ enum Command {
     Demo(demo::DemoArgs),
     Subscribe(subscribe::SubscribeArgs),
     Why(why::WhyArgs),
+    Export(export::ExportArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
     Produce(produce::ProduceArgs),
@@ -79,6 +82,7 @@ impl Cli {
             Command::Demo(args) => args.run(),
             Command::Subscribe(args) => args.run(),
             Command::Why(args) => args.run(),
+            Command::Export(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Produce(args) => args.run(),

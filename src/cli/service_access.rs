@@ -91,7 +91,7 @@ impl ServiceClient {
         let url = format!("{}{path}", self.base);
         let mut request = self.agent.get(&url).header("Accept", "application/json");
         if let Some(bearer) = &self.bearer {
-            request = request.header("Authorization", bearer);
+            request = request.header("Authorization", bearer.clone());
         }
         let unreachable = |error: ureq::Error| format!("{} does not answer: {error}", self.base);
         let mut response = request.call().map_err(unreachable)?;

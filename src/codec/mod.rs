@@ -13,6 +13,7 @@ mod csv;
 mod decimal;
 mod decode_error;
 mod digest;
+mod exported_rows;
 mod field;
 mod field_values;
 mod file_columns;
@@ -44,6 +45,7 @@ pub use self::avro::{
 };
 pub use self::compress::{CompressedWriter, GzipMemberReader, compressing_writer};
 pub use self::decode_error::DecodeError;
+pub use self::exported_rows::ExportedRowsWriter;
 pub use self::file_decoder::FileDecoder;
 pub use self::format::{
     Compression, FileNameError, Format, Framing, MAX_FIELD_LINES, MAX_RECORD_BYTES, detect_compression,

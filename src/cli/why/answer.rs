@@ -13,7 +13,12 @@ pub struct WhyPage {
     wind_units: String,
     row: Box<RawValue>,
     window: ExplainedWindow,
+    /// If results are in a database.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    arrivals_as_of: Option<Box<RawValue>>,
     readings: Vec<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    withdrawn: Option<Vec<Box<RawValue>>>,
     next: Option<String>,
 }
 
@@ -44,6 +49,40 @@ pub struct WindowReading {
     pub temperature: Option<f64>,
     pub humidity: Option<f64>,
     pub wind_speed: Option<f64>,
+    #[serde(flatten)]
+    pub history: KeyHistory,
+}
+
+/// A time of the window that has no reading, and for which something arrived.
+#[derive(Debug, Deserialize)]
+pub struct WithdrawnReading {
+    pub reading_at: String,
+    #[serde(flatten)]
+    pub history: KeyHistory,
+}
+
+/// What arrived for a time, if results are in a database.
+#[derive(Debug, Default, Deserialize)]
+pub struct KeyHistory {
+    #[serde(default)]
+    pub pending: bool,
+    #[serde(default)]
+    pub earlier_arrivals: u64,
+    #[serde(default)]
+    pub arrivals: Vec<ReadingArrival>,
+}
+
+/// A reading or a withdrawal that arrived.
+#[derive(Debug, Deserialize)]
+pub struct ReadingArrival {
+    pub source: String,
+    pub partition: u32,
+    pub position: u64,
+    pub arrived_at: Option<String>,
+    pub outcome: String,
+    pub temperature: Option<f64>,
+    pub humidity: Option<f64>,
+    pub revision: Option<i64>,
 }
 
 /// All pages of an answer.
@@ -52,6 +91,7 @@ pub struct Explanation {
     page: WhyPage,
     row: ExplainedRow,
     readings: Vec<WindowReading>,
+    withdrawn: Vec<WithdrawnReading>,
     unit: TemperatureUnit,
 }
 
@@ -76,7 +116,8 @@ impl Explanation {
         let unit = TemperatureUnit::from_name(&page.units)
             .ok_or_else(|| unknown_answer(&format!("the unknown unit {:?}", page.units)))?;
         let readings = parse_readings(&page.readings)?;
-        Ok(Explanation { page, row, readings, unit })
+        let withdrawn = parse_readings(page.withdrawn.as_deref().unwrap_or_default())?;
+        Ok(Explanation { page, row, readings, withdrawn, unit })
     }
 
     /// Whether a page is of the window of the pages before.
@@ -86,8 +127,13 @@ impl Explanation {
 
     pub fn add_page(&mut self, page: WhyPage) -> Result<(), String> {
         self.readings.extend(parse_readings(&page.readings)?);
+        self.withdrawn.extend(parse_readings(page.withdrawn.as_deref().unwrap_or_default())?);
         self.page.readings.extend(page.readings);
-        (self.page.as_of, self.page.next) = (page.as_of, page.next);
+        if let (Some(all), Some(withdrawn)) = (&mut self.page.withdrawn, page.withdrawn) {
+            all.extend(withdrawn);
+        }
+        (self.page.as_of, self.page.arrivals_as_of, self.page.next) =
+            (page.as_of, page.arrivals_as_of, page.next);
         Ok(())
     }
 
@@ -105,6 +151,10 @@ impl Explanation {
 
     pub fn readings(&self) -> &[WindowReading] {
         &self.readings
+    }
+
+    pub fn withdrawn(&self) -> &[WithdrawnReading] {
+        &self.withdrawn
     }
 
     pub fn unit(&self) -> TemperatureUnit {
@@ -142,7 +192,7 @@ impl Explanation {
     }
 }
 
-fn parse_readings(readings: &[Box<RawValue>]) -> Result<Vec<WindowReading>, String> {
+fn parse_readings<T: for<'de> Deserialize<'de>>(readings: &[Box<RawValue>]) -> Result<Vec<T>, String> {
     let parsed: Result<Vec<_>, _> =
         readings.iter().map(|reading| serde_json::from_str(reading.get())).collect();
     parsed.map_err(|error| unknown_answer(&format!("a reading that is none ({error})")))

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::answer::Explanation;
+use super::answer::{Explanation, KeyHistory, ReadingArrival};
 use crate::model::printable::printable;
 use crate::model::{EventTime, TemperatureUnit};
 
@@ -38,6 +38,11 @@ pub fn write_table(explanation: &Explanation, out: &mut impl Write) -> io::Resul
             optional(reading.humidity, " %"),
             optional(reading.wind_speed, &format!(" {wind_unit}")),
         )?;
+        write_history(&reading.history, symbol, out)?;
+    }
+    for withdrawn in explanation.withdrawn() {
+        writeln!(out, "{:<24}  {:>12}", printable(&withdrawn.reading_at), "none")?;
+        write_history(&withdrawn.history, symbol, out)?;
     }
     writeln!(out)?;
     writeln!(out, "sum     {} × 1e-6 °F", window.sum_e6)?;
@@ -47,4 +52,37 @@ pub fn write_table(explanation: &Explanation, out: &mut impl Write) -> io::Resul
         TemperatureUnit::Celsius => "(sum / count / 1,000,000 - 32) / 1.8",
     };
     writeln!(out, "mean    {} {symbol} = {how}", row.rolling_heat_index)
+}
+
+/// Writes what arrived for a time, below its line.
+fn write_history(history: &KeyHistory, symbol: &str, out: &mut impl Write) -> io::Result<()> {
+    if history.earlier_arrivals > 0 {
+        writeln!(out, "    ({} earlier arrivals are left out)", history.earlier_arrivals)?;
+    }
+    for arrival in &history.arrivals {
+        writeln!(out, "    {}", arrival_text(arrival, symbol))?;
+    }
+    if history.pending {
+        writeln!(out, "    pending: the database does not have the newest arrival yet")?;
+    }
+    Ok(())
+}
+
+fn arrival_text(arrival: &ReadingArrival, symbol: &str) -> String {
+    let ReadingArrival { source, partition, position, .. } = arrival;
+    let mut text = format!(
+        "{} by {} partition {partition} position {position}",
+        printable(&arrival.outcome.replace('_', " ")),
+        printable(source)
+    );
+    if let Some(at) = &arrival.arrived_at {
+        text += &format!(", arrived {}", printable(at));
+    }
+    if let (Some(temperature), Some(humidity)) = (arrival.temperature, arrival.humidity) {
+        text += &format!(": {temperature:.1} {symbol}, {humidity:.1} %");
+    }
+    if let Some(revision) = arrival.revision {
+        text += &format!(", revision {revision}");
+    }
+    text
 }
