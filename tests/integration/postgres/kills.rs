@@ -56,7 +56,8 @@ impl KillCase {
             urls.push(named(&proxy.url, number));
             own_urls.push(named(&server.url, number));
         }
-        let case = SinkCase { processes, ..SinkCase::new(seed, urls, own_urls, SCHEMA) };
+        let mut case = SinkCase::new(seed, urls, own_urls, SCHEMA);
+        case.processes = processes;
         KillCase { case, server, proxy }
     }
 
