@@ -163,12 +163,12 @@ pub(super) fn decode_cities(file: Bytes, rows: u64) -> Result<Vec<CityRecord>, P
     let columns = builder.schema().fields();
     let are_first = columns.iter().map(|column| &**column).eq(&first_columns());
     if !are_first && columns != schema().fields() {
-        return Err(ParquetError::General("its columns are not those of cities".into()));
+        return Err(ParquetError::General("its columns are not those of a file of cities".into()));
     }
     let mut cities = Vec::new();
     for batch in builder.with_batch_size(CITY_BATCH_ROWS).build()? {
         read_batch(&batch?, &mut cities)
-            .ok_or_else(|| ParquetError::General(format!("its city {} is none", cities.len() + 1)))?;
+            .ok_or_else(|| ParquetError::General(format!("its city {} is invalid", cities.len() + 1)))?;
     }
     Ok(cities)
 }

@@ -113,21 +113,23 @@ impl Manifest {
         parts: Vec<WorkerPart>,
         adds_to: Option<&Manifest>,
     ) -> Result<Manifest, CheckpointError> {
-        let wrong = |what: &str| CheckpointError::IncompatibleParts(what.to_owned());
+        let incompatible = |what: &str| CheckpointError::IncompatibleParts(what.to_owned());
         if parse_generation(&cut.generation).is_none() {
-            return Err(wrong("the generation is not a number and a nonce"));
+            return Err(incompatible("the generation is not a number and a nonce"));
         }
         let mut shards = BTreeSet::new();
         for part in &parts {
             if part.epoch != cut.epoch || part.barrier != parts[0].barrier {
-                return Err(wrong("they are of different epochs"));
+                return Err(incompatible("they are of different epochs"));
             }
-            let own: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
+            let segment_shards: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
             if part.barrier.full != adds_to.is_none() {
-                return Err(wrong("a full checkpoint adds to none, and an increment to one"));
+                return Err(incompatible(
+                    "a full checkpoint must not have a base, and an increment must have one",
+                ));
             }
-            if own.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
-                return Err(wrong("two workers have written the same shard"));
+            if segment_shards.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
+                return Err(incompatible("two workers have written the same shard"));
             }
         }
         let segments: Vec<StateSegment> = parts.into_iter().flat_map(|part| part.segments).collect();
@@ -191,16 +193,21 @@ impl Manifest {
             || VersionedArtifact::Checkpoint { name: self.name().to_string() },
         )?;
         let keys: BTreeSet<&String> = self.identity.keys().chain(identity.keys()).collect();
-        let (ours, theirs) = (identity, &self.identity);
+        let (own_identity, their_identity) = (identity, &self.identity);
         let differs = |key: &&String| {
-            let (our, their) = (ours.get(*key), theirs.get(*key));
+            let (our, their) = (own_identity.get(*key), their_identity.get(*key));
             our != their && !(key.starts_with(SOURCE_KEY_PREFIX) && (our.is_none() || their.is_none()))
         };
         let Some(key) = keys.into_iter().find(differs) else { return Ok(()) };
-        let shown =
+        let value_text =
             |value: Option<&String>| value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"));
-        let (found, wanted) = (shown(theirs.get(key)), shown(ours.get(key)));
-        Err(CheckpointError::Identity { name: self.name().to_string(), key: key.clone(), found, wanted })
+        let (found, expected) = (value_text(their_identity.get(key)), value_text(own_identity.get(key)));
+        Err(CheckpointError::Identity {
+            name: self.name().to_string(),
+            key: key.clone(),
+            found,
+            wanted: expected,
+        })
     }
 
     /// A line of JSON and its checksum.
@@ -214,15 +221,16 @@ impl Manifest {
         let damaged = |what: &str| CheckpointError::damaged(name, what);
         let lines =
             std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
-        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is cut off"))?;
+        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is truncated"))?;
         if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
-            return Err(damaged("its manifest does not have its checksum"));
+            return Err(damaged("its manifest does not match its checksum"));
         }
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
-        let unreadable = |error: serde_json::Error| damaged(&format!("its manifest is none ({error})"));
+        let unreadable =
+            |error: serde_json::Error| damaged(&format!("its manifest cannot be read ({error})"));
         let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
         if !(OLDEST_MANIFEST_FORMAT..=MANIFEST_FORMAT).contains(&format) {
             return Err(CheckpointError::Format {
@@ -233,7 +241,7 @@ impl Manifest {
         }
         let manifest: Manifest = serde_json::from_str(json).map_err(unreadable)?;
         if manifest.name() != name || parse_generation(&manifest.generation).is_none() {
-            return Err(damaged("its manifest is of another checkpoint"));
+            return Err(damaged("its manifest belongs to another checkpoint"));
         }
         if manifest.state_shards != STATE_SHARDS
             || manifest.segments.iter().any(|segment| segment.shard >= STATE_SHARDS)

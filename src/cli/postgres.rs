@@ -57,7 +57,8 @@ impl PostgresArgs {
 impl MigrateArgs {
     fn run(self) -> Result<(), CliError> {
         for (database, schema) in self.databases.targets()? {
-            let before = migrate_database(&database, &schema).map_err(|error| CliError::Failed(error.to_string()))?;
+            let before =
+                migrate_database(&database, &schema).map_err(|error| CliError::Failed(error.to_string()))?;
             let place = format!("{}, schema {}", database.label, schema.as_str());
             print_line(&match before {
                 SchemaState::Version(version) if version == SCHEMA_VERSION => {
@@ -79,7 +80,9 @@ impl SchemaArgs {
     fn run(self) -> Result<(), CliError> {
         let state = self.from.map_or(SchemaState::Missing, SchemaState::Version);
         let script = state.migration(&self.schema).map_err(|error| CliError::Failed(error.to_string()))?;
-        print_line(script.as_deref().unwrap_or("-- The version is current: there is nothing to do.").trim_end())
+        print_line(
+            script.as_deref().unwrap_or("-- The version is current: there is nothing to do.").trim_end(),
+        )
     }
 }
 

@@ -26,7 +26,7 @@ pub fn read_bearer_header(path: &Path) -> Result<HeaderValue, String> {
         return Err(named("must hold the token and nothing else"));
     }
     let header = HeaderValue::try_from(format!("Bearer {token}"));
-    let mut header = header.map_err(|_| named("holds what cannot be a token"))?;
+    let mut header = header.map_err(|_| named("does not hold a valid token"))?;
     header.set_sensitive(true);
     Ok(header)
 }

@@ -9,8 +9,8 @@ use crate::dataflow::rolling::Retention;
 use crate::model::Millis;
 use crate::sinks::postgres::schema::SchemaName;
 use crate::sinks::postgres::{
-    DatabaseAccess, HostKinds, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet,
-    TlsMode,
+    DatabaseAccess, HostKinds, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls,
+    TableSet, TlsMode,
 };
 
 const MAX_DATABASES: usize = 64;
@@ -83,7 +83,8 @@ pub fn read_postgres_sink(
         create_tables,
     };
     if usize::from(plan.shards) < plan.databases.len() && keys.is_valid(&key("shards")) {
-        let problem = format!("is less than the number of databases, {}: each needs a shard", plan.databases.len());
+        let problem =
+            format!("is less than the number of databases, {}: each needs a shard", plan.databases.len());
         keys.add_error(&key("shards"), problem);
     }
     check_is_unused(keys, &key("schema"), &plan, before);
@@ -106,7 +107,8 @@ fn read_databases(
             return None;
         }
         (None, true) => {
-            let problem = "is empty: write it as in postgres://swelter@db.example:5432/weather, or several in urls";
+            let problem =
+                "is empty: write it as in postgres://swelter@db.example:5432/weather, or several in urls";
             keys.add_error(&url, problem);
             return None;
         }
@@ -223,11 +225,15 @@ fn read_begin(keys: &mut ConfigReader, key: &str) {
 fn check_is_unused(keys: &mut ConfigReader, key: &str, plan: &PostgresSinkPlan, before: &[SinkPlan]) {
     let shares = |used: &PostgresSinkPlan| {
         let databases = || used.databases.iter().map(|database| &database.label);
-        used.schema == plan.schema && plan.databases.iter().any(|own| databases().any(|other| *other == own.label))
+        used.schema == plan.schema
+            && plan.databases.iter().any(|own| databases().any(|other| *other == own.label))
     };
     let used = before.iter().find(|sink| matches!(&sink.kind, SinkKind::Postgres(used) if shares(used)));
     if let Some(used) = used {
-        keys.add_error(key, format!("is the schema of sink {} in the same database: name another one", used.name));
+        keys.add_error(
+            key,
+            format!("is the schema of sink {} in the same database: name another one", used.name),
+        );
     }
 }
 
@@ -239,7 +245,10 @@ pub fn postgres_warnings(plan: &ServicePlan) -> Vec<String> {
     };
     let open = databases.filter(is_open);
     open.map(|database| {
-        format!("the way to {} is not encrypted: leave tls.mode out, or write \"verify-full\"", database.label)
+        format!(
+            "the way to {} is not encrypted: leave tls.mode out, or write \"verify-full\"",
+            database.label
+        )
     })
     .collect()
 }

@@ -21,7 +21,8 @@ pub fn read_sinks(keys: &mut ConfigReader, topics: &mut TopicUses, results: Rete
     }
     let mut sinks: Vec<SinkPlan> = Vec::new();
     for TableItem { name, key: at, .. } in items {
-        let kind = match keys.read_one_of(&format!("{at}.type"), &["kafka", "folder", "postgres"]).as_deref() {
+        let kind = match keys.read_one_of(&format!("{at}.type"), &["kafka", "folder", "postgres"]).as_deref()
+        {
             Some("kafka") => kafka::read_kafka_sink(keys, &at, topics).map(SinkKind::Kafka),
             Some("folder") => read_folder(keys, &at, &sinks).map(SinkKind::Folder),
             Some(_) => read_postgres_sink(keys, &at, results, &sinks).map(SinkKind::Postgres),
@@ -69,7 +70,7 @@ fn read_folder(keys: &mut ConfigReader, at: &str, before: &[SinkPlan]) -> Option
     }
     let formats = [FolderFormat::Json, FolderFormat::Csv];
     let format = keys.read_one_of(&key("format"), &formats.map(FolderFormat::name));
-    let format = formats.into_iter().find(|known| format.as_deref() == Some(known.name()));
+    let format = formats.into_iter().find(|candidate| format.as_deref() == Some(candidate.name()));
     let shards = keys.read_integer(&key("shards"), 1..=64);
     let commit_interval = keys.read_wall_duration(&key("commit_interval"), "1ms", "1m");
     let segments = SegmentLimits {

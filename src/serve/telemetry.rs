@@ -232,7 +232,10 @@ fn describe_answers_and_sinks() {
         "swelter_postgres_retries_total",
         "Transactions and connections of a shard that are tried again, by the kind of fault"
     );
-    describe_gauge!("swelter_postgres_connections", "Connections of a shard with PostgreSQL: 1, or 0 while it has none");
+    describe_gauge!(
+        "swelter_postgres_connections",
+        "Connections of a shard with PostgreSQL: 1, or 0 while it has none"
+    );
     describe_gauge!("swelter_subscriber_sessions", "Open WebSocket sessions of subscribers");
     describe_gauge!("swelter_subscriptions", "Subscriptions of all sessions");
     describe_counter!("swelter_sent_messages_total", "Messages sent to subscribers");

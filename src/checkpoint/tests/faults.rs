@@ -362,7 +362,10 @@ fn unwritable_location_fails_one_checkpoint() {
         match epoch {
             1 => {
                 let line = part.unwrap_err().to_string();
-                assert!(line.contains("data/") && line.contains("is no folder: move that away"), "{line}");
+                assert!(
+                    line.contains("data/") && line.contains("is not a folder: move that file away"),
+                    "{line}"
+                );
                 fs::remove_file(folder.path().join("data")).unwrap();
             }
             _ => {

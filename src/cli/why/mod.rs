@@ -14,11 +14,11 @@ use super::CliError;
 use super::service_access::ServiceClient;
 use crate::model::{EventTime, TemperatureUnit, WindUnit};
 
-/// Show why a row has its rolling heat index
+/// Print why a row has its rolling heat index
 ///
-/// The readings of its window come as a table, with the integers that are summed, and behind them
-/// the sum, the count and the mean. They are added up again here: the command fails if they do not
-/// give the mean that the service serves.
+/// The readings of its window come as a table, with the integers that are summed, and after them the
+/// sum, the count and the mean. The command adds them up again, and fails if they do not give the
+/// mean that the service serves.
 #[derive(Args, Debug)]
 pub struct WhyArgs {
     /// The key of the city
@@ -26,22 +26,22 @@ pub struct WhyArgs {
     /// The time of the row, as in 2025-11-24T16:00:00Z
     #[arg(long, value_name = "TIME")]
     reading_at: EventTime,
-    /// Where the service is
+    /// The address of the service
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// The unit of heat indexes and temperatures; without it, that of the service
+    /// The unit of heat indexes and temperatures [default: that of the service]
     #[arg(long, value_name = "UNIT")]
     output_units: Option<TemperatureUnit>,
-    /// The unit of wind speeds, in the same way
+    /// The unit of wind speeds [default: that of the service]
     #[arg(long, value_name = "UNIT")]
     output_wind_units: Option<WindUnit>,
-    /// Write the answer of the service as one JSON object, with the readings of all pages
+    /// Print the answer of the service as one JSON object, with the readings of all pages
     #[arg(long)]
     json: bool,
-    /// A file with the bearer token
+    /// A file that holds the bearer token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The certificates, PEM, that are trusted instead of the system's
+    /// A PEM file of certificates that are trusted instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }

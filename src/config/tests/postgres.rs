@@ -87,11 +87,20 @@ fn postgres_keys_that_cannot_be_meant_are_refused() {
         (format!("{remote}tls.mode = 'require'"), "verify-full or disable"),
         (format!("{remote}tls.ca = '/nowhere'"), "/nowhere is not a file"),
         ("url = 'postgres://u@/w?host=/run/postgresql'\ntls.mode = 'verify-full'".into(), "has no TLS"),
-        ("urls = ['postgres://u@a/w', 'postgres://u@b/w']\nshards = 1".into(), "less than the number of databases"),
-        (format!("{remote}[[sinks]]\ntype = 'postgres'\nname = 'b'\n{remote}"), "is the schema of sink postgres"),
+        (
+            "urls = ['postgres://u@a/w', 'postgres://u@b/w']\nshards = 1".into(),
+            "less than the number of databases",
+        ),
+        (
+            format!("{remote}[[sinks]]\ntype = 'postgres'\nname = 'b'\n{remote}"),
+            "is the schema of sink postgres",
+        ),
     ] {
         let problems = sink(&text).unwrap_err();
-        assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected}\nnot in {problems:#?}");
+        assert!(
+            problems.iter().any(|problem| problem.contains(expected)),
+            "{expected}\nnot in {problems:#?}"
+        );
     }
 }
 

@@ -45,7 +45,7 @@ impl StoreState {
 
 impl HistoryStore for ScriptedStore {
     fn final_rows(&self, range: HistoryRange) -> StoreFuture<'_, FinalRows> {
-        let state = self.state.lock().unwrap();
+        let state = self.state.lock();
         reply(&state, || {
             let until = state.final_until.unwrap_or(EventTime::MIN);
             let (rows, has_more) = state.page(range.from, range.to.min(until), range.limit);
@@ -54,7 +54,7 @@ impl HistoryStore for ScriptedStore {
     }
 
     fn rows_as_of(&self, range: HistoryRange, epoch: u64) -> StoreFuture<'_, PastRows> {
-        let state = self.state.lock().unwrap();
+        let state = self.state.lock();
         reply(&state, || {
             let (rows, has_more) = state.page(range.from, range.to, range.limit);
             let complete_until = state.complete_until;
@@ -71,7 +71,7 @@ impl HistoryStore for ScriptedStore {
         from: EventTime,
         limit: u32,
     ) -> StoreFuture<'_, FinalExplanation> {
-        let state = self.state.lock().unwrap();
+        let state = self.state.lock();
         reply(&state, || {
             let is_final = state.final_until.is_some_and(|until| reading_at < until);
             let row = state.rows.get(&reading_at).copied().filter(|_| is_final);
@@ -95,7 +95,7 @@ impl HistoryStore for ScriptedStore {
         to: EventTime,
         epoch: u64,
     ) -> StoreFuture<'_, StoredArrivals> {
-        let state = self.state.lock().unwrap();
+        let state = self.state.lock();
         reply(&state, || {
             let is_asked = |arrival: &&StoredArrival| {
                 (from..=to).contains(&arrival.reading_at) && arrival.as_of <= epoch
@@ -123,7 +123,7 @@ fn start_service(final_until: Option<i64>) -> (TestServer, Arc<ScriptedStore>) {
     let service = backed.become_ready();
     let rows: BTreeMap<EventTime, Row> =
         (0..=NEWEST).map(|at| (hour(at), row(80.0 + at as f64 / 8.0, Category::Caution))).collect();
-    let mut state = store.state.lock().unwrap();
+    let mut state = store.state.lock();
     state.final_until = final_until.map(hour);
     state.rows = rows.clone();
     // The rows that the store must not be asked for are other ones.
@@ -131,7 +131,7 @@ fn start_service(final_until: Option<i64>) -> (TestServer, Arc<ScriptedStore>) {
         *row = Row::new(HeatIndex::from_micros(1), Category::None, 1, 1);
     }
     drop(state);
-    service.dataflow.rows.lock().unwrap().insert(CITY.into(), rows);
+    service.dataflow.rows.lock().insert(CITY.into(), rows);
     (service, store)
 }
 
@@ -187,16 +187,16 @@ fn rows_that_a_store_behind_may_lack_are_refused_and_no_others() {
     assert_eq!(read_pages(&service, OLDEST_LIVE, 7).0.len(), 25, "live rows are served");
     let between = format!("/v1/cities/{CITY}/history?from={}&to={}", hour(40), hour(41));
     assert_eq!(service.get(&between).code(), "replica_behind");
-    store.state.lock().unwrap().final_until = None;
+    store.state.lock().final_until = None;
     assert_eq!(read_pages(&service, 0, 7).1.unwrap().code(), "replica_behind", "it has nothing of the city");
-    store.state.lock().unwrap().final_until = Some(hour(OLDEST_LIVE));
+    store.state.lock().final_until = Some(hour(OLDEST_LIVE));
     assert_eq!(service.get(&between).json()["rows"].as_array().unwrap().len(), 1);
 }
 
 #[test]
 fn dead_database_costs_old_ranges_only() {
     let (service, store) = start_service(Some(OLDEST_LIVE));
-    store.state.lock().unwrap().is_dead = true;
+    store.state.lock().is_dead = true;
     let old = service.get(&format!("/v1/cities/{CITY}/history?from={}", hour(OLDEST_LIVE - 1)));
     assert_eq!(
         (old.status, &*old.code(), old.header("retry-after")),
@@ -217,7 +217,7 @@ fn time_travel_needs_an_epoch_that_the_store_has_reached() {
     assert_eq!(at(FIRST_EPOCH + 1_000_000).code(), "bad_parameter", "it is not over");
     let behind = at(FIRST_EPOCH);
     assert_eq!((&*behind.code(), behind.header("retry-after")), ("replica_behind", Some("1")));
-    store.state.lock().unwrap().complete_until = Some(FIRST_EPOCH);
+    store.state.lock().complete_until = Some(FIRST_EPOCH);
     let page = at(FIRST_EPOCH).json();
     documents::check("HistoryAnswer", &page);
     assert_eq!((&page["as_of"], page["rows"].as_array().unwrap().len()), (&json!(FIRST_EPOCH), 27));
@@ -247,7 +247,7 @@ fn explanation_has_arrivals_withdrawals_and_what_is_pending() {
     let (service, store) = start_service(Some(OLDEST_LIVE));
     let heat = |at: i64| Some(80.0 + at as f64 / 8.0);
     {
-        let mut state = store.state.lock().unwrap();
+        let mut state = store.state.lock();
         state.complete_until = Some(FIRST_EPOCH);
         state.arrivals = vec![
             arrival(70, 1, "inserted", Some(1.0)),
@@ -296,7 +296,7 @@ fn final_row_is_explained_by_the_store_once_it_is_final_there() {
     assert_eq!(why(OLDEST_LIVE - 10).code(), "replica_behind");
     assert_eq!(why(OLDEST_LIVE - 1).code(), "replica_behind");
     assert_eq!(why(OLDEST_LIVE).status, 200);
-    store.state.lock().unwrap().final_until = Some(hour(OLDEST_LIVE));
+    store.state.lock().final_until = Some(hour(OLDEST_LIVE));
     let half = service.get("/v1/cities/5128581/why?reading_at=2025-11-24T10:30:00Z");
     assert_eq!(half.code(), "unknown_row");
 }

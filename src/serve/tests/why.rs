@@ -53,7 +53,7 @@ fn minute(at: i64) -> EventTime {
 fn service_with_readings() -> TestServer {
     let service = TestServer::start_ready(plan());
     let rows = (0..25).map(|at| (minute(at), row(80.0 + at as f64 / 8.0, Category::Caution)));
-    service.dataflow.rows.lock().unwrap().insert("5128581".into(), rows.collect());
+    service.dataflow.rows.lock().insert("5128581".into(), rows.collect());
     service
 }
 
@@ -118,7 +118,7 @@ fn unexplained_rows_say_why() {
     let old = why("reading_at=2025-11-20T00:00:00Z");
     assert_eq!(old.code(), "unknown_row");
     assert!(old.json()["detail"].as_str().unwrap().contains("is too long ago"), "{}", old.text());
-    *service.dataflow.full.lock().unwrap() = true;
+    *service.dataflow.full.lock() = true;
     let busy = why(&format!("reading_at={}", minute(3)));
     assert_eq!((busy.status, &*busy.code(), busy.header("retry-after")), (503, "overloaded", Some("1")));
 }

@@ -63,7 +63,10 @@ impl Session {
         Session::open_any(database, TargetSessionAttrs::Any).await
     }
 
-    async fn open_any(database: &PostgresDatabase, wanted: TargetSessionAttrs) -> Result<Session, PostgresError> {
+    async fn open_any(
+        database: &PostgresDatabase,
+        wanted: TargetSessionAttrs,
+    ) -> Result<Session, PostgresError> {
         let mut config = session_config(database)?;
         config.target_session_attrs(wanted);
         let label: Arc<str> = database.label.as_str().into();
@@ -103,7 +106,11 @@ impl Session {
     }
 
     /// Executes an unnamed statement that returns rows.
-    pub async fn query(&self, statement: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, PostgresError> {
+    pub async fn query(
+        &self,
+        statement: &str,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, PostgresError> {
         self.client.query_typed(statement, parameters).await.map_err(|error| self.error(&error))
     }
 
@@ -236,7 +243,10 @@ impl Connection {
 
     /// Waits for a call, no longer than the limit of the connection. After an error the session may
     /// be in the middle of a transaction.
-    pub fn call<T>(&self, work: impl AsyncFnOnce(&Session) -> Result<T, PostgresError>) -> Result<T, PostgresError> {
+    pub fn call<T>(
+        &self,
+        work: impl AsyncFnOnce(&Session) -> Result<T, PostgresError>,
+    ) -> Result<T, PostgresError> {
         let call = work(&self.session);
         self.runtime.block_on(bounded(&self.limit, &self.session.database, call))
     }

@@ -18,7 +18,9 @@ pub enum PostgresError {
     /// The server cannot be reached, or the session was lost.
     #[error("{database}: {problem}")]
     Unreachable { database: String, problem: String },
-    #[error("{database} has not answered within {waited:?}: look at the server and the network, or raise transaction_timeout")]
+    #[error(
+        "{database} has not answered within {waited:?}: look at the server and the network, or raise transaction_timeout"
+    )]
     Timeout { database: String, waited: Duration },
     #[error("{database}: the run stops, and has not waited for an answer")]
     Stopped { database: String },
@@ -30,9 +32,13 @@ pub enum PostgresError {
     Runtime(String),
     #[error("{database}: {source}")]
     Schema { database: String, source: SchemaError },
-    #[error("{database}, schema {schema}: {problem}: docs/postgres.md, \"Rights\", has the statements that grant it")]
+    #[error(
+        "{database}, schema {schema}: {problem}: docs/postgres.md, \"Rights\", has the statements that grant it"
+    )]
     Rights { database: String, schema: String, problem: String },
-    #[error("{database}, schema {schema}, table shard: {problem}: is it a schema of swelter? Restore it, or name another schema to begin anew")]
+    #[error(
+        "{database}, schema {schema}, table shard: {problem}: is it a schema of swelter? Restore it, or name another schema to begin anew"
+    )]
     Damaged { database: String, schema: String, problem: String },
     #[error(
         "{database}, schema {schema} has shard {shard}, which belongs to database {belongs_to} of {databases}: write urls in the order of the first start"
@@ -90,10 +96,13 @@ impl PostgresError {
             return PostgresError::Server { database, code: answer.code().code().to_owned(), problem };
         }
         let mut problem = printable(&error.to_string()).into_owned();
-        // The client's own text ends with its cause, but not with the cause of that.
-        let mut cause = error.source().and_then(std::error::Error::source);
+        // Some texts end with that of their cause, and some do not.
+        let mut cause = error.source();
         while let Some(next) = cause {
-            problem.push_str(&format!(": {next}"));
+            let text = next.to_string();
+            if !problem.contains(&text) {
+                problem.push_str(&format!(": {}", printable(&text)));
+            }
             cause = next.source();
         }
         if problem.contains("does not allow writes") {

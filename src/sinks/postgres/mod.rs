@@ -49,7 +49,8 @@ mod writer;
 
 pub use self::migrate::migrate_database;
 pub use self::plan::{
-    DatabaseAccess, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet, TlsMode,
+    DatabaseAccess, Password, PostgresDatabase, PostgresSinkPlan, PostgresTable, PostgresTls, TableSet,
+    TlsMode,
 };
 pub use self::sink::PostgresSink;
 pub use self::url::{HostKinds, parse_database_url};

@@ -71,7 +71,7 @@ impl Partitions {
         let today = (epoch / DAY_MS as u64) as i32;
         let tomorrow = needed.iter().filter(|(_, day)| *day == today).map(|(table, day)| (*table, day + 1));
         let wanted = needed.iter().copied().chain(tomorrow).filter(|wanted| !self.known.contains(wanted));
-        let missing: Vec<Partition> = wanted.collect();
+        let missing: BTreeSet<Partition> = wanted.collect();
         for table in PARTITIONED {
             let days: Vec<Partition> = missing.iter().copied().filter(|(of, _)| *of == table).collect();
             for days in days.chunks(MAX_NEW_PARTITIONS) {

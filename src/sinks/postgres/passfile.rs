@@ -119,17 +119,22 @@ mod tests {
 
     #[test]
     fn passfile_gives_the_password_of_the_first_line_that_fits() {
-        let text = "# a comment\nother:5432:weather:swelter:no\na:*:weather:swelter:one\\:two\\\\\n*:*:*:*:rest\n";
+        let text =
+            "# a comment\nother:5432:weather:swelter:no\na:*:weather:swelter:one\\:two\\\\\n*:*:*:*:rest\n";
         assert_eq!(read(text, "postgres://swelter@a:6000/weather").unwrap(), "one:two\\");
         assert_eq!(read(text, "postgres://swelter@b/weather").unwrap(), "rest");
-        assert_eq!(read("localhost:5432:swelter:swelter:x\n", "host=/run/postgresql user=swelter").unwrap(), "x");
+        assert_eq!(
+            read("localhost:5432:swelter:swelter:x\n", "host=/run/postgresql user=swelter").unwrap(),
+            "x"
+        );
     }
 
     #[test]
     fn passfile_without_the_password_is_refused_without_its_text() {
         let missing = read("a:5432:weather:swelter:hunter2\n", "postgres://swelter@b/weather").unwrap_err();
         assert!(missing.contains("has no line for b:5432:weather:swelter"), "{missing}");
-        let differ = read("a:*:*:*:hunter2\nb:*:*:*:hunter3\n", "postgres://swelter@a,b/weather").unwrap_err();
+        let differ =
+            read("a:*:*:*:hunter2\nb:*:*:*:hunter3\n", "postgres://swelter@a,b/weather").unwrap_err();
         assert!(differ.contains("different passwords"), "{differ}");
         assert!(!missing.contains("hunter") && !differ.contains("hunter"));
         let path = Path::new("/nowhere/passwords");

@@ -46,7 +46,9 @@ pub async fn check_rights(session: &Session, plan: &PostgresSinkPlan) -> Result<
             return Err(failed(format!("the table {table} is missing: run `swelter postgres migrate`")));
         }
         if !may_write {
-            return Err(failed(format!("the role {role} may not select, insert, update and delete in {table}")));
+            return Err(failed(format!(
+                "the role {role} may not select, insert, update and delete in {table}"
+            )));
         }
         if plan.create_tables && is_partitioned(table) && !is_owner {
             return Err(failed(format!(

@@ -31,10 +31,6 @@ impl RowName {
         name
     }
 
-    pub fn city_id(&self) -> Option<i64> {
-        self.city_id
-    }
-
     /// The name of the city in a tuple of the table `city`.
     pub fn city_of_tuple(tuple: &[u8]) -> Option<&str> {
         std::str::from_utf8(field_value(sized_fields(tuple).nth(1)?)?).ok()

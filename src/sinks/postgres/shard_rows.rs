@@ -11,7 +11,8 @@ use super::schema::SchemaName;
 use crate::sinks::progress::{Claim, ShardProgress, SinkIdentity};
 
 /// The columns of a [`ShardRow`]. JSON is read as text, so numbers keep all their digits.
-const COLUMNS: &str = "shard, generation, nonce, epoch, progress::text, identity::text, kept_from - date '1970-01-01'";
+const COLUMNS: &str =
+    "shard, generation, nonce, epoch, progress::text, identity::text, kept_from - date '1970-01-01'";
 
 /// A row of the table `shard`.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +62,8 @@ impl ShardTable<'_> {
     /// Reads rows and locks them until the transaction ends, in the order of shards.
     pub async fn lock(&self, shards: &[u16]) -> Result<Vec<ShardRow>, PostgresError> {
         let schema = self.schema.quoted();
-        let query = format!("select {COLUMNS} from {schema}.shard where shard = any($1) order by shard for update");
+        let query =
+            format!("select {COLUMNS} from {schema}.shard where shard = any($1) order by shard for update");
         let shards: Vec<i32> = shards.iter().map(|shard| i32::from(*shard)).collect();
         let rows = self.session.query(&query, &[(&shards, Type::INT4_ARRAY)]).await?;
         rows.iter().map(|row| self.parse(row)).collect()
@@ -124,12 +126,14 @@ impl ShardTable<'_> {
         let claim = Claim { generation: generation.max(0) as u64, nonce: session.column(row, 2)? };
         let epoch: Option<i64> = session.column(row, 3)?;
         let progress = session.column::<Option<&str>>(row, 4)?.map(serde_json::from_str::<ShardProgress>);
-        let progress = progress.transpose().map_err(|error| damaged(format!("progress of shard {shard}: {error}")))?;
+        let progress =
+            progress.transpose().map_err(|error| damaged(format!("progress of shard {shard}: {error}")))?;
         if progress.as_ref().map(|progress| progress.epoch as i64) != epoch {
             return Err(damaged(format!("epoch and progress of shard {shard} differ")));
         }
         let identity = session.column::<Option<&str>>(row, 5)?.map(serde_json::from_str);
-        let identity = identity.transpose().map_err(|error| damaged(format!("identity of shard {shard}: {error}")))?;
+        let identity =
+            identity.transpose().map_err(|error| damaged(format!("identity of shard {shard}: {error}")))?;
         Ok(ShardRow { shard, claim, progress, identity, kept_from: session.column(row, 6)? })
     }
 }

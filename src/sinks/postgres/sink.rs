@@ -1,9 +1,10 @@
 //! The databases of a plan as a durable sink.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_postgres::types::Type;
 
 use super::connection::{CallLimit, Connection, Parameter, Session};
@@ -18,7 +19,8 @@ use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, Versi
 use crate::sinks::contract::{DurableSink, Heartbeat, ProgressWriter};
 use crate::sinks::error::SinkError;
 use crate::sinks::progress::{
-    CLAIM, Claim, ClaimRequest, IDENTITY, ProgressSnapshot, SinkClaim, SinkIdentity, find_difference, shard_key,
+    CLAIM, Claim, ClaimRequest, IDENTITY, ProgressSnapshot, SinkClaim, SinkIdentity, find_difference,
+    shard_key,
 };
 use crate::sinks::shard::{FencedShards, ShardWriter};
 use crate::sinks::stop::StopDeadline;
@@ -62,7 +64,7 @@ impl PostgresSink {
         timeout: Duration,
         work: impl AsyncFnOnce(&Session) -> Result<T, PostgresError>,
     ) -> Result<T, PostgresError> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = || self.idle.lock();
         let kept = idle()[database].take().filter(Connection::is_open);
         let mut connection = match kept {
             Some(connection) => connection,
@@ -108,11 +110,15 @@ impl PostgresSink {
 
     /// Checks that the run can continue with the schema of a database, and reads its shards. There
     /// are none yet if a start may make the tables.
-    async fn inspect_database(&self, database: usize, session: &Session) -> Result<Vec<ShardRow>, PostgresError> {
+    async fn inspect_database(
+        &self,
+        database: usize,
+        session: &Session,
+    ) -> Result<Vec<ShardRow>, PostgresError> {
         let schema = &self.plan.schema;
-        let state = SchemaState::read(&session.client, schema).await.map_err(|error| session.error(&error))?;
-        let wrong =
-            |source| PostgresError::Schema { database: session.database.to_string(), source };
+        let state =
+            SchemaState::read(&session.client, schema).await.map_err(|error| session.error(&error))?;
+        let wrong = |source| PostgresError::Schema { database: session.database.to_string(), source };
         let is_current = match state.require_current(schema) {
             Ok(()) => true,
             Err(_) if self.plan.create_tables && state.migration(schema).is_ok() => false,
@@ -161,8 +167,7 @@ impl PostgresSink {
         let schema = &self.plan.schema;
         let failed = |error: tokio_postgres::Error| session.error(&error);
         let state = SchemaState::read(&session.client, schema).await.map_err(failed)?;
-        let wrong =
-            |source| PostgresError::Schema { database: session.database.to_string(), source };
+        let wrong = |source| PostgresError::Schema { database: session.database.to_string(), source };
         if !self.plan.create_tables {
             return state.require_current(schema).map_err(wrong);
         }
@@ -172,7 +177,11 @@ impl PostgresSink {
             let state = SchemaState::read(&session.client, schema).await.map_err(failed)?;
             return state.require_current(schema).map_err(|_| session.error(&error));
         }
-        tracing::info!(database = &*session.database, schema = schema.as_str(), "the tables of results were made");
+        tracing::info!(
+            database = &*session.database,
+            schema = schema.as_str(),
+            "the tables of results were made"
+        );
         Ok(())
     }
 
@@ -281,16 +290,17 @@ impl DurableSink for PostgresSink {
     fn inspect(&self, within: Duration) -> Result<ProgressSnapshot, SinkError> {
         let mut rows = Vec::new();
         for database in self.databases() {
-            rows.extend(
-                self.call_until(database, within, async |session| self.inspect_database(database, session).await)?,
-            );
+            rows.extend(self.call_until(database, within, async |session| {
+                self.inspect_database(database, session).await
+            })?);
         }
         Ok(self.snapshot(&rows))
     }
 
     fn claim(&self, request: &ClaimRequest<'_>) -> Result<SinkClaim, SinkError> {
         let own = request.generation.and_then(Claim::parse);
-        let own = own.ok_or_else(|| SinkError::Fatal("PostgreSQL counts no generations of its own".into()))?;
+        let own =
+            own.ok_or_else(|| SinkError::Fatal("PostgreSQL counts no generations of its own".into()))?;
         let mut recorded = None;
         for database in self.databases() {
             let found = self.call_until(database, START_TIMEOUT, async |session| {

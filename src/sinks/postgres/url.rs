@@ -42,7 +42,9 @@ const OTHER_KEYS: [(&str, &str); 4] = [
 /// What to write instead.
 pub fn parse_database_url(url: &str) -> Result<DatabaseUrl, String> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err("is not a URL of PostgreSQL: write it as in postgres://swelter@db.example:5432/weather".into());
+        return Err(
+            "is not a URL of PostgreSQL: write it as in postgres://swelter@db.example:5432/weather".into()
+        );
     }
     for (key, instead) in OTHER_KEYS {
         if url.contains(&format!("?{key}=")) || url.contains(&format!("&{key}=")) {
@@ -63,7 +65,9 @@ pub fn parse_database_url(url: &str) -> Result<DatabaseUrl, String> {
             .into());
     }
     if config.get_user().is_none() || config.get_dbname().is_none() {
-        return Err("names no user or no database: write it as in postgres://swelter@db.example:5432/weather".into());
+        return Err(
+            "names no user or no database: write it as in postgres://swelter@db.example:5432/weather".into(),
+        );
     }
     if !matches!(config.get_target_session_attrs(), TargetSessionAttrs::Any | TargetSessionAttrs::ReadWrite) {
         return Err("asks for a server that takes no writes: leave target_session_attrs out".into());
@@ -86,7 +90,8 @@ impl DatabaseAccess {
         let tls = match (self.tls, hosts) {
             (Some(TlsMode::VerifyFull), HostKinds::UnixSockets) => {
                 return Err(
-                    "is a Unix socket, which has no TLS: leave tls.mode out, or write tls.mode = \"disable\"".into()
+                    "is a Unix socket, which has no TLS: leave tls.mode out, or write tls.mode = \"disable\""
+                        .into(),
                 );
             }
             (Some(TlsMode::Disable), _) | (None, HostKinds::UnixSockets) => PostgresTls::Disable,
@@ -150,7 +155,10 @@ mod tests {
         };
         assert_eq!(parsed("postgres://u@db.example/w"), ("db.example:5432/w".into(), HostKinds::Remote));
         assert_eq!(parsed("postgresql://u@127.0.0.1:6432/w"), ("127.0.0.1:6432/w".into(), HostKinds::Local));
-        assert_eq!(parsed("postgres://u@localhost,a:6000/w"), ("localhost:5432,a:6000/w".into(), HostKinds::Remote));
+        assert_eq!(
+            parsed("postgres://u@localhost,a:6000/w"),
+            ("localhost:5432,a:6000/w".into(), HostKinds::Remote)
+        );
         let socket = "postgres://u@/w?host=/run/postgresql";
         assert_eq!(parsed(socket), ("/run/postgresql:5432/w".into(), HostKinds::UnixSockets));
     }

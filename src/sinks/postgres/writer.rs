@@ -152,15 +152,16 @@ impl PostgresShardWriter {
         let pending = &mut self.pending;
         let failed = |failure: StatementFailure| match failure {
             StatementFailure::Database(error) => PostgresError::of(&database, &error),
-            StatementFailure::Unexpected(problem) => PostgresError::Unexpected {
-                database: database.clone(),
-                schema: schema.clone(),
-                problem,
-            },
+            StatementFailure::Unexpected(problem) => {
+                PostgresError::Unexpected { database: database.clone(), schema: schema.clone(), problem }
+            }
             // Reading the row again tells why.
             StatementFailure::Fenced | StatementFailure::Moved { .. } => PostgresError::Unreachable {
                 database: database.clone(),
-                problem: format!("the row of shard {} is not as this run has left it: it is read again", lock.shard),
+                problem: format!(
+                    "the row of shard {} is not as this run has left it: it is read again",
+                    lock.shard
+                ),
             },
             StatementFailure::Retry(problem) => {
                 PostgresError::Unreachable { database: database.clone(), problem }
@@ -179,19 +180,26 @@ impl PostgresShardWriter {
     fn drop_old_partitions(&mut self) {
         let Some(connection) = self.connection.as_ref().filter(|_| self.is_drop_due()) else { return };
         let target = self.plan.target();
-        let dropped = connection.call(async |session| {
-            Ok(drop_old_partitions(&session.client, &target).await)
-        });
+        let dropped =
+            connection.call(async |session| Ok(drop_old_partitions(&session.client, &target).await));
         self.drop_at = Some(Instant::now() + DROP_INTERVAL);
         match dropped {
             Ok(Ok(dropped)) => {
                 self.drop_at = None;
                 if dropped > 0 {
-                    tracing::info!(shard = self.plan.shard, dropped, "partitions older than the retention were dropped");
+                    tracing::info!(
+                        shard = self.plan.shard,
+                        dropped,
+                        "partitions older than the retention were dropped"
+                    );
                 }
             }
-            Ok(Err(error)) => tracing::debug!(shard = self.plan.shard, ?error, "old partitions are dropped later"),
-            Err(error) => tracing::debug!(shard = self.plan.shard, %error, "old partitions are dropped later"),
+            Ok(Err(error)) => {
+                tracing::debug!(shard = self.plan.shard, ?error, "old partitions are dropped later")
+            }
+            Err(error) => {
+                tracing::debug!(shard = self.plan.shard, %error, "old partitions are dropped later")
+            }
         }
     }
 
@@ -240,7 +248,8 @@ impl ShardWriter for PostgresShardWriter {
         // What was committed decides what is kept, so a transaction that is written again keeps the
         // same.
         let committed = self.committed.as_ref().map(|progress| progress.epoch);
-        let kept_from = committed.and_then(|epoch| self.plan.kept_from(epoch, self.kept_from)).or(self.kept_from);
+        let kept_from =
+            committed.and_then(|epoch| self.plan.kept_from(epoch, self.kept_from)).or(self.kept_from);
         if kept_from > self.kept_from {
             self.kept_from = kept_from;
             self.drop_at = Some(Instant::now());
@@ -282,7 +291,12 @@ impl ShardWriter for PostgresShardWriter {
         match self.compare_row(&row, last_epoch) {
             RowOutcome::Unchanged => Ok(false),
             RowOutcome::Committed => {
-                tracing::info!(database, shard, epoch = last_epoch, "the transaction without an answer was committed");
+                tracing::info!(
+                    database,
+                    shard,
+                    epoch = last_epoch,
+                    "the transaction without an answer was committed"
+                );
                 self.committed = row.progress;
                 Ok(true)
             }

@@ -9,10 +9,11 @@ use std::path::Path;
 
 use super::markdown::{Block, Page, repository, user_pages};
 use super::matching::{json_matches, text_matches};
-use super::shell::{Shell, free_ports};
+use super::shell::Shell;
 use crate::kafka::broker::shared_broker;
 use crate::postgres::server::PrivateServer;
 use crate::postgres::test_schema::TestClient;
+use crate::support::consecutive_free_ports;
 
 /// The pages that a test below runs.
 const PAGES: [&str; 13] = [
@@ -64,7 +65,7 @@ const MARKER: &str = "@@ block ended with";
 
 fn run_page(path: &str, prepare: impl Fn(&Path), replacements: Replacements) {
     let page = Page::read(path);
-    let (folder, first) = (tempfile::tempdir().unwrap(), free_ports(3));
+    let (folder, first) = (tempfile::tempdir().unwrap(), consecutive_free_ports(3));
     let own = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
     let mut all: Replacements =
         (0..3).map(|at| (format!("{}", 8080 + at), (first + at).to_string())).collect();
@@ -148,7 +149,8 @@ fn sections(written: &str) -> Vec<(String, i32)> {
 fn every_page_with_commands_has_a_test() {
     for page in user_pages() {
         let runs = page.blocks.iter().any(|block| block.has("run"));
-        let is_listed = [&PAGES[..], &KAFKA_PAGES, &POSTGRES_PAGES].iter().any(|pages| pages.contains(&&*page.path));
+        let is_listed =
+            [&PAGES[..], &KAFKA_PAGES, &POSTGRES_PAGES].iter().any(|pages| pages.contains(&&*page.path));
         assert_eq!(runs, is_listed, "{}: add a test that runs it, and its name to PAGES", page.path);
     }
 }
@@ -268,7 +270,8 @@ fn run_with_postgres(path: &str) {
     admin.execute("create database weather owner swelter");
     let address = server.url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
     let port = address.rsplit(':').next().unwrap().to_owned();
-    let replacements = vec![("127.0.0.1:5432".into(), address), ("PGPORT=5432".into(), format!("PGPORT={port}"))];
+    let replacements =
+        vec![("127.0.0.1:5432".into(), address), ("PGPORT=5432".into(), format!("PGPORT={port}"))];
     run_page(path, |_| (), replacements);
 }
 

@@ -14,7 +14,11 @@ use crate::kafka::kills::{env_number, run_case};
 use crate::support::{RUN_SETTINGS, Random, city_name, wait_for};
 
 /// Kills a server again and again, until `ends`.
-fn kill_repeatedly(mut server: PrivateServer, seed: u64, ends: Arc<AtomicBool>) -> thread::JoinHandle<PrivateServer> {
+fn kill_repeatedly(
+    mut server: PrivateServer,
+    seed: u64,
+    ends: Arc<AtomicBool>,
+) -> thread::JoinHandle<PrivateServer> {
     thread::spawn(move || {
         let mut random = Random::new(seed);
         while !ends.load(Ordering::Relaxed) {
@@ -53,7 +57,9 @@ fn topics_and_tables_are_exactly_once_over_kills() {
     let seed = env_number("SWELTER_KILLS_SEED", 91);
     let server = PrivateServer::start(&[]);
     let url = server.url.clone();
-    let table = format!("\n[[sinks]]\ntype = \"postgres\"\nurl = \"{url}\"\nshards = 2\ncommit_interval = \"30ms\"\n");
+    let table = format!(
+        "\n[[sinks]]\ntype = \"postgres\"\nurl = \"{url}\"\nshards = 2\ncommit_interval = \"30ms\"\n"
+    );
     let ends = Arc::new(AtomicBool::new(false));
     let killer = kill_repeatedly(server, seed, Arc::clone(&ends));
     let case = run_case(seed, env_number("SWELTER_KILLS", 12), &table);

@@ -74,8 +74,6 @@ impl FaultCase {
 
 /// A reading of each city.
 pub fn readings(from: u32, to: u32) -> Value {
-    let reading = |city: u32| {
-        json!({"city": format!("city {city}"), "reading_at": "2013-07-18T15:00:00Z", "temperature": 80 + city % 20, "humidity": 50})
-    };
+    let reading = |city: u32| json!({"city": format!("city {city}"), "reading_at": "2013-07-18T15:00:00Z", "temperature": 80 + city % 20, "humidity": 50});
     Value::Array((from..to).map(reading).collect())
 }

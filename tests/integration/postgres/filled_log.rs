@@ -54,7 +54,9 @@ impl FilledLog {
         for number in 0..arrivals {
             if random.below(ARRIVALS_PER_EPOCH) == 0 {
                 if filled.snapshots.len() < number * SNAPSHOTS / arrivals {
-                    filled.snapshots.push(Snapshot { as_of: filled.last_epoch, rows: filled.log.oracle.rows() });
+                    filled
+                        .snapshots
+                        .push(Snapshot { as_of: filled.last_epoch, rows: filled.log.oracle.rows() });
                 }
                 now += random.below(40) as i64 * MINUTE_MS;
                 filled.last_epoch += 1 + random.below(900) as i64;

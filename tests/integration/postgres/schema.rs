@@ -39,8 +39,7 @@ fn migrate_makes_the_schema_once() {
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn printed_schema_is_what_migrate_applies() {
-    let (printed, migrated) =
-        (TestSchema::unmade(&shared_server()), TestSchema::migrated(&shared_server()));
+    let (printed, migrated) = (TestSchema::unmade(&shared_server()), TestSchema::migrated(&shared_server()));
     printed.client.execute(&script(&printed));
     let describe = |schema: &TestSchema| {
         let query = "select c.relname || ' ' || coalesce(a.attname, '') || ' ' || coalesce(format_type(a.atttypid, a.atttypmod), '')
@@ -72,12 +71,15 @@ fn older_schema_is_migrated_and_newer_one_refused() {
 #[ignore = "needs PostgreSQL: scripts/test"]
 fn failed_migration_leaves_nothing() {
     let schema = TestSchema::unmade(&shared_server());
-    schema.client.execute(&format!("create schema {}; create view bi_daily as select 1 as a", schema.quoted()));
+    schema
+        .client
+        .execute(&format!("create schema {}; create view bi_daily as select 1 as a", schema.quoted()));
     let refusal = refusal(&schema);
     assert!(refusal.contains("bi_daily"), "{refusal}");
-    let left = schema.client.query("select relname from pg_class where relnamespace = $1::text::regnamespace", &[
-        &schema.quoted(),
-    ]);
+    let left = schema.client.query(
+        "select relname from pg_class where relnamespace = $1::text::regnamespace",
+        &[&schema.quoted()],
+    );
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
@@ -87,7 +89,9 @@ fn failed_migration_leaves_nothing() {
 fn renamed_schema_works_without_search_path() {
     let schema = TestSchema::migrated(&shared_server());
     let renamed = format!("\"renamed {}", &schema.quoted()[1..]);
-    schema.client.execute(&format!("alter schema {} rename to {renamed}; reset search_path", schema.quoted()));
+    schema
+        .client
+        .execute(&format!("alter schema {} rename to {renamed}; reset search_path", schema.quoted()));
     for query in [
         "{}.rolling('Oslo', now() - interval '1 day', now())",
         "{}.rolling_as_of('Oslo', now() - interval '1 day', now(), 0)",
@@ -131,7 +135,9 @@ fn reader_may_read_and_nothing_else() {
     ));
     let reader = TestClient::connect(&schema.url.replace("postgres@", &format!("{role}@")));
     reader.execute(&format!("set search_path to {name}"));
-    for query in ["select * from rolling('Oslo', now() - interval '1 day', now())", "select * from arrival_rows"] {
+    for query in
+        ["select * from rolling('Oslo', now() - interval '1 day', now())", "select * from arrival_rows"]
+    {
         assert!(reader.query(query, &[]).is_empty());
     }
     for refused in ["delete from reading", "insert into setting values ('a', 'b')", "create table mine ()"] {

@@ -125,10 +125,7 @@ impl Drop for Pooler {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        eprintln!(
-            "the pooler:\n{}",
-            fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-        );
+        eprintln!("the pooler:\n{}", fs::read_to_string(self.folder.path().join("log")).unwrap_or_default());
     }
 }
 

@@ -72,7 +72,8 @@ impl SinkCase {
 
     fn next_entries(&mut self) -> Vec<LogEntry> {
         self.now += self.random.below(6) as i64 * MINUTE_MS;
-        let entries = (0..1 + self.random.below(40)).map(|_| random_entry(&mut self.random, self.now)).collect();
+        let entries =
+            (0..1 + self.random.below(40)).map(|_| random_entry(&mut self.random, self.now)).collect();
         keep_accepted_entries(&self.log.oracle, entries, &mut self.random, self.now)
     }
 

@@ -1,7 +1,7 @@
 //! Who may write a schema: claims, sessions that hold rows, other settings, other orders.
 
-use super::server::{PrivateServer, shared_server};
 use super::fault_case::{FaultCase, readings};
+use super::server::{PrivateServer, shared_server};
 use super::test_schema::TestClient;
 use crate::kafka::broker::shared_broker;
 use crate::kafka::case::KafkaCase;
@@ -19,7 +19,9 @@ fn claim_ends_a_session_that_holds_a_row() {
     let zombie = TestClient::connect(&case.url);
     let schema = case.schema.quoted();
     zombie.execute(&format!("begin; select * from {schema}.shard where shard = 0 for update"));
-    zombie.execute(&format!("update {schema}.reading set temperature = 0; update {schema}.shard set nonce = 'zombie'"));
+    zombie.execute(&format!(
+        "update {schema}.reading set temperature = 0; update {schema}.shard set nonce = 'zombie'"
+    ));
     let mut service = case.start();
     case.fill(&service, 10, 20);
     assert!(zombie.try_execute("commit").is_err(), "the session was not ended");
@@ -69,7 +71,9 @@ fn run_whose_rows_a_later_generation_has_ends_with_3() {
     let case = FaultCase::new(&shared_server());
     let service = case.start();
     case.fill(&service, 0, 10);
-    case.schema.client.execute(&format!("update {}.shard set generation = generation + 1", case.schema.quoted()));
+    case.schema
+        .client
+        .execute(&format!("update {}.shard set generation = generation + 1", case.schema.quoted()));
     service.wait_until_taken_over();
     assert_eq!(case.count("arrival"), 10);
 }
@@ -113,7 +117,8 @@ fn stopped_process_that_goes_on_commits_nothing() {
     second.terminate();
     case.check_exactly_once();
     let client = TestClient::connect(&server.url);
-    let twice = "select source, partition, position from swelter.arrival group by 1, 2, 3 having count(*) > 1";
+    let twice =
+        "select source, partition, position from swelter.arrival group by 1, 2, 3 having count(*) > 1";
     assert!(client.query(twice, &[]).is_empty(), "an arrival is there twice");
     let arrivals: i64 = client.query("select count(*) from swelter.arrival", &[])[0].get(0);
     assert_eq!(arrivals, case.log.accepted.len() as i64);

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use swelter::internals::model::{Category, EventTime, HeatIndex, Measurement, ReadingEvent, Row as ResultRow};
+use swelter::internals::model::{
+    Category, EventTime, HeatIndex, Measurement, ReadingEvent, Row as ResultRow,
+};
 use tokio_postgres::Row;
 
 use super::applied_log::{AppliedArrival, AppliedLog, Summary, outcome_code};
@@ -78,7 +80,7 @@ const QUERIES: [Query; 6] = [
     Query {
         table: "day",
         sql: "select name, (extract(epoch from starts) * 1000)::bigint, readings, sum_e6, max_e6, (extract(epoch from max_at) * 1000)::bigint, c0, c1, c2, c3, c4,
-                final, zone = 'UTC' and starts = day::timestamp at time zone 'UTC' and ends = (day + 1)::timestamp at time zone 'UTC'
+                final, day.zone = 'UTC' and starts = day::timestamp at time zone 'UTC' and ends = (day + 1)::timestamp at time zone 'UTC'
             from day join city using (city_id)",
         parse: |row| (row_key(row), summary(row)),
     },
@@ -108,8 +110,7 @@ fn expected_measurement(measurement: Option<&Measurement>) -> String {
 
 /// The columns of a summary, and whether the bounds of the row are right.
 fn summary(row: &Row) -> String {
-    let (readings, sum, max, max_at): (i32, i64, i64, i64) =
-        (row.get(2), row.get(3), row.get(4), row.get(5));
+    let (readings, sum, max, max_at): (i32, i64, i64, i64) = (row.get(2), row.get(3), row.get(4), row.get(5));
     let categories: [i32; 5] = std::array::from_fn(|category| row.get(6 + category));
     let (is_final, is_bounded): (bool, bool) = (row.get(11), row.get(12));
     format!("{readings} {sum} {max} {} {categories:?} {is_final} {is_bounded}", time(max_at))
@@ -174,7 +175,7 @@ impl ExpectedTables<'_> {
 
     fn arrivals(&self) -> TextRows {
         let mut numbers: BTreeMap<u32, usize> = BTreeMap::new();
-        let heat = |heat: Option<(HeatIndex, Category)>| {
+        let heat = |heat: Option<(HeatIndex, Category)>| -> (Option<i64>, Option<i16>) {
             heat.map(|(heat_index, category)| (heat_index.micros(), category as i16)).unzip()
         };
         let row = |AppliedArrival { entry, outcome, before, after, .. }: &AppliedArrival| {

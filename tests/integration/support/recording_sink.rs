@@ -1,6 +1,8 @@
 //! A sink that records what its renderers are given.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use swelter::internals::dataflow::{EncodedBatchesPlan, RendererPlan};
 use swelter::internals::model::{
@@ -39,7 +41,7 @@ impl RecordedChanges {
     }
 
     pub fn take(&self) -> Vec<(u64, Arc<str>, SinkChange)> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.0.lock())
     }
 }
 
@@ -50,7 +52,7 @@ struct RecordingRenderer {
 
 impl RecordingRenderer {
     fn record(&self, epoch: u64, city: Arc<str>, change: SinkChange) {
-        self.recorded.0.lock().unwrap().push((epoch, city, change));
+        self.recorded.0.lock().push((epoch, city, change));
     }
 }
 

@@ -111,7 +111,9 @@ create table reading (
     heat_index_e6 bigint not null,
     category smallint not null,
     revision bigint,
-    primary key (city_id, reading_at)
+    -- A city's readings are scattered over its partitions' pages, in the order in which they came. With
+    -- these columns the function rolling reads the index alone, in which they lie side by side.
+    primary key (city_id, reading_at) include (heat_index_e6, category)
 ) partition by range (reading_at);
 comment on table reading is
     'One row a city and time: the reading that counts now, after all corrections and withdrawals. Partitions by UTC day, reading_YYYYMMDD.';
