@@ -4,16 +4,20 @@ mod backup;
 mod batch;
 mod checkpoints;
 mod cluster;
+mod database_args;
 mod dead_letters;
 mod demo;
+mod export;
 mod generate;
 mod logging;
 mod postgres;
 mod produce;
 mod read_args;
 mod run;
+mod service_access;
 mod subscribe;
 mod time_shift;
+mod why;
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -43,6 +47,8 @@ enum Command {
     Run(run::RunArgs),
     Demo(demo::DemoArgs),
     Subscribe(subscribe::SubscribeArgs),
+    Why(why::WhyArgs),
+    Export(export::ExportArgs),
     Batch(batch::BatchArgs),
     Generate(generate::GenerateArgs),
     Produce(produce::ProduceArgs),
@@ -75,6 +81,8 @@ impl Cli {
             Command::Run(args) => args.run(),
             Command::Demo(args) => args.run(),
             Command::Subscribe(args) => args.run(),
+            Command::Why(args) => args.run(),
+            Command::Export(args) => args.run(),
             Command::Batch(args) => args.run(),
             Command::Generate(args) => args.run(),
             Command::Produce(args) => args.run(),

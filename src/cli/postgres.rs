@@ -1,15 +1,13 @@
 //! `swelter postgres`: prints and applies the schema of the PostgreSQL sink.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use super::CliError;
-use crate::config::layers::ConfigLayers;
-use crate::config::{Config, SinkKind};
+use super::database_args::DatabaseArgs;
+use crate::sinks::postgres::migrate_database;
 use crate::sinks::postgres::schema::{SCHEMA_VERSION, SchemaName, SchemaState};
-use crate::sinks::postgres::{DatabaseAccess, Password, PostgresDatabase, migrate_database};
 
 /// Print or apply the tables, views and functions of the PostgreSQL sink
 ///
@@ -32,21 +30,8 @@ enum PostgresCommand {
 /// program is refused. Run it as the role that is to own the tables.
 #[derive(Args, Debug)]
 struct MigrateArgs {
-    /// The configuration of the service: the databases and schemas of all its PostgreSQL sinks
-    #[arg(long, value_name = "FILE", required_unless_present = "url")]
-    config: Option<PathBuf>,
-    /// A database, as in postgres://swelter@db.example:5432/weather
-    #[arg(long, value_name = "URL", conflicts_with = "config")]
-    url: Option<String>,
-    /// The name of the schema
-    #[arg(long, value_name = "NAME", default_value = "swelter", conflicts_with = "config")]
-    schema: SchemaName,
-    /// A file with the password: lines host:port:database:user:password
-    #[arg(long, value_name = "FILE", requires = "url")]
-    passfile: Option<PathBuf>,
-    /// The CA that signs the server's certificate, PEM; the CAs of this host without it
-    #[arg(long, value_name = "FILE", requires = "url")]
-    tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    databases: DatabaseArgs,
 }
 
 /// Print the SQL that makes the schema, for psql
@@ -71,7 +56,7 @@ impl PostgresArgs {
 
 impl MigrateArgs {
     fn run(self) -> Result<(), CliError> {
-        for (database, schema) in self.targets()? {
+        for (database, schema) in self.databases.targets()? {
             let before =
                 migrate_database(&database, &schema).map_err(|error| CliError::Failed(error.to_string()))?;
             let place = format!("{}, schema {}", database.label, schema.as_str());
@@ -88,34 +73,6 @@ impl MigrateArgs {
             })?;
         }
         Ok(())
-    }
-
-    /// The databases to migrate, and the schema in each.
-    fn targets(&self) -> Result<Vec<(PostgresDatabase, SchemaName)>, CliError> {
-        let Some(url) = &self.url else { return self.configured_targets() };
-        let password = self.passfile.clone().map_or(Password::None, Password::File);
-        let access = DatabaseAccess { password, tls: None, ca: self.tls_ca.clone() };
-        let database = access.database(url).map_err(|problem| CliError::Usage(format!("--url {problem}")))?;
-        Ok(vec![(database, self.schema.clone())])
-    }
-
-    fn configured_targets(&self) -> Result<Vec<(PostgresDatabase, SchemaName)>, CliError> {
-        let layers = ConfigLayers {
-            file: self.config.clone(),
-            environment: std::env::vars_os().collect(),
-            flags: Vec::new(),
-        };
-        let plan = Config::load(&layers).map_err(CliError::Config)?.plan;
-        let mut targets = Vec::new();
-        for sink in plan.sinks {
-            if let SinkKind::Postgres(sink) = sink.kind {
-                targets.extend(sink.databases.into_iter().map(|database| (database, sink.schema.clone())));
-            }
-        }
-        if targets.is_empty() {
-            return Err(CliError::Usage("--config names no sink with type = \"postgres\"".to_owned()));
-        }
-        Ok(targets)
     }
 }
 

@@ -13,6 +13,7 @@ mod csv;
 mod decimal;
 mod decode_error;
 mod digest;
+mod exported_rows;
 mod field;
 mod field_values;
 mod file_columns;
@@ -44,6 +45,7 @@ pub use self::avro::{
 };
 pub use self::compress::{CompressedWriter, GzipMemberReader, compressing_writer};
 pub use self::decode_error::DecodeError;
+pub use self::exported_rows::ExportedRowsWriter;
 pub use self::file_decoder::FileDecoder;
 pub use self::format::{
     Compression, FileNameError, Format, Framing, MAX_FIELD_LINES, MAX_RECORD_BYTES, detect_compression,
@@ -61,8 +63,8 @@ pub use self::readings::{ReadingsWriter, RecordFields, push_json_record};
 pub use self::reports::{ChangesWriter, DailyWriter, DeadLettersWriter};
 pub use self::results::ResultRowsWriter;
 pub use self::row_json::{
-    push_aged_current_json, push_current_json, push_current_values, push_key_json, push_row_csv,
-    push_row_json, push_row_values, push_units,
+    push_aged_current_json, push_current_json, push_current_values, push_heat_index_values, push_key_json,
+    push_measurement_values, push_row_csv, push_row_json, push_row_values, push_units,
 };
 pub use self::settings::{DecodeSettings, HumidityScale, InputTemperatureUnit, InputWindUnit, Moisture};
 pub(crate) use self::text_output::{push_csv_text, push_integer, push_json_text, push_number};

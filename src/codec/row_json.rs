@@ -1,7 +1,7 @@
 //! Rows as JSON objects: `docs/protocol.md` shows them.
 
 use super::text_output::{push_heat_index, push_integer, push_json_text, push_number};
-use crate::model::{CurrentRow, EventTime, HeatIndex, OutputUnits, Row, TemperatureUnit};
+use crate::model::{CurrentRow, EventTime, HeatIndex, Measurement, OutputUnits, Row, TemperatureUnit};
 
 /// Appends the key of a row, whatever its value: `{"city":..,"reading_at":..}`, in this order,
 /// without spaces.
@@ -51,19 +51,39 @@ pub fn push_aged_current_json(
 /// Appends the members of a current row behind its key.
 pub fn push_current_values(out: &mut Vec<u8>, current: &CurrentRow, units: OutputUnits) {
     push_row_values(out, &current.row, units);
-    let (measurement, OutputUnits { temperature, wind }) = (current.measurement.as_ref(), units);
+    push_optional_number(out, b",\"trend\":", units.temperature.trend(current));
+    push_measurement_values(out, current.measurement.as_ref(), units);
+}
+
+/// Appends the members of a measurement behind others, all null if there is none.
+pub fn push_measurement_values(out: &mut Vec<u8>, measurement: Option<&Measurement>, units: OutputUnits) {
+    let OutputUnits { temperature, wind } = units;
     for (name, value) in [
-        (&b",\"trend\":"[..], temperature.trend(current)),
-        (b",\"temperature\":", measurement.map(|m| temperature.temperature(m.temperature()))),
+        (&b",\"temperature\":"[..], measurement.map(|m| temperature.temperature(m.temperature()))),
         (b",\"humidity\":", measurement.map(|m| m.humidity())),
         (b",\"wind_speed\":", measurement.and_then(|m| m.wind_speed()).map(|mph| wind.speed(mph))),
     ] {
-        out.extend_from_slice(name);
-        match value {
-            Some(value) => push_number(value, out),
-            None => out.extend_from_slice(b"null"),
-        }
+        push_optional_number(out, name, value);
     }
+}
+
+fn push_optional_number(out: &mut Vec<u8>, name: &[u8], value: Option<f64>) {
+    out.extend_from_slice(name);
+    match value {
+        Some(value) => push_number(value, out),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
+/// Appends the members of a heat index: in a unit, as the integer that is summed, and its category.
+pub fn push_heat_index_values(out: &mut Vec<u8>, row: &Row, units: OutputUnits) {
+    out.extend_from_slice(b"\"heat_index\":");
+    push_degrees(row.heat_index(), units.temperature, out);
+    out.extend_from_slice(b",\"heat_index_e6\":");
+    push_integer(row.heat_index().micros(), out);
+    out.extend_from_slice(b",\"category\":\"");
+    out.extend_from_slice(row.category().name().as_bytes());
+    out.push(b'"');
 }
 
 /// Appends an object up to its key.

@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::cluster;
 use super::config_reader::{ConfigReader, quoted};
+use super::history;
 use super::kafka;
 use super::plan::{
     CheckpointPlan, ClusterConfig, DataDirMode, IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits,
@@ -55,6 +56,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let checkpoints = read_checkpoints(keys, &data_dir);
     let dead_letters = read_dead_letter_limits(keys);
     let serve = read_serve(keys);
+    let history = history::read_history(keys, &sinks);
     let cluster = cluster::read_cluster(keys);
     let is_fenced = sinks.iter().all(|sink| match &sink.kind {
         SinkKind::Kafka(kafka) => kafka.output.delivery == Delivery::ExactlyOnce,
@@ -87,6 +89,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
         sinks,
         dead_letters,
         serve,
+        history,
         cluster,
         limits,
         adopt_logs: false,

@@ -9,6 +9,7 @@ mod cluster;
 mod cluster_secret;
 mod config_reader;
 mod error;
+mod history;
 mod kafka;
 pub mod layers;
 mod plan;

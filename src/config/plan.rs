@@ -15,6 +15,7 @@ use crate::sinks::dead_letters::DeadLetterLimits;
 use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sinks::postgres::PostgresSinkPlan;
+use crate::sinks::postgres::history::HistoryPlan;
 use crate::sources::generator::paced::PacedPlan;
 use crate::sources::kafka::KafkaSourcePlan;
 
@@ -48,6 +49,8 @@ pub struct ServicePlan {
     /// The limits of dead letters in the data directory.
     pub dead_letters: DeadLetterLimits,
     pub serve: ServePlan,
+    /// Where the server reads rows that the dataflow no longer holds.
+    pub history: Option<HistoryPlan>,
     pub cluster: ClusterConfig,
     pub limits: PipelineLimits,
     /// Whether to continue with logs whose id has changed, if their records match; set for one

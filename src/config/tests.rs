@@ -1,4 +1,5 @@
 mod cluster;
+mod history;
 mod kafka;
 mod postgres;
 mod read_options;

@@ -9,6 +9,7 @@ pub mod arrival;
 pub mod change;
 pub mod clock;
 pub mod heat;
+pub mod history_store;
 pub mod log;
 pub mod output;
 pub mod printable;
@@ -43,8 +44,8 @@ pub use self::reading::{Measurement, ReadingEvent, Revision, Upsert};
 pub use self::refusal::{Reason, Refusal};
 pub use self::segmented_vec::SegmentedVec;
 pub use self::serving_protocol::{
-    AnswerPiece, CurrentRowUpdate, MAX_PINNED_BYTES, OutcomeCounts, Queries, Query, QueryKind, RemainingRows,
-    ViewUpdate, WatchedRow,
+    AnswerPiece, CurrentRowUpdate, ExplainedRow, MAX_PINNED_BYTES, OutcomeCounts, Queries, Query, QueryKind,
+    RemainingRows, ViewUpdate, WatchedRow,
 };
 pub use self::state::{
     BLOCK_READINGS, Block, CheckpointBarrier, CityPeriods, CitySnapshot, PeriodKind, STATE_SHARDS,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CurrentRow, EventTime, OutcomeKind, PartitionProgress, Reason, Row};
+use super::{CurrentRow, EventTime, Measurement, OutcomeKind, PartitionProgress, Reason, Row};
 
 /// A query about one city, answered as of the epoch at which it enters the dataflow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub enum QueryKind {
     GrantRows { rows: u32 },
     /// Ends the answer to the query of this id. It has no answer of its own.
     Cancel,
+    /// The readings whose mean the row at `reading_at` holds, from `from` on, oldest first, at most
+    /// `limit`, each as the row of a window that holds nothing else; and the row itself.
+    Explain { reading_at: EventTime, from: EventTime, limit: u32 },
 }
 
 /// A piece of an answer. All pieces of an answer have the same epoch; pieces with different
@@ -48,9 +51,22 @@ pub struct AnswerPiece {
     pub first_row: u64,
     /// Oldest first.
     pub rows: Vec<(EventTime, Row)>,
+    /// The newest admitted `reading_at` of the city. It decides which rows are servable.
+    pub high: Option<EventTime>,
+    /// In the first piece of the answer to [`QueryKind::Explain`].
+    pub explained_row: Option<Box<ExplainedRow>>,
     /// The limit left out further rows; the last piece says so.
     pub has_more: bool,
     pub remaining: RemainingRows,
+}
+
+/// The row that an answer explains.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ExplainedRow {
+    /// `None` if no servable row has the time.
+    pub row: Option<Row>,
+    /// The measurements of its window that the state holds: those of the newest readings.
+    pub measurements: Vec<(EventTime, Measurement)>,
 }
 
 /// What follows a piece of an answer.

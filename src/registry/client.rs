@@ -303,7 +303,7 @@ fn validated_url(url: &str) -> Result<String, RegistryError> {
 }
 
 /// The certificates that the host trusts, as for every other connection.
-fn host_roots() -> RootCerts {
+pub fn host_roots() -> RootCerts {
     let native_certificates = rustls_native_certs::load_native_certs();
     for error in native_certificates.errors {
         tracing::warn!("a certificate of the host cannot be read: {error}");

@@ -10,7 +10,7 @@ mod record_decoder;
 mod response;
 mod schema_cache;
 
-pub use self::client::{RegistryClient, RegistryError, RegistrySettings};
+pub use self::client::{RegistryClient, RegistryError, RegistrySettings, host_roots};
 pub use self::record_decoder::{AvroRecordDecoder, DecodeResult};
 pub use self::response::RegistryResponse;
 pub use self::schema_cache::{

@@ -22,6 +22,7 @@ use crate::config::ServicePlan;
 use crate::dataflow::GraphPlan;
 use crate::model::{Appender, LogPosition, PartitionName, PartitionTable, Topology};
 use crate::serve::{Backends, BoundServer, RunningServer, ServiceInfo};
+use crate::sinks::postgres::history::PostgresHistory;
 use crate::worker::{Refusals, RestoredWorkers, SharedState, WorkerCommandSender, WorkerPlan};
 
 /// Announces the address once readings are accepted.
@@ -246,7 +247,8 @@ fn backends(
     // A journal decides by its own timestamps; those of a topic are not known in advance.
     let warn_ahead = plan.ingest.as_ref().and_then(|ingest| ingest.source.as_ref()).map(|_| plan.max_ahead);
     let hold_check = Some(logs.hold_reasons(shared));
-    Backends { queries: Arc::clone(shared) as Arc<_>, appender, hold_check, warn_ahead }
+    let history_store = plan.history.as_ref().map(|history| Arc::new(PostgresHistory::new(history)) as Arc<_>);
+    Backends { queries: Arc::clone(shared) as Arc<_>, appender, hold_check, warn_ahead, history_store }
 }
 
 /// Opens partitions that are added later, if this process can read them.

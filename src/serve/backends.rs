@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::model::history_store::HistoryStore;
 use crate::model::{AppendCallback, AppendHold, Appender, HoldCheck, Millis, NewRecord, Queries, Query};
 use crate::panics::locks::SharedStateSection;
 use crate::panics::panic_point;
@@ -19,16 +20,20 @@ pub struct Backends {
     /// How far a posted reading may be dated after this host's clock before its response warns of
     /// it. `None` if the log refuses such readings by its own time stamps.
     pub warn_ahead: Option<Millis>,
+    /// Has the rows that the dataflow no longer holds, if results are in a database.
+    pub history_store: Option<Arc<dyn HistoryStore>>,
 }
 
 /// The same backends; a panic inside a call to one of them ends the process.
 pub(super) fn make_panics_fatal(backends: Backends) -> Backends {
-    let Backends { queries, appender, hold_check, warn_ahead } = backends;
+    let Backends { queries, appender, hold_check, warn_ahead, history_store } = backends;
     Backends {
         queries: Arc::new(FatalOnPanic(queries)),
         appender: appender.map(|appender| Arc::new(FatalOnPanic(appender)) as Arc<dyn Appender>),
         hold_check: hold_check.map(|check| Arc::new(FatalOnPanic(check)) as Arc<dyn HoldCheck>),
         warn_ahead,
+        // A read of the store has state of its own: its panic ends the request alone.
+        history_store,
     }
 }
 

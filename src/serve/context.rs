@@ -21,6 +21,7 @@ use super::target::PathlessTarget;
 use super::telemetry;
 use super::view::View;
 use super::ws::SubscriberSessions;
+use crate::model::history_store::HistoryStore;
 use crate::panics::panic_point;
 
 /// The `route` label of requests that are for no route.
@@ -39,6 +40,8 @@ pub(super) struct ServerContext {
     pub(super) connection_permits: Arc<Semaphore>,
     /// Memory of long responses.
     pub(super) response_budget: Arc<MemoryBudget>,
+    /// Has the rows that the dataflow no longer holds.
+    pub(super) history_store: Option<Arc<dyn HistoryStore>>,
     pub(super) stop_signal: watch::Receiver<bool>,
 }
 

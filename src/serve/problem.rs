@@ -22,6 +22,7 @@ pub(super) enum ProblemCode {
     ForeignHost,
     NotFound,
     UnknownCity,
+    UnknownRow,
     MethodNotAllowed,
     NotAcceptable,
     BodyTooSlow,
@@ -40,11 +41,13 @@ pub(super) enum ProblemCode {
     DeadLettersFull,
     DeadLetterShare,
     TooManyNewCities,
+    ReplicaBehind,
+    HistoryUnavailable,
 }
 
 impl ProblemCode {
     #[cfg(test)]
-    pub(super) const ALL: [ProblemCode; 27] = [
+    pub(super) const ALL: [ProblemCode; 30] = [
         ProblemCode::BadRequest,
         ProblemCode::BadParameter,
         ProblemCode::NotJson,
@@ -54,6 +57,7 @@ impl ProblemCode {
         ProblemCode::ForeignHost,
         ProblemCode::NotFound,
         ProblemCode::UnknownCity,
+        ProblemCode::UnknownRow,
         ProblemCode::MethodNotAllowed,
         ProblemCode::NotAcceptable,
         ProblemCode::BodyTooSlow,
@@ -72,6 +76,8 @@ impl ProblemCode {
         ProblemCode::DeadLettersFull,
         ProblemCode::DeadLetterShare,
         ProblemCode::TooManyNewCities,
+        ProblemCode::ReplicaBehind,
+        ProblemCode::HistoryUnavailable,
     ];
 
     /// The HTTP status, the code and the title.
@@ -86,6 +92,7 @@ impl ProblemCode {
             ProblemCode::ForeignHost => (403, "foreign_host", "The host is not served here"),
             ProblemCode::NotFound => (404, "not_found", "There is nothing at this path"),
             ProblemCode::UnknownCity => (404, "unknown_city", "The city has never had a reading"),
+            ProblemCode::UnknownRow => (404, "unknown_row", "The city has no row at this time"),
             ProblemCode::MethodNotAllowed => {
                 (405, "method_not_allowed", "The path does not take this method")
             }
@@ -112,13 +119,21 @@ impl ProblemCode {
                 (429, "too_many_dead_letters", "Too much of what was sent was refused")
             }
             ProblemCode::TooManyNewCities => (429, "too_many_new_cities", "Too many new cities were sent"),
+            ProblemCode::ReplicaBehind => (503, "replica_behind", "The database of older rows is behind"),
+            ProblemCode::HistoryUnavailable => {
+                (503, "history_unavailable", "The database of older rows does not answer")
+            }
         }
     }
 
     fn retry_after(self) -> Option<HeaderValue> {
         matches!(
             self,
-            ProblemCode::Busy | ProblemCode::CatchingUp | ProblemCode::Overloaded | ProblemCode::Stopping
+            ProblemCode::Busy
+                | ProblemCode::CatchingUp
+                | ProblemCode::Overloaded
+                | ProblemCode::Stopping
+                | ProblemCode::ReplicaBehind
         )
         .then(|| HeaderValue::from_static("1"))
     }

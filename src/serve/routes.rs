@@ -7,7 +7,7 @@ use std::sync::Arc;
 use warp::Filter;
 use warp::reply::Response;
 
-use super::api::{cities, city, documents, echo, health, ingest, page, status, subscribe};
+use super::api::{cities, city, documents, echo, health, history, ingest, page, status, subscribe, why};
 use super::context::ServerContext;
 use super::request::{ApiRequest, api_request};
 #[cfg(test)]
@@ -28,10 +28,11 @@ impl<F> TotalFilter for F where
 
 /// The routes of [`routes_filter`], to compare with the documents.
 #[cfg(test)]
-pub(super) static ROUTES: [&Route; 15] = [
+pub(super) static ROUTES: [&Route; 16] = [
     &cities::CITIES,
     &city::CITY,
-    &city::HISTORY,
+    &history::HISTORY,
+    &why::WHY,
     &status::STATUS,
     &subscribe::SUBSCRIBE,
     &ingest::READINGS,
@@ -56,7 +57,9 @@ pub(super) fn routes_filter(server: &Arc<ServerContext>) -> impl TotalFilter + u
         .unify()
         .or(cities::cities_filter(server))
         .unify()
-        .or(city::history_filter(server))
+        .or(history::history_filter(server))
+        .unify()
+        .or(why::why_filter(server))
         .unify()
         .or(status::status_filter(server))
         .unify()

@@ -114,7 +114,8 @@ impl BoundServer {
         let listener =
             TcpListener::from_std(listener).map_err(|error| ServeError::Listen { address, error })?;
         let limits = plan.limits.clone();
-        let Backends { queries, appender, hold_check, warn_ahead } = backends::make_panics_fatal(backends);
+        let Backends { queries, appender, hold_check, warn_ahead, history_store } =
+            backends::make_panics_fatal(backends);
         let (read_options, ingest_log) = (info.read_options.clone(), info.ingest_log.clone());
         let view = View::new(info, &limits, queries);
         let rules = IngestRules {
@@ -139,6 +140,7 @@ impl BoundServer {
             echo: plan.echo,
             connection_permits: connection_permits.clone(),
             response_budget: responses::response_budget(),
+            history_store,
             stop_signal: stop_signal.clone(),
         });
         let acceptor = ConnectionAcceptor {

@@ -210,6 +210,11 @@ fn describe_answers_and_sinks() {
         "Transactions of a shard, or with at_least_once its progress records"
     );
     describe_gauge!("swelter_sink_durable_epoch", "The epoch that a shard's output is durable up to");
+    describe_histogram!(
+        "swelter_history_read_seconds",
+        Unit::Seconds,
+        "How long reads of older rows from PostgreSQL took, by database and by whether it has answered"
+    );
     describe_counter!(
         "swelter_postgres_rows_total",
         "Rows that a shard has committed to PostgreSQL, by whether they were inserted, updated or deleted, or are too old to be kept"

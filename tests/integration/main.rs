@@ -38,3 +38,4 @@ mod service;
 mod support;
 mod trial;
 mod units;
+mod why;

@@ -96,7 +96,7 @@ fn check_outputs(
             expected.clone().into_iter().collect::<Vec<_>>()
         );
         check_rankings(&mut hottest, &mut categories, output, &oracle);
-        told.check_epoch(output, &oracle);
+        told.check_epoch(output, &oracle, dataflow_runner::explained_key(log, cuts, epoch));
     }
     assert_eq!(told.counts.split_city, 0);
 }
@@ -106,12 +106,12 @@ fn check_serving_updates(log: &[LogEntry], settings: RunSettings, workers: usize
     let leg = RunLeg { workers, serving_only: true, ..RunLeg::default() };
     let (outputs, _) = dataflow_runner::run_leg(log, settings, cuts, leg);
     let (mut oracle, mut told, mut next) = (Oracle::new(settings), ServingState::default(), 0);
-    for (&cut, output) in cuts.iter().zip(&outputs) {
+    for (epoch, (&cut, output)) in cuts.iter().zip(&outputs).enumerate() {
         for entry in &log[next..cut] {
             oracle.apply_arrival(entry);
         }
         next = cut;
-        told.check_epoch(output, &oracle);
+        told.check_epoch(output, &oracle, dataflow_runner::explained_key(log, cuts, epoch));
     }
 }
 

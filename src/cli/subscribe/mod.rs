@@ -15,15 +15,14 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tokio_tungstenite::Connector;
-use tokio_tungstenite::tungstenite::http::{HeaderValue, Uri};
+use tokio_tungstenite::tungstenite::http::Uri;
 
 use self::client::{ConnectTarget, ReconnectPolicy, SubscribeClient};
 use self::print::OutputStyle;
 use super::CliError;
+use super::service_access::{read_bearer_header, read_certificates};
 use crate::fault;
 use crate::model::{TemperatureUnit, WindUnit};
 
@@ -171,30 +170,12 @@ fn websocket_uri(url: &str) -> Result<Uri, String> {
     uri.map_err(|_| bad("is not a URL"))
 }
 
-/// Reads the token in a file as a header.
-fn read_bearer_header(path: &Path) -> Result<HeaderValue, String> {
-    let named = |problem: &str| format!("{} {problem}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| named(&format!("cannot be read: {error}")))?;
-    let token = text.trim();
-    if token.is_empty() || token.contains(char::is_whitespace) {
-        return Err(named("must hold the token and nothing else"));
-    }
-    let header = HeaderValue::try_from(format!("Bearer {token}"));
-    let mut header = header.map_err(|_| named("does not hold a valid token"))?;
-    header.set_sensitive(true);
-    Ok(header)
-}
-
 /// Creates a TLS connector that trusts only the certificates in a file.
 fn tls_connector(path: &Path) -> Result<Connector, String> {
     let unreadable = |problem: String| format!("{} cannot be used: {problem}", path.display());
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))? {
-        let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
+    for certificate in read_certificates(path)? {
         roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(unreadable("it holds no certificate".into()));
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()

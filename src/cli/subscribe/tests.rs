@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message as Frame;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use super::client::{ConnectTarget, ReconnectPolicy, SubscribeClient};
 use super::print::{OutputStyle, PrinterOutput};

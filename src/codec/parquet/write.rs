@@ -90,6 +90,11 @@ impl ParquetTable {
         self.writer.write(&batch).map_err(io_error)
     }
 
+    /// Adds to the metadata of the file.
+    pub(in super::super) fn add_metadata(&mut self, key: &str, value: &str) {
+        self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value.to_owned()));
+    }
+
     pub(in super::super) fn finish(self) -> io::Result<()> {
         let mut writer = self.writer;
         writer.finish().map_err(io_error)?;

@@ -15,6 +15,7 @@ mod city_table;
 mod current_rows;
 mod edit;
 mod epoch_changes;
+mod explanation;
 mod hour_ago;
 mod operator;
 mod outcomes;

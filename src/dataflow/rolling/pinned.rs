@@ -15,6 +15,8 @@ pub struct RowRange {
     pub from: i64,
     pub to: i64,
     pub limit: usize,
+    /// How far back the sum and the count of each row reach.
+    pub window: i64,
 }
 
 /// The cost of reading a range, known before any row is computed.
@@ -33,8 +35,7 @@ const MAX_COUNTED_PARTS: usize = 16;
 impl ReadingStore {
     /// The size of a range. The city must be sealed. Blocks are not unpacked.
     pub fn measure_range(&self, city: u32, range: RowRange) -> RangeSize {
-        let window = self.retention.window.millis();
-        let low = self.seek_row(city, range.from.saturating_sub(window));
+        let low = self.seek_row(city, range.from.saturating_sub(range.window));
         let high = self.seek_row(city, range.from);
         let end = self.seek_row(city, range.to.saturating_add(1)).max(high);
         let parts = end.part - high.part;
@@ -53,8 +54,7 @@ impl ReadingStore {
 
     /// Pins a range in its present state. The city must be sealed.
     pub fn pin_range(&self, city: u32, range: RowRange) -> PinnedRows {
-        let window = self.retention.window.millis();
-        let low = self.seek_row(city, range.from.saturating_sub(window));
+        let low = self.seek_row(city, range.from.saturating_sub(range.window));
         let high = self.seek_row(city, range.from);
         let (sum, count) = self.sum_window(city, low, high);
         let (mut blocks, mut bytes, mut rows) = (VecDeque::new(), 0, 0);
@@ -82,7 +82,7 @@ impl ReadingStore {
             high: BlockCursor { next_block: high.part - low.part, ..BlockCursor::default() },
             sum,
             count,
-            window,
+            window: range.window,
             to: range.to,
             bytes,
         };

@@ -12,7 +12,8 @@ use super::pinned::{PinnedRows, RowRange};
 use super::serving::{ProcessSet, ServingUpdate, process_set_of};
 use super::state::Rolling;
 use crate::model::{
-    AnswerPiece, Arrival, CityId, EventTime, MAX_PINNED_BYTES, Query, QueryKind, RemainingRows, Row,
+    AnswerPiece, Arrival, CityId, EventTime, ExplainedRow, MAX_PINNED_BYTES, Query, QueryKind, RemainingRows,
+    Row,
 };
 
 /// Limits of a slice of query responses, and of the memory that they pin.
@@ -55,6 +56,9 @@ pub struct QueryResponder {
 struct OpenResponse {
     epoch: u64,
     city_name: Arc<str>,
+    /// The newest admitted time of the city at the epoch.
+    high: Option<EventTime>,
+    explained_row: Option<Box<ExplainedRow>>,
     city: u32,
     range: RowRange,
     /// The pinned rows; `None` before the range is pinned.
@@ -104,82 +108,62 @@ impl QueryResponder {
         updates: &mut Vec<(ProcessSet, ServingUpdate)>,
     ) {
         let key = (query.process, query.id);
-        let (from, to, limit) = match query.kind {
+        match query.kind {
             QueryKind::Unwatch => return,
             QueryKind::GrantRows { rows } => return self.grant_rows(key, rows),
             QueryKind::Cancel => return self.cancel_response(key),
-            QueryKind::Watch => (EventTime::MIN, Some(EventTime::MAX), usize::MAX),
-            QueryKind::History { from, to, limit } => {
-                (from, EventTime::from_millis(to.millis() - 1), limit as usize)
-            }
-        };
-        let city = rolling.find_city(&query.city);
-        let mut rest = RemainingRows::Nothing;
-        if let Some((city, to)) = city.zip(to) {
-            let range = RowRange { from: from.millis(), to: to.millis(), limit };
-            rest = self.open_response(key, epoch, &query.city, city, range, rolling);
+            QueryKind::Watch | QueryKind::History { .. } | QueryKind::Explain { .. } => {}
         }
-        if !matches!(rest, RemainingRows::AtMost { .. }) {
-            let (query, city, is_known) = (query.id, query.city, city.is_some());
-            let answer = AnswerPiece {
-                query_id: query,
-                epoch,
-                city,
-                is_city_known: is_known,
-                first_row: 0,
-                rows: Vec::new(),
-                has_more: false,
-                remaining: rest,
-            };
+        let city = rolling.find_city(&query.city);
+        let high = city.and_then(|city| rolling.newest_admitted(city));
+        let explained_row = city.and_then(|city| match query.kind {
+            QueryKind::Explain { reading_at, .. } => Some(Box::new(rolling.explain_row(city, reading_at))),
+            _ => None,
+        });
+        let is_explained = explained_row.as_ref().is_none_or(|explained| explained.row.is_some());
+        let range = city.filter(|_| is_explained).and_then(|city| row_range(query.kind, city, rolling));
+        let open = OpenResponse::new(epoch, query.city, high, explained_row);
+        let open = match city.zip(range) {
+            Some((city, range)) => self.open_response(key, open, city, range, rolling),
+            None => Err((open, RemainingRows::Nothing)),
+        };
+        if let Err((open, rest)) = open {
+            let mut answer = open.to_response(key.1, Vec::new(), false, rest);
+            answer.is_city_known = city.is_some();
             updates.push((process_set_of(key.0), ServingUpdate::AnswerPiece(answer)));
         }
     }
 
-    /// Opens a response, if there are rows and enough memory to pin them.
+    /// Opens a response, if there are rows and enough memory to pin them; otherwise returns it with
+    /// the reason.
     fn open_response(
         &mut self,
         key: QueryKey,
-        epoch: u64,
-        name: &Arc<str>,
+        open: OpenResponse,
         CityId(city): CityId,
         range: RowRange,
         rolling: &mut Rolling,
-    ) -> RemainingRows {
+    ) -> Result<(), (OpenResponse, RemainingRows)> {
         let store = &mut rolling.store;
         store.seal_tail(city);
-        let oldest = store.retention.oldest_servable(store.heads[city as usize].high);
-        let range = RowRange { from: range.from.max(oldest), ..range };
-        if range.from > range.to {
-            return RemainingRows::Nothing;
-        }
         let size = store.measure_range(city, range);
         if size.rows == 0 {
-            return RemainingRows::Nothing;
+            return Err((open, RemainingRows::Nothing));
         }
+        let epoch = open.epoch;
         // One call may exceed the limit by itself: its queries are refused only if another call has
         // open responses.
         let of_same_call =
             |(asker, open): (&QueryKey, &OpenResponse)| asker.0 == key.0 && open.epoch == epoch;
         if self.pinned_bytes + size.bytes > self.limits.pinned_bytes && !self.open.iter().all(of_same_call) {
-            return RemainingRows::Refused;
+            return Err((open, RemainingRows::Refused));
         }
         self.pinned_bytes += size.bytes;
-        let open = OpenResponse {
-            epoch,
-            city_name: Arc::clone(name),
-            city,
-            range,
-            rows: None,
-            max_remaining_rows: size.rows,
-            made_rows: 0,
-            granted_rows: 0,
-            is_ready: false,
-            pinned_bytes: size.bytes,
-        };
-        self.open.insert(key, open);
+        let (max_remaining_rows, pinned_bytes) = (size.rows, size.bytes);
+        self.open.insert(key, OpenResponse { city, range, max_remaining_rows, pinned_bytes, ..open });
         self.unpinned.entry(city).or_default().push(key);
         self.unannounced.push(key);
-        RemainingRows::AtMost { rows: size.rows as u64, pinned_bytes: size.bytes as u64 }
+        Ok(())
     }
 
     fn grant_rows(&mut self, key: QueryKey, rows: u32) {
@@ -286,7 +270,50 @@ impl WorkSlice {
     }
 }
 
+/// The rows that a query asks for and that may be served; `None` if it asks for none.
+fn row_range(kind: QueryKind, CityId(city): CityId, rolling: &Rolling) -> Option<RowRange> {
+    let store = &rolling.store;
+    let window = store.retention.window.millis();
+    let oldest = store.retention.oldest_servable(store.heads[city as usize].high);
+    let (from, to, limit, window) = match kind {
+        QueryKind::Watch => (oldest, EventTime::MAX.millis(), usize::MAX, window),
+        QueryKind::History { from, to, limit } => {
+            (from.millis().max(oldest), to.millis().saturating_sub(1), limit as usize, window)
+        }
+        // A window of no length holds the one reading: its own value.
+        QueryKind::Explain { reading_at, from, limit } => {
+            let begin = reading_at.millis().saturating_sub(window);
+            (from.millis().max(begin), reading_at.millis(), limit as usize, 0)
+        }
+        QueryKind::Unwatch | QueryKind::GrantRows { .. } | QueryKind::Cancel => return None,
+    };
+    (from <= to).then_some(RowRange { from, to, limit, window })
+}
+
 impl OpenResponse {
+    /// A response without rows, before its range is known.
+    fn new(
+        epoch: u64,
+        city_name: Arc<str>,
+        high: Option<EventTime>,
+        explained_row: Option<Box<ExplainedRow>>,
+    ) -> OpenResponse {
+        OpenResponse {
+            epoch,
+            city_name,
+            high,
+            explained_row,
+            city: u32::MAX,
+            range: RowRange { from: 0, to: 0, limit: 0, window: 0 },
+            rows: None,
+            max_remaining_rows: 0,
+            made_rows: 0,
+            granted_rows: 0,
+            is_ready: false,
+            pinned_bytes: 0,
+        }
+    }
+
     /// Makes the next granted rows, at most `most`.
     fn next_piece(&mut self, query: u64, most: usize) -> AnswerPiece {
         let Some(pinned) = &mut self.rows else {
@@ -340,6 +367,8 @@ impl OpenResponse {
             is_city_known: true,
             first_row: first,
             rows,
+            high: self.high,
+            explained_row: self.explained_row.clone().filter(|_| first == 0),
             has_more: more,
             remaining: rest,
         }

@@ -108,7 +108,10 @@ impl CityWatchers {
         match query.kind {
             QueryKind::Watch => self.set_watchers(&query.city, city(), |watching| watching | asker),
             QueryKind::Unwatch => self.set_watchers(&query.city, city(), |watching| watching & !asker),
-            QueryKind::History { .. } | QueryKind::GrantRows { .. } | QueryKind::Cancel => {}
+            QueryKind::History { .. }
+            | QueryKind::Explain { .. }
+            | QueryKind::GrantRows { .. }
+            | QueryKind::Cancel => {}
         }
     }
 

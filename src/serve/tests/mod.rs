@@ -6,11 +6,13 @@ mod hostile;
 mod ingest;
 mod places;
 mod rest;
+mod seam;
 mod sockets;
 mod stale;
 mod targets;
 mod times;
 mod units;
+mod why;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -25,6 +27,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::codec::ReadOptions;
 use crate::directory::Directory;
+use crate::model::history_store::HistoryStore;
 use crate::model::{
     AnswerPiece, AppendCallback, AppendError, AppendHold, AppendReport, AppendedRange, Appender, Category,
     CurrentRow, CurrentRowUpdate, EventTime, HeatIndex, HoldCheck, Measurement, NewRecord, PartitionName,
@@ -202,11 +205,20 @@ impl ScriptedDataflow {
         let rows = self.rows.lock();
         let city_rows = rows.get(&query.city);
         let (from, to, limit) = match query.kind {
+            QueryKind::Explain { reading_at, from, limit } => {
+                return Some(why::explain(query, city_rows, reading_at, from, limit as usize));
+            }
             QueryKind::History { from, to, limit } => (from, to, limit as usize),
             QueryKind::Watch => (EventTime::MIN, EventTime::MAX, usize::MAX),
             QueryKind::Unwatch | QueryKind::GrantRows { .. } | QueryKind::Cancel => return None,
         };
-        let within = city_rows.into_iter().flatten().filter(|(at, _)| (from..to).contains(at));
+        let high = city_rows.and_then(|rows| rows.keys().next_back().copied());
+        // As the dataflow does, by the lateness and history of a day.
+        let oldest = high.map_or(i64::MIN, |high| high.millis() - 86_400_000);
+        let within = city_rows
+            .into_iter()
+            .flatten()
+            .filter(|(at, _)| (from..to).contains(at) && at.millis() >= oldest);
         let mut found: Vec<_> = within.map(|(at, row)| (*at, *row)).collect();
         let has_more = found.len() > limit;
         found.truncate(limit);
@@ -217,6 +229,8 @@ impl ScriptedDataflow {
             is_city_known: city_rows.is_some(),
             first_row: 0,
             rows: found,
+            high,
+            explained_row: None,
             has_more,
             remaining: RemainingRows::Nothing,
         })
@@ -248,7 +262,12 @@ struct TestServer {
 impl TestServer {
     /// Starts a server that is ready and has the current rows of [`cities`].
     fn start_ready(plan: ServePlan) -> TestServer {
-        let service = TestServer::start(plan, true);
+        TestServer::start(plan, true).become_ready()
+    }
+
+    /// Publishes the current rows of [`cities`], and waits until they are served.
+    fn become_ready(self) -> TestServer {
+        let service = self;
         let (mut earlier, later) = (cities(), cities());
         earlier[2].row = later[0].row;
         service.dataflow.publish(ViewUpdate { current_rows: earlier, ..ViewUpdate::default() });
@@ -276,6 +295,17 @@ impl TestServer {
         info: ServiceInfo,
         warn_ahead: Option<crate::model::Millis>,
     ) -> TestServer {
+        TestServer::start_backed(plan, has_log, info, warn_ahead, None)
+    }
+
+    /// Starts a server that has older rows in a store.
+    fn start_backed(
+        plan: ServePlan,
+        has_log: bool,
+        info: ServiceInfo,
+        warn_ahead: Option<crate::model::Millis>,
+        history_store: Option<Arc<dyn HistoryStore>>,
+    ) -> TestServer {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let bound = bind_server(plan).unwrap();
@@ -286,6 +316,7 @@ impl TestServer {
             appender: has_log.then(|| appender.clone() as Arc<dyn Appender>),
             hold_check: Some(appender.clone()),
             warn_ahead,
+            history_store,
         };
         let serving = bound.start_serving(runtime.handle(), info, backends).unwrap();
         dataflow.publisher.set(serving.publisher()).ok().unwrap();

@@ -151,7 +151,9 @@ impl QueryScheduler {
         for (id, query) in (first..).zip(&mut group.queries) {
             queries.push(query.to_query(id, query.kind));
             let rows = match query.kind {
-                QueryKind::History { limit, .. } => rows_per_query.min(limit as usize),
+                QueryKind::History { limit, .. } | QueryKind::Explain { limit, .. } => {
+                    rows_per_query.min(limit as usize)
+                }
                 _ => rows_per_query,
             };
             queries.extend(query.grant_rows(id, rows as u64));
@@ -341,6 +343,8 @@ mod tests {
             is_city_known: true,
             first_row: first,
             rows,
+            high: None,
+            explained_row: None,
             has_more: false,
             remaining: rest,
         }

@@ -250,6 +250,8 @@ mod tests {
             is_city_known: true,
             first_row: 0,
             rows,
+            high: None,
+            explained_row: None,
             has_more: false,
             remaining: RemainingRows::Nothing,
         }

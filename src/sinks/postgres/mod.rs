@@ -19,6 +19,7 @@ mod connection;
 mod copy_data;
 pub mod dead_letter_row;
 mod error;
+pub mod history;
 mod metrics;
 mod migrate;
 mod net_changes;

@@ -2,11 +2,14 @@
 
 mod applied_log;
 mod beside_kafka;
+mod export;
 mod fault_case;
 mod filled_log;
+mod history;
 mod kills;
 mod proxy;
 mod queries;
+mod replica_case;
 mod schema;
 pub mod server;
 mod sink;

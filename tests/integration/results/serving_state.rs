@@ -7,7 +7,9 @@ use std::fmt::Debug;
 use swelter::internals::dataflow::rolling::serving::ServingUpdate;
 use swelter::internals::model::{Category, CurrentRow, CurrentRowUpdate, EventTime, OutcomeCounts, Row};
 
-use crate::support::dataflow_runner::{self, EpochOutput, HOTTEST_CITIES, WATCHED_CITY_AND_EPOCHS};
+use crate::support::dataflow_runner::{
+    self, EXPLAIN_QUERY_ID, EpochOutput, HOTTEST_CITIES, WATCHED_CITY_AND_EPOCHS,
+};
 use crate::support::{Oracle, city_name, city_number};
 
 pub fn accumulate_diffs<D: Ord + Clone + Debug>(
@@ -37,8 +39,9 @@ impl ServingState {
         ServingState { epoch, ..ServingState::default() }
     }
 
-    /// Applies the updates of an epoch; then the state must be that of the oracle.
-    pub fn check_epoch(&mut self, output: &EpochOutput, oracle: &Oracle) {
+    /// Applies the updates of an epoch; then the state must be that of the oracle. `explained` is
+    /// the city and the time of the row that the epoch asks an explanation of.
+    pub fn check_epoch(&mut self, output: &EpochOutput, oracle: &Oracle, explained: Option<(u32, i64)>) {
         let (watched, while_watched) = WATCHED_CITY_AND_EPOCHS;
         let mut answers = BTreeMap::new();
         for told in &output.serving_updates {
@@ -84,6 +87,23 @@ impl ServingState {
         let first = &answers[&4];
         assert_eq!(rows(&first.rows), servable[..servable.len().min(3)], "the first page");
         assert_eq!(first.has_more, servable.len() > 3);
+        if let Some((city, millis)) = explained {
+            let answer = &answers[&EXPLAIN_QUERY_ID];
+            let (row, readings, measured) = oracle.explanation(city, millis);
+            assert_eq!(answer.is_city_known, oracle.knows_city(city));
+            assert_eq!(rows(&answer.rows), readings, "the readings of a window");
+            assert_eq!(answer.high, oracle.high(city), "the newest admitted time");
+            if let Some(explained) = &answer.explained_row {
+                let held = explained.measurements.iter().map(|(at, held)| (at.millis(), *held));
+                assert_eq!((explained.row, held.collect()), (row, measured), "the explained row");
+            } else {
+                assert!(!answer.is_city_known, "{answer:?}");
+            }
+            if let Some(row) = row {
+                let sum: i64 = readings.iter().map(|(_, reading)| reading.sum()).sum();
+                assert_eq!((row.sum(), row.count() as usize), (sum, readings.len()), "adds up");
+            }
+        }
         if let Some(snapshot) = answers.get(&5) {
             self.watched = Some(rows(&snapshot.rows).into_iter().collect());
         }

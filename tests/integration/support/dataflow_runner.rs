@@ -240,12 +240,9 @@ pub fn run_leg(
                 continue;
             }
             if worker.index() == 0 && leg.sink.is_none() {
-                graph.send_side_inputs(
-                    epoch as u64,
-                    &mut queries_of_epoch(epoch, epoch + 1 == epochs),
-                    &mut Vec::new(),
-                    &mut Vec::new(),
-                );
+                let mut queries = queries_of_epoch(epoch, epoch + 1 == epochs);
+                queries.extend(explain_queries(&log, &cuts, epoch));
+                graph.send_side_inputs(epoch as u64, &mut queries, &mut Vec::new(), &mut Vec::new());
             }
             if let (0, Some((mark, _))) = (worker.index(), leg.barriers.get(&epoch)) {
                 graph.send_barrier(epoch as u64, *mark);
@@ -319,6 +316,37 @@ fn queries_of_epoch(epoch: usize, is_last: bool) -> Vec<Query> {
         all.push(Query { city: city(1), ..of_before(7) });
     }
     all
+}
+
+/// The id of an epoch's query that explains a row, among the queries of the epoch.
+pub const EXPLAIN_QUERY_ID: u64 = 6;
+
+/// City and time of the row that an epoch asks an explanation of: those of its last entry, or of an
+/// older one.
+pub fn explained_key(log: &[LogEntry], cuts: &[usize], epoch: usize) -> Option<(u32, i64)> {
+    let cut = cuts[epoch];
+    let at = if epoch.is_multiple_of(2) { cut.checked_sub(1)? } else { cut / 2 };
+    log.get(at).map(|entry| (entry.city, entry.millis))
+}
+
+/// The query that explains a row. Every other epoch its rows are granted an epoch later.
+fn explain_queries(log: &[LogEntry], cuts: &[usize], epoch: usize) -> Vec<Query> {
+    let mut queries = Vec::new();
+    let mut push = |epoch: usize, city, kind| {
+        let id = epoch as u64 * QUERY_IDS_PER_EPOCH + EXPLAIN_QUERY_ID;
+        queries.push(Query { id, process: 0, city: city_name(city).into(), kind });
+    };
+    let all = QueryKind::GrantRows { rows: u32::MAX };
+    if let Some((city, _)) = epoch.checked_sub(1).and_then(|before| explained_key(log, cuts, before)) {
+        push(epoch - 1, city, all);
+    }
+    if let Some((city, millis)) = explained_key(log, cuts, epoch) {
+        let reading_at = EventTime::from_millis(millis).unwrap();
+        push(epoch, city, QueryKind::Explain { reading_at, from: EventTime::MIN, limit: u32::MAX });
+        let is_granted_at_once = epoch.is_multiple_of(2) || epoch + 1 == cuts.len();
+        push(epoch, city, if is_granted_at_once { all } else { QueryKind::GrantRows { rows: 1 } });
+    }
+    queries
 }
 
 /// Sets a flag when its thread panics.

@@ -193,6 +193,31 @@ impl Oracle {
         self.revisions.keys().any(|(known, _)| *known == city)
     }
 
+    pub fn settings(&self) -> RunSettings {
+        self.settings
+    }
+
+    /// The servable row at a time, the readings of its window, each as the row of a window that
+    /// holds nothing else, and which of their measurements are held.
+    pub fn explanation(
+        &self,
+        city: u32,
+        millis: i64,
+    ) -> (Option<Row>, Vec<(i64, Row)>, Vec<(i64, Measurement)>) {
+        let (from, to) = (millis - self.settings.window, millis);
+        let measured = self.measured.get(&city).into_iter().flat_map(|measured| measured.range(from..=to));
+        let measured = measured.map(|(at, measurement)| (*at, *measurement)).collect();
+        let is_servable = |row: &(i64, Row)| row.0 == millis;
+        let Some((_, row)) = self.servable_rows(city).into_iter().find(is_servable) else {
+            return (None, Vec::new(), measured);
+        };
+        let window = self.readings.range((city, from)..=(city, to));
+        let alone = window.map(|((_, at), (_, heat_index, category))| {
+            (*at, Row::new(*heat_index, *category, heat_index.micros(), 1))
+        });
+        (Some(row), alone.collect(), measured)
+    }
+
     /// The servable rows.
     pub fn servable_rows(&self, city: u32) -> Vec<(i64, Row)> {
         let Some(high) = self.high.get(&city) else { return Vec::new() };

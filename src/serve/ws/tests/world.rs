@@ -78,6 +78,8 @@ impl ModelResponse {
             is_city_known: true,
             first_row: first,
             rows,
+            high: None,
+            explained_row: None,
             has_more: false,
             remaining: rest,
         }
