@@ -366,12 +366,12 @@ impl DurableSink for PostgresSink {
                 continue;
             }
             next = Instant::now() + WATCH_INTERVAL;
-            match self.check_claims(&claim.claim, Duration::ZERO) {
-                Err(error @ (PostgresError::Fenced { .. } | PostgresError::SameGeneration { .. })) => {
-                    return Err(error.into());
-                }
-                // The writers report a database that cannot be read, or that has lost commits.
-                Ok(()) | Err(_) => {}
+            // The writers report a database that cannot be read, or that has lost commits.
+            let checked = self.check_claims(&claim.claim, Duration::ZERO);
+            if let Err(error @ (PostgresError::Fenced { .. } | PostgresError::SameGeneration { .. })) =
+                checked
+            {
+                return Err(error.into());
             }
         }
         Ok(())
