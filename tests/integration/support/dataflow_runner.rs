@@ -258,10 +258,19 @@ pub fn run_leg(
         (collect_outputs(worker, graph, epochs, &failed), taken.take())
     })
     .unwrap();
+    let outputs = outputs.join().into_iter().map(Result::unwrap);
+    merge_workers(outputs, epochs, &recorded)
+}
+
+/// The outputs of all workers and of the sink, by epoch, and all snapshots.
+fn merge_workers(
+    workers: impl Iterator<Item = (Vec<EpochOutput>, Vec<TakenSnapshot>)>,
+    epochs: usize,
+    recorded: &RecordedChanges,
+) -> (Vec<EpochOutput>, Vec<TakenSnapshot>) {
     let (mut merged, mut all_taken) = (Vec::new(), Vec::new());
     merged.resize_with(epochs, EpochOutput::default);
-    for output in outputs.join() {
-        let (outputs, taken) = output.unwrap();
+    for (outputs, taken) in workers {
         all_taken.extend(taken);
         merged.iter_mut().zip(outputs).for_each(|(merged, own)| merged.extend(own));
     }
