@@ -66,7 +66,7 @@ struct ListArgs {
 
 /// Show all of one dead letter
 ///
-/// Control characters are shown as in \\x1b; --raw prints the exact bytes of the record.
+/// Control characters are shown as in \x1b; --raw prints the exact bytes of the record.
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
@@ -95,8 +95,8 @@ struct ExportArgs {
 /// Send dead letters again to their source, each one once, even if the command is repeated
 ///
 /// A retried reading counts only if its city and time have no reading now and none was withdrawn.
-/// Without --reason, all dead letters are sent except those that are too late. Withdrawals are
-/// never retried.
+/// Without --reason, all dead letters are sent except those with the reason too_late or
+/// unknown_schema. Withdrawals are never retried.
 #[derive(Args, Debug)]
 struct RetryArgs {
     #[command(flatten)]

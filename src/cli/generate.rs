@@ -15,8 +15,8 @@ use crate::sources::weather::WeatherKind;
 
 /// Write a log of generated readings, in the order of their arrival
 ///
-/// The same arguments make the same readings on every host. Each share is one of the scheduled
-/// readings, from 0 to 1, and is drawn independently.
+/// The same arguments make the same readings on every host. A share is a part of the scheduled
+/// readings, from 0 to 1, and each share is drawn independently.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     #[command(flatten)]

@@ -25,7 +25,9 @@ pub enum DecodeError {
     Foreign { what: &'static str, remedy: &'static str },
     #[error("has a first line that cannot be a header ({0}): it must name the columns, separated by commas")]
     BadHeader(String),
-    #[error("has no column {column} (its columns: {columns}): add it, or rename the one that holds it")]
+    #[error(
+        "has no column {column} (its columns: {columns}): add it, or name the one that holds it (--columns, or columns of the source)"
+    )]
     MissingColumn { column: &'static str, columns: String },
     #[error("has no column {name}, which was named for {column} (its columns: {columns}): name one of these")]
     MissingNamedColumn { name: String, column: &'static str, columns: String },

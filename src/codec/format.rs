@@ -27,8 +27,8 @@ pub enum Format {
     /// Comma-separated values (RFC 4180), with a header line
     #[value(name = "csv")]
     Csv,
-    /// One JSON object a line; where a file is read once also an array of them, or objects that
-    /// span lines
+    /// One JSON object a line; a file that is read once may also be an array of them, or have
+    /// objects that span lines
     #[value(name = "json")]
     Json,
     /// Apache Parquet

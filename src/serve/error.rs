@@ -21,5 +21,7 @@ pub enum ServeError {
 }
 
 fn listen_remedy(error: &std::io::Error) -> &'static str {
-    limit_remedy(error).unwrap_or("take another address or a free port, or stop what listens there")
+    limit_remedy(error).unwrap_or(
+        "take another address or a free port (--listen, or serve.listen), or stop what listens there",
+    )
 }

@@ -17,8 +17,8 @@ pub use lu_romps::lu_romps;
 /// The formula of heat indexes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 pub enum Formula {
-    /// The plain regression of Rothfusz at any temperature and humidity: for parity with what
-    /// computes so; it means nothing in mild, cold or dry air
+    /// The plain regression of Rothfusz at any temperature and humidity, for comparison with
+    /// programs that use it; it has no meaning in mild, cold or dry air
     #[serde(rename = "rothfusz")]
     #[value(name = "rothfusz")]
     Rothfusz,

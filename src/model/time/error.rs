@@ -57,7 +57,9 @@ pub enum TimeProblem {
         "it names a zone in brackets, which is not read: write the offset alone, as in 2013-07-18T15:04:05-04:00"
     )]
     ZoneInBrackets,
-    #[error("it has no offset: write Z or \u{b1}hh:mm behind it, or say which one to assume")]
+    #[error(
+        "it has no offset: write Z or \u{b1}hh:mm behind it, or say which one to assume (--assume-offset, or assume_offset in the configuration)"
+    )]
     NoOffset,
     #[error("there was no such time in {0}, whose clocks were set forward over it")]
     SkippedLocalTime(IanaZone),

@@ -26,7 +26,7 @@ pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<Strin
     if !missing.is_empty() {
         let Some(partitions) = plan.create_topics else {
             return Err(SourceError::Fatal(format!(
-                "{} does not have {}: create them (kafka-topics.sh --create), or set `create_topics`",
+                "{} does not have {}: create them (kafka-topics.sh --create), set create_topics = true, or correct the topic of the source",
                 plan.cluster.brokers,
                 missing.join(", ")
             )));

@@ -145,7 +145,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("docs/cluster.md", "swelter run --config swelter.toml --processes 3", "needs several hosts"),
     ("docs/cluster.md", "openssl req", "cluster::tls runs it"),
     ("docs/delivery.md", "kcat -C", "needs the topics of docs/kafka.md, whose test reads them so"),
-    ("docs/checkpoints.md", "duckdb -c", "checkpoints::duckdb_reads_them runs it"),
+    ("docs/checkpoints.md", "duckdb -c", "checkpoints::duckdb_reads_checkpoints runs it"),
     ("docs/performance.md", "cargo build --release", "benchmarks take minutes"),
     ("docs/trial.md", "scripts/trial --seeds 1..84", "takes 20 minutes; the test trial runs a short one"),
     ("docs/trial.md", "scripts/trial --seeds 17..17", "the test trial runs a short one"),
