@@ -55,8 +55,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
     let ingest = read_ingest(keys, &sources.plans, retention.lateness);
     let checkpoints = read_checkpoints(keys, &data_dir);
     let dead_letters = read_dead_letter_limits(keys);
-    let serve = read_serve(keys);
-    let history = history::read_history(keys, &sinks);
+    let (serve, history) = (read_serve(keys), history::read_history(keys, &sinks));
     let cluster = cluster::read_cluster(keys);
     let is_fenced = sinks.iter().all(|sink| match &sink.kind {
         SinkKind::Kafka(kafka) => kafka.output.delivery == Delivery::ExactlyOnce,

@@ -21,7 +21,7 @@ pub fn write_table(explanation: &Explanation, out: &mut impl Write) -> io::Resul
     writeln!(out)?;
     writeln!(
         out,
-        "{:<24}  {:>12}  {:>13}  {:<15}  {:>11}  {:>8}  {:>9}",
+        "{:<24}  {:>14}  {:>13}  {:<15}  {:>11}  {:>8}  {:>9}",
         "reading_at", "heat index", "1e-6 °F", "category", "temperature", "humidity", "wind"
     )?;
     let optional =
@@ -29,7 +29,7 @@ pub fn write_table(explanation: &Explanation, out: &mut impl Write) -> io::Resul
     for reading in explanation.readings() {
         writeln!(
             out,
-            "{:<24}  {:>12}  {:>13}  {:<15}  {:>11}  {:>8}  {:>9}",
+            "{:<24}  {:>14}  {:>13}  {:<15}  {:>11}  {:>8}  {:>9}",
             printable(&reading.reading_at),
             format!("{:.6} {symbol}", reading.heat_index),
             reading.heat_index_e6,
@@ -41,7 +41,7 @@ pub fn write_table(explanation: &Explanation, out: &mut impl Write) -> io::Resul
         write_history(&reading.history, symbol, out)?;
     }
     for withdrawn in explanation.withdrawn() {
-        writeln!(out, "{:<24}  {:>12}", printable(&withdrawn.reading_at), "none")?;
+        writeln!(out, "{:<24}  {:>14}", printable(&withdrawn.reading_at), "none")?;
         write_history(&withdrawn.history, symbol, out)?;
     }
     writeln!(out)?;

@@ -22,7 +22,8 @@ fn replicas_that_do_not_fit_the_sink_are_refused() {
     let one = "history_urls = ['postgres://reader@localhost/weather']";
     let two = "history_urls = ['postgres://reader@localhost/weather', 'postgres://reader@localhost/other']";
     let without_arrivals = format!("{SINK}tables = ['now', 'reading']\n");
-    let several = format!("{SINK}{}", SINK.replace("results", "others"));
+    let second = SINK.replace("results", "others").replace("type =", "name = 'second'\ntype =");
+    let several = format!("{SINK}{second}");
     for (serve, sinks, expected) in [
         (one, "", "there is no sink with type = \"postgres\""),
         (two, SINK, "has 2 URLs, and the sink writes to 1 databases"),

@@ -123,19 +123,19 @@ impl QueryResponder {
         let is_explained = explained_row.as_ref().is_none_or(|explained| explained.row.is_some());
         let range = city.filter(|_| is_explained).and_then(|city| row_range(query.kind, city, rolling));
         let open = OpenResponse::new(epoch, query.city, high, explained_row);
-        let open = match city.zip(range) {
+        let unopened = match city.zip(range) {
             Some((city, range)) => self.open_response(key, open, city, range, rolling),
-            None => Err((open, RemainingRows::Nothing)),
+            None => Some((open, RemainingRows::Nothing)),
         };
-        if let Err((open, rest)) = open {
+        if let Some((open, rest)) = unopened {
             let mut answer = open.to_response(key.1, Vec::new(), false, rest);
             answer.is_city_known = city.is_some();
             updates.push((process_set_of(key.0), ServingUpdate::AnswerPiece(answer)));
         }
     }
 
-    /// Opens a response, if there are rows and enough memory to pin them; otherwise returns it with
-    /// the reason.
+    /// Opens a response, if there are rows and enough memory to pin them; otherwise returns it, with
+    /// what follows it.
     fn open_response(
         &mut self,
         key: QueryKey,
@@ -143,12 +143,12 @@ impl QueryResponder {
         CityId(city): CityId,
         range: RowRange,
         rolling: &mut Rolling,
-    ) -> Result<(), (OpenResponse, RemainingRows)> {
+    ) -> Option<(OpenResponse, RemainingRows)> {
         let store = &mut rolling.store;
         store.seal_tail(city);
         let size = store.measure_range(city, range);
         if size.rows == 0 {
-            return Err((open, RemainingRows::Nothing));
+            return Some((open, RemainingRows::Nothing));
         }
         let epoch = open.epoch;
         // One call may exceed the limit by itself: its queries are refused only if another call has
@@ -156,14 +156,14 @@ impl QueryResponder {
         let of_same_call =
             |(asker, open): (&QueryKey, &OpenResponse)| asker.0 == key.0 && open.epoch == epoch;
         if self.pinned_bytes + size.bytes > self.limits.pinned_bytes && !self.open.iter().all(of_same_call) {
-            return Err((open, RemainingRows::Refused));
+            return Some((open, RemainingRows::Refused));
         }
         self.pinned_bytes += size.bytes;
         let (max_remaining_rows, pinned_bytes) = (size.rows, size.bytes);
         self.open.insert(key, OpenResponse { city, range, max_remaining_rows, pinned_bytes, ..open });
         self.unpinned.entry(city).or_default().push(key);
         self.unannounced.push(key);
-        Ok(())
+        None
     }
 
     fn grant_rows(&mut self, key: QueryKey, rows: u32) {
