@@ -1,6 +1,6 @@
 //! The keys of the list of durable sinks.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use super::config_reader::ConfigReader;
 use super::kafka::{self, TopicUses};
@@ -47,6 +47,34 @@ fn is_named(keys: &mut ConfigReader, at: &str, name: &str) -> bool {
     keys.is_valid(&key)
 }
 
+/// The name of a sink whose folder is this one, is in it or contains it, under whichever names.
+fn find_overlap<'a>(folder: &Path, sinks: &'a [SinkPlan]) -> Option<&'a str> {
+    let own = resolve_path(folder);
+    let overlaps = |sink: &&SinkPlan| match &sink.kind {
+        SinkKind::Folder(FolderSinkPlan { path, .. }) => {
+            let used = resolve_path(path);
+            used.starts_with(&own) || own.starts_with(&used)
+        }
+        SinkKind::Kafka(_) => false,
+    };
+    sinks.iter().find(overlaps).map(|sink| &*sink.name)
+}
+
+/// The absolute path without links, of a folder that need not exist.
+fn resolve_path(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let existing = path.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    let Some((above, mut resolved)) = existing else { return path };
+    for component in path.strip_prefix(above).unwrap_or(Path::new("")).components() {
+        match component {
+            // What does not exist is no link, so its parent is the folder before it.
+            Component::ParentDir => drop(resolved.pop()),
+            _ => resolved.push(component),
+        }
+    }
+    resolved
+}
+
 fn read_folder(keys: &mut ConfigReader, at: &str, before: &[SinkPlan]) -> Option<FolderSinkPlan> {
     let key = |name: &str| format!("{at}.{name}");
     for (name, value) in [
@@ -63,10 +91,10 @@ fn read_folder(keys: &mut ConfigReader, at: &str, before: &[SinkPlan]) -> Option
         "" => Err("a path: write path = \"/var/lib/swelter/archive\"".to_owned()),
         _ => Ok(PathBuf::from(text)),
     });
-    let is_used =
-        |sink: &SinkPlan| matches!(&sink.kind, SinkKind::Folder(used) if Some(&used.path) == folder.as_ref());
-    if let Some(used) = before.iter().find(|sink| is_used(sink)) {
-        keys.add_error(&path, format!("is the folder of sink {} as well: name another one", used.name));
+    if let Some(used) = folder.as_ref().and_then(|folder| find_overlap(folder, before)) {
+        let problem =
+            format!("is the folder of sink {used} as well, or one is in the other: name another one");
+        keys.add_error(&path, problem);
     }
     let formats = [FolderFormat::Json, FolderFormat::Csv];
     let format = keys.read_one_of(&key("format"), &formats.map(FolderFormat::name));
@@ -78,4 +106,45 @@ fn read_folder(keys: &mut ConfigReader, at: &str, before: &[SinkPlan]) -> Option
         age: keys.read_wall_duration(&key("segment_age"), "1s", "366d"),
     };
     Some(FolderSinkPlan { path: folder?, format: format?, shards, commit_interval, segments })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn folder_has_one_path_under_all_its_names() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| resolve_path(&root.path().join(name));
+        fs::create_dir(root.path().join("archive")).unwrap();
+        symlink("archive", root.path().join("link")).unwrap();
+        let archive = at("archive");
+        for name in ["link", "./archive/", "link/../archive", "none/../archive", "archive/none/.."] {
+            assert_eq!(at(name), archive, "{name}");
+        }
+        assert_eq!(at("link/inside"), archive.join("inside"));
+        assert_eq!(at("none"), at("none/new/.."));
+        assert_ne!(at("none"), archive);
+    }
+
+    #[test]
+    fn overlapping_folders_are_found() {
+        let limits = SegmentLimits { bytes: 1, age: std::time::Duration::ZERO };
+        let plan = |path: &str| FolderSinkPlan {
+            path: path.into(),
+            format: FolderFormat::Json,
+            shards: 1,
+            commit_interval: std::time::Duration::ZERO,
+            segments: limits,
+        };
+        let first = SinkPlan { name: "first".into(), kind: SinkKind::Folder(plan("/none/archive")) };
+        let find = |path: &str| find_overlap(Path::new(path), std::slice::from_ref(&first));
+        for path in ["/none/archive/", "/none/archive/writing", "/none", "/none/x/../archive"] {
+            assert_eq!(find(path), Some("first"), "{path}");
+        }
+        assert_eq!(find("/none/archive-2"), None);
+    }
 }

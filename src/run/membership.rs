@@ -7,6 +7,7 @@ use super::shutdown::Shutdown;
 use crate::cluster::{ClusterError, ClusterPlan, PeerTls};
 use crate::config::ServicePlan;
 use crate::model::Topology;
+use crate::model::rules_version::{RULES_VERSION, RULES_VERSION_KEY};
 
 /// How this process connects to the others of its run.
 pub struct Membership {
@@ -42,6 +43,8 @@ fn cluster_plan(plan: &ServicePlan, process: usize, hosts: Vec<String>, tls: Opt
     let keys = &plan.cluster;
     let mut agreement = plan.common_settings.clone();
     agreement.insert("version of control messages".into(), CONTROL_VERSION.to_string());
+    // Otherwise the results of a city would depend on the process that it belongs to.
+    agreement.insert(RULES_VERSION_KEY.into(), RULES_VERSION.to_string());
     let topology = Topology { processes: keys.processes, process, workers_per_process: plan.workers };
     ClusterPlan {
         topology,
@@ -51,5 +54,20 @@ fn cluster_plan(plan: &ServicePlan, process: usize, hosts: Vec<String>, tls: Opt
         connect_time: keys.connect_time,
         peer_timeout: keys.peer_timeout,
         agreement,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::layers::ConfigLayers;
+
+    #[test]
+    fn processes_agree_on_versions_that_decide_results() {
+        let plan = Config::load(&ConfigLayers::default()).unwrap().plan;
+        let agreement = cluster_plan(&plan, 0, Vec::new(), None).agreement;
+        assert_eq!(agreement.get("rules version"), Some(&RULES_VERSION.to_string()));
+        assert_eq!(agreement.get("version of control messages"), Some(&CONTROL_VERSION.to_string()));
     }
 }

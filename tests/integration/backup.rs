@@ -291,7 +291,11 @@ fn damaged_backup_is_refused_and_restores_nothing() {
     let second = run_json(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)], &[]);
     assert_ne!(second["backup"], taken["backup"]);
     assert_eq!(files_below(&backup), all);
-    let restored = run_json(&["restore", "--from", path_str(&backup), "--data-dir", path_str(&out)], &[]);
+    // A link to the folder stays one.
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&out, &link).unwrap();
+    let restored = run_json(&["restore", "--from", path_str(&backup), "--data-dir", path_str(&link)], &[]);
+    assert!(link.is_symlink());
     let id: Value = serde_json::from_slice(&fs::read(out.join("journal/id")).unwrap()).unwrap();
     assert_eq!(id["id"], restored["journal_id"]);
     let service = ServiceProcess::start(&out, &config()).wait_until_ready();

@@ -214,6 +214,42 @@ fn new_folder_beside_trimmed_journal_is_refused() {
     }
 }
 
+/// Finished files are the user's: a start does not miss them. It refuses to write them once more.
+#[test]
+fn finished_files_that_were_moved_away_are_written_once() {
+    let root = tempfile::tempdir().unwrap();
+    let mut case = FolderCase::new(root.path(), 13, 1);
+    let moved = root.path().join("moved");
+    fs::create_dir(&moved).unwrap();
+    let run = |case: &mut FolderCase| {
+        let service = case.start();
+        for _ in 0..POSTS_PER_ROUND {
+            let entries = case.next_entries();
+            assert!(case.post(&service, &entries));
+        }
+        case.wait_until_applied(&service);
+        service.terminate();
+    };
+    let rename_into = |from: &Path, to: &Path| {
+        for file in finished_files(from) {
+            fs::rename(&file, to.join(file.file_name().unwrap())).unwrap();
+        }
+    };
+    run(&mut case);
+    rename_into(&case.archive, &moved);
+    run(&mut case);
+    rename_into(&moved, &case.archive);
+    assert!(case.check_finished() > 100);
+
+    fs::remove_dir_all(case.archive.join("writing")).unwrap();
+    let (code, log) = case.builder().run_to_end();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("which is finished: restore it from a copy"), "{log}");
+    fs::rename(&case.archive, root.path().join("old")).unwrap();
+    run(&mut case);
+    assert!(case.check_finished() > 100);
+}
+
 /// Gives up the right of root to write everywhere, so that permissions count for root as well.
 const WITHOUT_OVERRIDE: &str = "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\" \"$@\"";
 

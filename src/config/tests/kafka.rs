@@ -327,7 +327,7 @@ fn folder_sinks_that_cannot_be_written_are_refused() {
     );
     let lines = lines(&written.load().unwrap_err(), &written);
     for expected in [
-        "sinks.b.path (swelter.toml, line 7): is the folder of sink folder as well: name another one",
+        "sinks.b.path (swelter.toml, line 7): is the folder of sink folder as well, or one is in the other: name another one",
         "sinks.c.path (swelter.toml, line 11): \"\" is not a path: write path = \"/var/lib/swelter/archive\"",
         "sinks.d.type (swelter.toml, line 13): \"disk\" is not",
     ] {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -28,6 +28,8 @@ pub struct RestoreSummary {
 /// refer to that id.
 pub fn restore_backup(from: &CheckpointLocation, data_dir: &Path) -> Result<RestoreSummary, BackupError> {
     refuse_existing_data(data_dir)?;
+    // A link to an empty folder stays a link.
+    let data_dir = &data_dir.canonicalize().unwrap_or_else(|_| data_dir.to_path_buf());
     let archive = ArchiveReader::open(from)?;
     let checked = verify_archive(&archive)?;
     let unfinished = UnfinishedMarker::begin(data_dir)?;
@@ -50,9 +52,20 @@ fn refuse_existing_data(data_dir: &Path) -> Result<(), BackupError> {
     match first {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(_) => refused("is not a readable folder"),
+        Ok(None) if is_mount_point(data_dir) => Err(BackupError::Refused(format!(
+            "{0} is a mount point, and a data directory gets its name as a whole: name a folder in it, as {0}/data",
+            data_dir.display()
+        ))),
         Ok(None) => Ok(()),
         Ok(Some(_)) => refused("is not empty"),
     }
+}
+
+/// Whether another file system is mounted at a folder: nothing can be renamed to it.
+fn is_mount_point(folder: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let Ok(folder) = folder.canonicalize() else { return false };
+    folder.parent().is_none_or(|parent| device(&folder) != device(parent))
 }
 
 /// The folder of an unfinished restore, beside its destination. Dropping it removes the folder
@@ -146,4 +159,19 @@ fn restore_checkpoints(archive: &ArchiveReader, folder: &Path, journal_id: &str)
         from.for_each_object(&manifest, &mut |path, content| to.put_object(path.to_owned(), content))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(!is_mount_point(root.path()));
+        assert!(!is_mount_point(&root.path().join("none")));
+        for mounted in ["/", "/proc", "/proc/self/.."] {
+            assert!(is_mount_point(Path::new(mounted)), "{mounted}");
+        }
+    }
 }

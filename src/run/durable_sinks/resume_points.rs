@@ -46,7 +46,7 @@ fn order_resume_points(
             };
             if cuts.points.last().is_some_and(|before| before.iter().any(falls)) {
                 return Err(
-                    "the progress records of the shards contradict each other, as if their topics were restored from different times: restore all of them from the same time, or name new progress and result topics to begin anew"
+                    "the progress records of the shards contradict each other, as if topics or folders were restored from different times: restore all of them from the same time, or name new topics and folders to begin anew"
                         .into(),
                 );
             }
@@ -68,7 +68,7 @@ fn locate_partitions(
         };
         if let Some(missing) = of_source.keys().find(|partition| !is_there(partition)) {
             return Err(format!(
-                "the results include source {source}, partition {missing}, which no longer exists: configure the source again, or name new progress and result topics to begin anew"
+                "the results include source {source}, partition {missing}, which no longer exists: configure the source again, or name new topics and folders of results to begin anew"
             ));
         }
     }

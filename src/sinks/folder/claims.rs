@@ -18,6 +18,9 @@ use crate::sinks::progress::Claim;
 /// How many claims are kept before the newest one, for a user who inspects the folder.
 const KEPT_CLAIMS: usize = 2;
 
+/// No folder is claimed so often. A greater number is damage.
+const MAX_CLAIM: u64 = 1 << 48;
+
 /// A claim with its number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NumberedClaim {
@@ -56,7 +59,7 @@ pub(super) fn add_claim(layout: &FolderLayout, claim: &Claim) -> Result<Numbered
     };
     write().map_err(FolderError::at(&new))?;
     let number = loop {
-        let number = numbers(layout)?.last().map_or(1, |last| last + 1);
+        let number = next_number(layout)?;
         match fs::hard_link(&new, layout.claim(number)) {
             Ok(()) => break number,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -71,6 +74,18 @@ pub(super) fn add_claim(layout: &FolderLayout, claim: &Claim) -> Result<Numbered
         let _ = fs::remove_file(layout.claim(*old));
     }
     Ok(NumberedClaim { number, claim: claim.clone() })
+}
+
+/// The number of the next claim. It also exceeds those of the working folders, of which the
+/// greatest has the last transaction, in case the claims were removed.
+fn next_number(layout: &FolderLayout) -> Result<u64, FolderError> {
+    let claimed = numbers(layout)?.last().copied().unwrap_or(0);
+    let writing = layout.newest_working_claim().map_err(FolderError::at(&layout.writing()))?;
+    let last = claimed.max(writing.unwrap_or(0));
+    last.checked_add(1).filter(|next| *next <= MAX_CLAIM).ok_or_else(|| FolderError::Damaged {
+        path: layout.root().to_path_buf(),
+        problem: format!("it has a claim with the number {last}, which no start has made"),
+    })
 }
 
 /// Fails if another start has claimed the folder.
@@ -112,7 +127,9 @@ pub(super) fn check_is_same_folder(
 fn numbers(layout: &FolderLayout) -> Result<Vec<u64>, FolderError> {
     let folder = layout.claims();
     let names = file_names(&folder).map_err(FolderError::at(&folder))?;
-    let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    // Other spellings of a number are no names of claims.
+    let number = |name: &String| name.parse().ok().filter(|number: &u64| *name == format!("{number:06}"));
+    let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }

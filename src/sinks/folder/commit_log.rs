@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::FolderError;
-use super::layout::sync_folder;
-use crate::fault::open_regular_file;
+use super::layout::{is_in_place, sync_folder};
+use crate::fault::read_small_file;
 use crate::sinks::progress::ShardProgress;
 
 /// A log that exceeds this size is replaced by one with only its last record.
@@ -26,18 +26,26 @@ pub(super) struct CommitRecord {
     /// The generation that wrote it, as `17-9f2c41d06b3e8a55`.
     pub generation: String,
     pub progress: ShardProgress,
-    /// The open segment after this transaction.
+    /// The segment of its rows, if that was not finished before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<OpenSegment>,
 }
 
-/// A segment that is not finished.
+/// A segment that is not finished, or about to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OpenSegment {
     pub name: String,
     /// Its durable length; the bytes after it belong to no transaction.
     pub bytes: u64,
     pub rows: u64,
+    /// It is being finished. From then on, the rows are a user's, who may move the file away, so
+    /// nothing is expected of it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub finishing: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The content of a commit log.
@@ -51,9 +59,7 @@ pub(super) struct CommitLogContents {
 
 /// Reads a commit log, while its writer may be appending.
 pub(super) fn read_commit_log(path: &Path) -> Result<CommitLogContents, FolderError> {
-    let mut bytes = Vec::new();
-    let mut file = open_regular_file(path).map_err(FolderError::at(path))?;
-    io::Read::read_to_end(&mut file, &mut bytes).map_err(FolderError::at(path))?;
+    let bytes = read_small_file(path).map_err(FolderError::at(path))?;
     let damaged = |problem: String| FolderError::Damaged { path: path.to_path_buf(), problem };
     let mut contents = CommitLogContents::default();
     let mut torn: Option<usize> = None;
@@ -66,6 +72,11 @@ pub(super) fn read_commit_log(path: &Path) -> Result<CommitLogContents, FolderEr
             }
             (Some(_), Some(torn)) => {
                 return Err(damaged(format!("line {torn} is damaged, and more lines follow it")));
+            }
+            // The first line of a log is durable before anything depends on it. Without it, all
+            // rows would be written again.
+            (None, _) if number == 1 && line.ends_with(b"\n") => {
+                return Err(damaged("line 1 is damaged".into()));
             }
             (None, _) => torn = torn.or(Some(number)),
         }
@@ -97,6 +108,8 @@ pub(super) struct CommitLog {
     file: File,
     /// The durable length.
     durable: u64,
+    /// An append was begun and did not succeed, so bytes may follow the durable ones.
+    is_torn: bool,
     max_bytes: u64,
 }
 
@@ -109,7 +122,8 @@ impl CommitLog {
             File::options().write(true).create(true).truncate(true).open(path).map_err(&at_path)?;
         file.write_all(&line).map_err(&at_path)?;
         file.sync_all().map_err(&at_path)?;
-        Ok(CommitLog { path: path.to_path_buf(), file, durable: line.len() as u64, max_bytes: MAX_LOG_BYTES })
+        let durable = line.len() as u64;
+        Ok(CommitLog { path: path.to_path_buf(), file, durable, is_torn: false, max_bytes: MAX_LOG_BYTES })
     }
 
     /// The log after its folder was renamed.
@@ -117,15 +131,25 @@ impl CommitLog {
         CommitLog { path, ..self }
     }
 
-    /// Makes a transaction durable. After an error, [`cut_back`](CommitLog::cut_back) removes it.
+    /// Whether the file of the log is still the one that is written.
+    pub fn is_in_place(&self) -> Result<bool, FolderError> {
+        is_in_place(&self.file, &self.path).map_err(FolderError::at(&self.path))
+    }
+
+    /// Makes a transaction durable. After an error, [`cut_back`](CommitLog::cut_back) or the next
+    /// append removes it.
     pub fn append(&mut self, record: &CommitRecord) -> Result<(), FolderError> {
+        if self.is_torn {
+            self.cut_back()?;
+        }
         let line = encode(record).map_err(FolderError::at(&self.path))?;
         if self.durable > self.max_bytes {
             return self.begin_anew(record);
         }
+        self.is_torn = true;
         self.file.write_all(&line).map_err(FolderError::at(&self.path))?;
         self.file.sync_data().map_err(FolderError::sync_at(&self.path))?;
-        self.durable += line.len() as u64;
+        (self.durable, self.is_torn) = (self.durable + line.len() as u64, false);
         Ok(())
     }
 
@@ -146,7 +170,9 @@ impl CommitLog {
     pub fn cut_back(&mut self) -> Result<(), FolderError> {
         let at_path = FolderError::at(&self.path);
         self.file.set_len(self.durable).map_err(&at_path)?;
-        self.file.seek(SeekFrom::Start(self.durable)).map(drop).map_err(&at_path)
+        self.file.seek(SeekFrom::Start(self.durable)).map_err(&at_path)?;
+        self.is_torn = false;
+        Ok(())
     }
 }
 
@@ -157,7 +183,8 @@ mod tests {
     fn record(epoch: u64) -> CommitRecord {
         let positions = [("log".into(), [(0, epoch * 10)].into())].into();
         let progress = ShardProgress { epoch, positions, ..ShardProgress::default() };
-        let segment = Some(OpenSegment { name: "rows-00-1.jsonl".into(), bytes: epoch, rows: 1 });
+        let segment =
+            Some(OpenSegment { name: "rows-00-1.jsonl".into(), bytes: epoch, rows: 1, finishing: false });
         CommitRecord { generation: "7-a".into(), progress, segment }
     }
 
@@ -199,6 +226,16 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         let refused = read_commit_log(&path).unwrap_err().to_string();
         assert!(refused.contains("line 1 is damaged"), "{refused}");
+    }
+
+    #[test]
+    fn file_that_is_no_log_is_not_read_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("commits.log");
+        // A sparse file takes no disk space, and would take all memory if it were read.
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let refused = read_commit_log(&path).unwrap_err().to_string();
+        assert!(refused.contains("is longer than"), "{refused}");
     }
 
     #[test]

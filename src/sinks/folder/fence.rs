@@ -12,7 +12,7 @@ use std::path::Path;
 use super::claims::{NumberedClaim, check_claim};
 use super::commit_log::{CommitLog, CommitLogContents, CommitRecord, OpenSegment, read_commit_log};
 use super::error::FolderError;
-use super::layout::{FolderLayout, WorkingFolder, create_folder, sync_folder};
+use super::layout::{FinishedSegments, FolderLayout, WorkingFolder, create_folder, sync_folder};
 
 /// How often a folder that changes while it is read is read again.
 const MAX_READS: u32 = 10;
@@ -75,13 +75,38 @@ fn find_segment(
     if let Some(has) = length(&open)? {
         return if has < segment.bytes { Err(damaged(open, has)) } else { Ok(SegmentPlace::Open) };
     }
-    // The segment was finished after the last commit.
+    if segment.finishing {
+        return Ok(SegmentPlace::Finished);
+    }
+    // An earlier build finished the segment after the last commit.
     let finished = layout.segment(&segment.name);
     match length(&finished)? {
         Some(has) if has == segment.bytes => Ok(SegmentPlace::Finished),
         Some(has) => Err(damaged(finished, has)),
         None => Err(FolderError::Damaged { path: open, problem: "the open segment is missing".into() }),
     }
+}
+
+/// The newest finished segment of each shard. List them before the commit logs are read, so that
+/// the logs have at least their transactions.
+pub(super) fn list_finished(layout: &FolderLayout) -> Result<FinishedSegments, FolderError> {
+    layout.newest_segments().map_err(FolderError::at(layout.root()))
+}
+
+/// Fails if a finished segment is newer than the last recorded transaction of its shard: the commit
+/// log is lost, or was restored from an older time, and the rows would be written twice.
+pub(super) fn check_finished_segments(
+    layout: &FolderLayout,
+    finished: &FinishedSegments,
+    shard: u16,
+    last: Option<&CommitRecord>,
+) -> Result<(), FolderError> {
+    let Some((epoch, name)) = finished.get(&shard) else { return Ok(()) };
+    if last.is_some_and(|last| last.progress.epoch >= *epoch) {
+        return Ok(());
+    }
+    let problem = format!("its last transaction of shard {shard} is older than {name}, which is finished");
+    Err(FolderError::Damaged { path: layout.writing(), problem })
 }
 
 /// Takes a shard over under a claim.
@@ -135,18 +160,23 @@ fn copy_shard(
     building: &WorkingFolder,
 ) -> Result<(Option<CommitRecord>, CommitLog), FolderError> {
     fs::create_dir(&building.path).map_err(FolderError::at(&building.path))?;
+    let finished = list_finished(layout)?;
     let mut last = None;
     if let Some(before) = before {
         let folder = layout.working_folder(shard, before);
         last = read_commit_log(&folder.commits())?.last;
         let segment_place = find_segment(layout, &folder, last.as_ref())?;
         if let Some(record) = &mut last {
-            match (&record.segment, segment_place) {
-                (Some(segment), SegmentPlace::Open) => copy_segment(&folder, building, segment)?,
+            match (&mut record.segment, segment_place) {
+                (Some(segment), SegmentPlace::Open) => {
+                    segment.finishing = false;
+                    copy_segment(&folder, building, segment)?;
+                }
                 _ => record.segment = None,
             }
         }
     }
+    check_finished_segments(layout, &finished, shard, last.as_ref())?;
     let log = CommitLog::create(&building.commits(), last.as_ref())?;
     sync_folder(&building.path).map_err(FolderError::sync_at(&building.path))?;
     Ok((last, log))

@@ -9,8 +9,10 @@
 //!   rows-00-0001763990000000.jsonl    finished segments: shard and first epoch
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::plan::FolderFormat;
@@ -22,6 +24,9 @@ const COMMITS: &str = "commits.log";
 /// The prefixes of a working folder that is being built, and of one that is being removed.
 const BUILDING: &str = "building";
 const REMOVING: &str = "removing";
+
+/// The first epoch and the name of the newest finished segment, by shard.
+pub(super) type FinishedSegments = BTreeMap<u16, (u64, String)>;
 
 /// The paths of the files of a folder sink.
 #[derive(Clone, Debug)]
@@ -91,12 +96,37 @@ impl FolderLayout {
     /// The numbers after `prefix` in the names of working folders.
     fn numbers(&self, prefix: &str) -> io::Result<Vec<u64>> {
         let names = file_names(&self.writing())?;
-        Ok(names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect())
+        let number = |name: &String| {
+            let number: u64 = name.strip_prefix(prefix)?.parse().ok()?;
+            // Other spellings of a number are no names of ours.
+            (*name == format!("{prefix}{number}")).then_some(number)
+        };
+        Ok(names.iter().filter_map(number).collect())
+    }
+
+    /// The greatest claim that any shard has a working folder of.
+    pub fn newest_working_claim(&self) -> io::Result<Option<u64>> {
+        let names = file_names(&self.writing())?;
+        let number = |name: &String| name.strip_prefix("shard-")?.split_once('.')?.1.parse().ok();
+        Ok(names.iter().filter_map(number).max())
     }
 
     /// The path of a finished segment.
     pub fn segment(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The newest finished segment of each shard that has any.
+    pub fn newest_segments(&self) -> io::Result<FinishedSegments> {
+        let mut newest = FinishedSegments::new();
+        for name in file_names(&self.root)? {
+            let Some((shard, epoch)) = parse_segment_name(&name) else { continue };
+            let segment = newest.entry(shard).or_default();
+            if segment.0 <= epoch {
+                *segment = (epoch, name);
+            }
+        }
+        Ok(newest)
     }
 
     /// Whether the folder has only the files that an interrupted first start leaves.
@@ -127,6 +157,14 @@ pub(super) fn segment_name(shard: u16, epoch: u64, format: FolderFormat) -> Stri
     format!("rows-{shard:02}-{epoch:016}.{}", format.extension())
 }
 
+/// The shard and the first epoch of a segment, which may be compressed, as in
+/// `rows-00-0001763990000000.jsonl.gz`.
+fn parse_segment_name(name: &str) -> Option<(u16, u64)> {
+    let (numbers, _) = name.strip_prefix("rows-")?.split_once('.')?;
+    let (shard, epoch) = numbers.split_once('-')?;
+    Some((shard.parse().ok()?, epoch.parse().ok()?))
+}
+
 /// The names in a folder; empty if the folder does not exist.
 pub(super) fn file_names(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
@@ -135,6 +173,16 @@ pub(super) fn file_names(folder: &Path) -> io::Result<Vec<String>> {
     };
     let name = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
     entries.map(name).collect()
+}
+
+/// Whether the path still names the open file, which has not been moved, removed or replaced.
+pub(super) fn is_in_place(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (opened.dev(), opened.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the names in a folder durable.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::claims::{NumberedClaim, add_claim, check_claim, check_is_same_folder, newest_claim};
 use super::error::FolderError;
-use super::fence::{fence_shard, read_shard};
+use super::fence::{check_finished_segments, fence_shard, list_finished, read_shard};
 use super::layout::{FolderLayout, create_folder};
 use super::manifest::{read_identity, write_identity};
 use super::plan::FolderSinkPlan;
@@ -68,8 +68,11 @@ impl FolderSink {
         if let Some(newest) = newest_claim(&self.layout)? {
             snapshot.set(CLAIM, &newest.claim);
         }
+        let finished = list_finished(&self.layout)?;
         for shard in 0..self.plan.shards {
-            if let Some(record) = read_shard(&self.layout, shard)? {
+            let record = read_shard(&self.layout, shard)?;
+            check_finished_segments(&self.layout, &finished, shard, record.as_ref())?;
+            if let Some(record) = record {
                 snapshot.set(&shard_key(shard), &record.progress);
             }
         }

@@ -263,6 +263,146 @@ fn segments_are_finished_at_their_size() {
     assert_eq!(all_rows(folder.path()).len(), 22);
 }
 
+/// The only file of rows.
+fn only_file(path: &Path) -> std::path::PathBuf {
+    let name = rows(path).into_keys().next().unwrap();
+    path.join("archive").join(name)
+}
+
+#[test]
+fn finished_file_is_not_missed() {
+    for bytes in [1 << 20, 1] {
+        let folder = tempfile::tempdir().unwrap();
+        let sink = sink_of(folder.path(), 1, bytes);
+        let (mut writer, _) = start(&sink, 1);
+        write(&mut *writer, 10, &["a"]);
+        writer.finish().unwrap();
+        drop(writer);
+        // It was compressed in place, or moved away.
+        fs::write(only_file(folder.path()), "").unwrap();
+        assert_eq!(sink.inspect(WITHIN).unwrap().shard(0).unwrap().map(|now| now.epoch), Some(10));
+        fs::remove_file(only_file(folder.path())).unwrap();
+        let (mut writer, before) = start(&sink, 2);
+        assert_eq!(before.map(|before| before.epoch), Some(10));
+        write(&mut *writer, 20, &["b"]);
+        assert_eq!(all_rows(folder.path()), "b\n");
+    }
+}
+
+#[test]
+fn files_that_are_replaced_while_they_are_written_end_the_run() {
+    let replace = |path: &Path| {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).unwrap();
+        fs::rename(copy, path).unwrap();
+    };
+    let damages: [&dyn Fn(&Path); 3] = [
+        &|working| replace(&working.join("commits.log")),
+        &|working| replace(&working.join("rows-00-0000000000000010.jsonl")),
+        &|working| fs::remove_dir_all(working).unwrap(),
+    ];
+    for damage in damages {
+        let folder = tempfile::tempdir().unwrap();
+        let sink = sink_of(folder.path(), 1, 1 << 20);
+        let (mut writer, _) = start(&sink, 1);
+        write(&mut *writer, 10, &["a"]);
+        damage(&working(folder.path()));
+        let ended = try_write(&mut *writer, 11, &["b"]);
+        let Err(WriteFailure::Final(error)) = ended else { panic!("{ended:?}") };
+        assert!(error.to_string().contains("moved, removed or replaced"), "{error}");
+        writer.finish().unwrap_err();
+    }
+}
+
+/// Killed after the log says that a segment is being finished, and before the segment is moved.
+#[test]
+fn segment_that_was_not_moved_is_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = sink_of(folder.path(), 1, 1 << 20);
+    let (mut writer, _) = start(&sink, 1);
+    write(&mut *writer, 10, &["a"]);
+    writer.finish().unwrap();
+    drop(writer);
+    let finished = only_file(folder.path());
+    fs::rename(&finished, working(folder.path()).join(finished.file_name().unwrap())).unwrap();
+    for (generation, row) in [(2, "b"), (3, "c")] {
+        let (mut writer, _) = start(&sink, generation);
+        write(&mut *writer, generation * 10, &[row]);
+    }
+    assert_eq!(all_rows(folder.path()), "a\nb\nc\n");
+    assert_eq!(rows(folder.path()).len(), 1);
+}
+
+/// Without its commit log, or with an older one, the rows of finished files would be written twice.
+#[test]
+fn finished_file_without_its_transaction_is_refused() {
+    let refuse = |damage: &dyn Fn(&Path), says: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let sink = sink_of(folder.path(), 1, 1);
+        let (mut writer, _) = start(&sink, 1);
+        write(&mut *writer, 10, &["a"]);
+        fs::copy(working(folder.path()).join("commits.log"), folder.path().join("older")).unwrap();
+        write(&mut *writer, 20, &["b"]);
+        damage(folder.path());
+        let refused = sink.inspect(WITHIN).unwrap_err().to_string();
+        assert!(refused.contains(says), "{refused}");
+        let claim = claim(&sink, 2);
+        let refused = sink.fence(&claim, &[0]).err().unwrap().to_string();
+        assert!(refused.contains(says), "{refused}");
+    };
+    let log = |path: &Path| working(path).join("commits.log");
+    let older = "is older than rows-00-0000000000000020.jsonl";
+    refuse(&|path| fs::remove_dir_all(path.join("archive/writing")).unwrap(), older);
+    refuse(&|path| fs::write(log(path), "").unwrap(), older);
+    refuse(&|path| drop(fs::copy(path.join("older"), log(path)).unwrap()), older);
+}
+
+/// The first line of a log is durable before the folder of the log has its name.
+#[test]
+fn damaged_first_line_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = sink_of(folder.path(), 1, 1 << 20);
+    let (mut writer, _) = start(&sink, 1);
+    write(&mut *writer, 10, &["a"]);
+    drop(writer);
+    let (writer, _) = start(&sink, 2);
+    drop(writer);
+    let log = working(folder.path()).join("commits.log");
+    let mut bytes = fs::read(&log).unwrap();
+    bytes[5] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    assert!(sink.inspect(WITHIN).unwrap_err().to_string().contains("line 1 is damaged"));
+}
+
+#[test]
+fn removed_claims_do_not_make_older_working_folder_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = sink_of(folder.path(), 1, 1 << 20);
+    for generation in 1..=3 {
+        let (mut writer, before) = start(&sink, generation);
+        assert_eq!(before.map_or(0, |before| before.epoch), (generation - 1) * 10);
+        write(&mut *writer, generation * 10, &[&generation.to_string()]);
+        drop(writer);
+        fs::remove_dir_all(folder.path().join("archive/claims")).unwrap();
+    }
+    assert_eq!(all_rows(folder.path()), "1\n2\n3\n");
+}
+
+#[test]
+fn names_that_no_start_gives_claim_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = sink_of(folder.path(), 1, 1 << 20);
+    claim(&sink, 1);
+    let claims = folder.path().join("archive/claims");
+    for name in ["7", "+00008", "000009~", "99999999999999999999"] {
+        fs::copy(claims.join("000001"), claims.join(name)).unwrap();
+    }
+    assert_eq!(claim(&sink, 2).at, 2);
+    fs::copy(claims.join("000001"), claims.join(u64::MAX.to_string())).unwrap();
+    let refused = sink.claim(&ClaimRequest { generation: Some("3-a"), after: None }).unwrap_err().to_string();
+    assert!(refused.contains("18446744073709551615, which no start has made"), "{refused}");
+}
+
 #[test]
 fn another_identity_and_foreign_folder_are_refused() {
     let folder = tempfile::tempdir().unwrap();

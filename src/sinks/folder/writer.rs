@@ -8,7 +8,7 @@ use super::claims::{NumberedClaim, check_claim};
 use super::commit_log::{CommitLog, CommitRecord, OpenSegment};
 use super::error::FolderError;
 use super::fence::FencedShard;
-use super::layout::{FolderLayout, WorkingFolder, segment_name, sync_folder};
+use super::layout::{FolderLayout, WorkingFolder, is_in_place, segment_name, sync_folder};
 use super::plan::{FolderFormat, SegmentLimits};
 use crate::sinks::error::{SinkError, WriteFailure};
 use crate::sinks::progress::ShardProgress;
@@ -28,6 +28,8 @@ pub(super) struct FolderShardWriter {
     format: FolderFormat,
     limits: SegmentLimits,
     log: CommitLog,
+    /// The progress of the last durable transaction.
+    durable: Option<ShardProgress>,
     segment: Option<Segment>,
     /// Rows of the current transaction that were not written to a file yet, and the number of its
     /// rows.
@@ -57,8 +59,11 @@ impl FolderShardWriter {
         fenced: FencedShard,
     ) -> Result<FolderShardWriter, FolderError> {
         let folder = layout.working_folder(shard, claim.number);
-        let durable = fenced.last.and_then(|last| last.segment);
-        let segment = durable.map(|durable| Segment::reopen(&folder, durable)).transpose()?;
+        let (durable, segment) = match fenced.last {
+            Some(last) => (Some(last.progress), last.segment),
+            None => (None, None),
+        };
+        let segment = segment.map(|durable| Segment::reopen(&folder, durable)).transpose()?;
         Ok(FolderShardWriter {
             layout,
             folder,
@@ -67,6 +72,7 @@ impl FolderShardWriter {
             format,
             limits,
             log: fenced.log,
+            durable,
             segment,
             buffer: Vec::new(),
             rows: 0,
@@ -97,7 +103,7 @@ impl FolderShardWriter {
         let at_path = FolderError::at(&path);
         let file = File::options().write(true).create(true).truncate(true).open(&path).map_err(&at_path)?;
         self.is_dirty = true;
-        let durable = OpenSegment { name, bytes: 0, rows: 0 };
+        let durable = OpenSegment { name, bytes: 0, rows: 0, finishing: false };
         let segment = self.segment.insert(Segment { file, durable, bytes: 0, opened: Instant::now() });
         segment.write(self.format.header().as_bytes()).map_err(&at_path)?;
         sync_folder(&self.folder.path).map_err(FolderError::sync_at(&self.folder.path))
@@ -115,6 +121,7 @@ impl FolderShardWriter {
     fn commit_transaction(&mut self, progress: &ShardProgress) -> Result<(), FolderError> {
         // Check again, because collecting the transaction may have taken long.
         check_claim(&self.layout, &self.claim)?;
+        self.check_files()?;
         let mut durable = None;
         if self.rows > 0 {
             self.write_buffer()?;
@@ -125,21 +132,44 @@ impl FolderShardWriter {
                 segment.file.sync_data().map_err(FolderError::sync_at(&path))?;
             }
             let OpenSegment { name, rows, .. } = &segment.durable;
-            durable = Some(OpenSegment { name: name.clone(), bytes: segment.bytes, rows: rows + self.rows });
+            let (bytes, rows) = (segment.bytes, rows + self.rows);
+            durable = Some(OpenSegment { name: name.clone(), bytes, rows, finishing: false });
         }
         self.is_dirty = true;
-        let record = CommitRecord {
-            generation: self.claim.claim.generation(),
-            progress: progress.clone(),
-            segment: durable.clone(),
-        };
         test_hooks::crash_before_folder_commit();
-        self.log.append(&record)?;
+        self.append_record(progress.clone(), durable.clone())?;
+        self.durable = Some(progress.clone());
         (self.rows, self.is_dirty) = (0, false);
         if let (Some(segment), Some(durable)) = (&mut self.segment, durable) {
             segment.durable = durable;
         }
         Ok(())
+    }
+
+    /// Fails if the files that are written have been moved, removed or replaced: nobody would find
+    /// the rows.
+    fn check_files(&self) -> Result<(), FolderError> {
+        let mut are_in_place = self.log.is_in_place()?;
+        if let Some(segment) = &self.segment {
+            let path = self.folder.segment(&segment.durable.name);
+            are_in_place &= is_in_place(&segment.file, &path).map_err(FolderError::at(&path))?;
+        }
+        if are_in_place {
+            return Ok(());
+        }
+        // Another start may have removed them.
+        check_claim(&self.layout, &self.claim)?;
+        let problem = "its files were moved, removed or replaced while they were written".into();
+        Err(FolderError::Damaged { path: self.folder.path.clone(), problem })
+    }
+
+    fn append_record(
+        &mut self,
+        progress: ShardProgress,
+        segment: Option<OpenSegment>,
+    ) -> Result<(), FolderError> {
+        let generation = self.claim.claim.generation();
+        self.log.append(&CommitRecord { generation, progress, segment })
     }
 
     /// Truncates the segment to its durable length after a failed transaction.
@@ -167,12 +197,17 @@ impl FolderShardWriter {
         Ok(())
     }
 
-    /// Moves the segment to the finished ones. All its rows are durable.
+    /// Moves the segment to the finished ones. All its rows are durable. The log says so before,
+    /// because a user may move the file away as soon as it is there.
     fn finish_segment(&mut self) -> Result<(), FolderError> {
-        let Some(segment) = &self.segment else { return Ok(()) };
         check_claim(&self.layout, &self.claim)?;
-        let name = &segment.durable.name;
-        let (open, finished) = (self.folder.segment(name), self.layout.segment(name));
+        self.check_files()?;
+        let Some(segment) = &self.segment else { return Ok(()) };
+        let durable = OpenSegment { finishing: true, ..segment.durable.clone() };
+        let (open, finished) = (self.folder.segment(&durable.name), self.layout.segment(&durable.name));
+        if let Some(progress) = self.durable.clone() {
+            self.append_record(progress, Some(durable))?;
+        }
         fs::rename(&open, &finished).map_err(FolderError::at(&open))?;
         self.segment = None;
         sync_folder(self.layout.root()).map_err(FolderError::sync_at(self.layout.root()))
