@@ -55,7 +55,7 @@ fn find_overlap<'a>(folder: &Path, sinks: &'a [SinkPlan]) -> Option<&'a str> {
             let used = resolve_path(path);
             used.starts_with(&own) || own.starts_with(&used)
         }
-        SinkKind::Kafka(_) => false,
+        SinkKind::Kafka(_) | SinkKind::Postgres(_) => false,
     };
     sinks.iter().find(overlaps).map(|sink| &*sink.name)
 }
