@@ -3,9 +3,10 @@
 
 use std::hint::black_box;
 use std::io::{self, Cursor, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use parking_lot::Mutex;
 use swelter::internals::codec::{
     AvroDecoder, Compression, DecodeSettings, FileDecoder, Format, JsonRecordDecoder, READING_SCHEMA,
     ReadingsWriter, RecordFields, ResultRowsWriter, push_json_record, push_row_json, reading_to_avro,
@@ -35,7 +36,7 @@ struct SharedBuffer(Arc<Mutex<Vec<u8>>>);
 
 impl Write for SharedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().map_err(|_| io::Error::other("poisoned"))?.write(bytes)
+        self.0.lock().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -55,7 +56,7 @@ fn encoded_log(format: Format, compression: Compression) -> Vec<u8> {
         }
     }
     writer.finish().expect("memory takes it");
-    shared.0.lock().expect("not poisoned").clone()
+    shared.0.lock().clone()
 }
 
 fn bench_decode(criterion: &mut Criterion) {

@@ -132,12 +132,12 @@ impl Admission {
             let detail = format!("reading_at {at} is more than {max_ahead} after its arrival at {arrived}");
             return Err(Refusal::new(Reason::InTheFuture, detail));
         }
-        let known = self.find_city(upsert.city);
-        if known.is_none() && self.cities.len() >= self.rules.max_cities as usize {
+        let existing = self.find_city(upsert.city);
+        if existing.is_none() && self.cities.len() >= self.rules.max_cities as usize {
             let detail = format!("the partition has {} cities, and may not have more", self.cities.len());
             return Err(Refusal::new(Reason::TooManyCities, detail));
         }
-        let number = known.unwrap_or_else(|| self.add_city(upsert.city, at));
+        let number = existing.unwrap_or_else(|| self.add_city(upsert.city, at));
         let city = &mut self.cities[number as usize];
         let oldest = city.high.map(|high| high.millis() - self.rules.lateness.millis());
         if oldest.is_some_and(|oldest| at.millis() < oldest) {

@@ -56,6 +56,11 @@ impl PanicScope {
     }
 }
 
+/// The text of an error that only a bug of this program can cause.
+pub fn bug_text(problem: &str) -> String {
+    format!("a bug in swelter, please report it: {problem}")
+}
+
 /// The metric of caught panics, by scope.
 pub const CAUGHT_PANICS_METRIC: &str = "swelter_caught_panics_total";
 

@@ -31,6 +31,9 @@ mod enabled {
     /// `N`: the process dies after the records of transaction `N + 1` are flushed, before it is
     /// committed.
     const CRASH_BEFORE_COMMIT_VARIABLE: &str = "SWELTER_TEST_DIE_BEFORE_COMMIT";
+    /// `N`: the process dies after the rows of transaction `N + 1` of a folder are synced, before it
+    /// is committed.
+    const CRASH_BEFORE_FOLDER_COMMIT_VARIABLE: &str = "SWELTER_TEST_DIE_BEFORE_FOLDER_COMMIT";
     /// `NAME:N`: the process panics once, at the `N`-th pass of the point `NAME`.
     const PANIC_POINT_VARIABLE: &str = "SWELTER_PANIC_POINT";
 
@@ -63,6 +66,13 @@ mod enabled {
     /// which a test wants it.
     pub fn crash_before_commit() {
         static PASSES: LazyLock<AtomicI64> = LazyLock::new(|| passes(CRASH_BEFORE_COMMIT_VARIABLE));
+        abort_after(&PASSES);
+    }
+
+    /// Counts a transaction of a folder whose rows are synced, and aborts the process if this is the
+    /// one at which a test wants it.
+    pub fn crash_before_folder_commit() {
+        static PASSES: LazyLock<AtomicI64> = LazyLock::new(|| passes(CRASH_BEFORE_FOLDER_COMMIT_VARIABLE));
         abort_after(&PASSES);
     }
 
@@ -116,6 +126,9 @@ mod disabled {
 
     #[inline(always)]
     pub fn crash_before_commit() {}
+
+    #[inline(always)]
+    pub fn crash_before_folder_commit() {}
 
     #[inline(always)]
     pub fn panic_point(_name: &str) {}

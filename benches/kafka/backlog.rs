@@ -1,6 +1,7 @@
 //! From a topic that is full to one of results.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rdkafka::Offset;
@@ -9,7 +10,8 @@ use crate::BenchOptions;
 use crate::bare_client::{self, RecordSample};
 use crate::broker::{Broker, PARTITIONS, Topic};
 use crate::load::{CITIES, LoadProducer, PayloadFormat, READING_SCHEMA, RecordShape};
-use crate::server::Server;
+use crate::pairs::{Builds, PAIRS, PairedRatio};
+use crate::server::{BINARY, Server};
 
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -46,12 +48,35 @@ pub fn bench_backlog(broker: &Broker, effort: &BenchOptions) {
         if shape.form == PayloadFormat::Json && shape.bytes == 100 {
             let output = broker.create_topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
             let current = format!("current_topic = \"{}-now\"\n", output.name);
-            let (server, took) =
-                run_until_committed(broker, &input, &output, effort.readings, shape, &current);
+            let config = swelter_config(broker, &input.name, &output.name, shape, &current);
+            let (server, took) = run_until_committed(broker, &output, effort.readings, &BINARY, &config);
             print_rates("swelter, current rows too", effort.readings, took);
             drop(server);
         }
     }
+}
+
+/// The same backlog through two builds.
+pub fn bench_pairs(broker: &Broker, effort: &BenchOptions) {
+    let against = effort.against.clone().expect("--against BINARY, the other build");
+    let builds = Builds { old: against, new: BINARY.clone() };
+    let shape = RECORD_SHAPES[0];
+    let input = broker.create_topic("in", PARTITIONS, &[("message.timestamp.type", "LogAppendTime")]);
+    LoadProducer::new(broker, 20).send_history(&input.name, shape, effort.readings);
+    let millions = effort.readings as f64 / 1e6;
+    let name = shape.name();
+    println!(
+        "a backlog of {millions} M readings of {CITIES} cities, {name}, exactly once, {PAIRS} pairs of two builds:"
+    );
+    let pairs = builds.measure_in_turn(|binary| {
+        let output = broker.create_topic("out", PARTITIONS, &[("cleanup.policy", "compact")]);
+        let config = swelter_config(broker, &input.name, &output.name, shape, "");
+        run_until_committed(broker, &output, effort.readings, binary, &config).1
+    });
+    let ratio =
+        |of: fn(&(f64, f64)) -> f64| PairedRatio::new(pairs.iter().map(|(old, new)| (of(old), of(new))));
+    println!("  CPU seconds   {}", ratio(|took| took.1).to_text("s"));
+    println!("  wall seconds  {}", ratio(|took| took.0).to_text("s"));
 }
 
 fn print_rates(what: &str, readings: u64, (wall, cpu): (f64, f64)) {
@@ -64,7 +89,8 @@ fn print_rates(what: &str, readings: u64, (wall, cpu): (f64, f64)) {
 }
 
 fn bench_swelter(broker: &Broker, input: &Topic<'_>, output: &Topic<'_>, readings: u64, shape: RecordShape) {
-    let (server, took) = run_until_committed(broker, input, output, readings, shape, "");
+    let config = swelter_config(broker, &input.name, &output.name, shape, "");
+    let (server, took) = run_until_committed(broker, output, readings, &BINARY, &config);
     print_rates(&format!("swelter, {}", shape.name()), readings, took);
     println!("    {:.0} MB resident", server.resident_bytes() as f64 / 1e6);
 }
@@ -72,14 +98,13 @@ fn bench_swelter(broker: &Broker, input: &Topic<'_>, output: &Topic<'_>, reading
 /// Wall and CPU seconds from the start of the process until everything is committed.
 fn run_until_committed(
     broker: &Broker,
-    input: &Topic<'_>,
     output: &Topic<'_>,
     readings: u64,
-    shape: RecordShape,
-    more: &str,
+    binary: &Path,
+    config: &str,
 ) -> (Server, (f64, f64)) {
     let begun = Instant::now();
-    let server = Server::start_listening(&swelter_config(broker, &input.name, &output.name, shape, more));
+    let server = Server::start_binary(binary, config);
     let consumer = broker.consumer(&output.name, Offset::End);
     while server.metric("swelter_readings_total") < readings as f64
         || broker.committed_offsets(&consumer, &output.name) < readings

@@ -1,11 +1,11 @@
 //! How late a result is at a consumer that reads what is committed, from when its reading was due.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::Offset;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::Message;
@@ -109,7 +109,7 @@ fn record_broker_timestamps(consumer: &BaseConsumer, taken: &BrokerTimestamps, s
         let message = message.unwrap();
         let at = message.timestamp().to_millis().unwrap();
         if let Some(reading) = message.payload().and_then(parse_reading) {
-            taken.lock().unwrap().insert(reading, at);
+            taken.lock().insert(reading, at);
         }
     }
 }
@@ -152,7 +152,7 @@ fn consume(
         let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
         let Some(reading) = message.unwrap().key().and_then(parse_reading) else { continue };
         let (now, due) = (now_micros(), reading.1);
-        let record = taken.lock().unwrap().remove(&reading);
+        let record = taken.lock().remove(&reading);
         if (from..upto).contains(&due) {
             seen.from_due.record(now - due * 1000);
             record.into_iter().for_each(|record| seen.from_record.record(now - record * 1000));

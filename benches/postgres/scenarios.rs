@@ -31,7 +31,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn new(database: &Database) -> Writer<'_> {
-        let target = WriteTarget { schema: database.schema.clone(), shard: 0, create_tables: true };
+        let target = WriteTarget { schema: database.schema.clone(), create_tables: true };
         Writer { database, pending: PendingTransaction::new(target), committed: None, rows: 0 }
     }
 

@@ -6,7 +6,7 @@
 //! it takes.
 //!
 //! `taskset -c 1 cargo bench -p swelter-benches --bench rolling -- [SCENARIO...]`, scenarios: `in-order`, `cities`,
-//! `corrections`, `late`, `every-second`, `memory`, `resume`; all without an argument.
+//! `corrections`, `late`, `every-second`, `sinks`, `memory`, `resume`; all without an argument.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
@@ -17,6 +17,7 @@ mod graph;
 mod in_order;
 mod memory;
 mod resume;
+mod sink_outputs;
 mod timing;
 
 #[path = "../common/sensor.rs"]
@@ -27,12 +28,13 @@ fn main() {
         return memory::memory_of(kind.parse().unwrap());
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let scenarios: [(&str, fn()); 7] = [
+    let scenarios: [(&str, fn()); 8] = [
         ("in-order", in_order::bench_in_order),
         ("cities", in_order::bench_by_cities),
         ("corrections", in_order::bench_corrections),
         ("late", in_order::bench_late),
         ("every-second", every_second::bench_every_second),
+        ("sinks", sink_outputs::bench_sink_outputs),
         ("memory", memory::bench_memory),
         ("resume", resume::bench_resume),
     ];

@@ -13,8 +13,9 @@ use crate::fleet::{SubscriberFleet, subscribe_request};
 use crate::http::{KeepAliveClient, post_request};
 use crate::ingest::PostBatch;
 use crate::measure::{CoreUsage, Latencies, now_micros};
+use crate::pairs::{Builds, PAIRS, PairedRatio};
 use crate::row_reader::RowReader;
-use crate::server::Server;
+use crate::server::{BINARY, Server};
 
 const CITIES: u32 = 15_000;
 /// A day, a reading a minute.
@@ -103,6 +104,37 @@ pub fn bench_generator(effort: &BenchOptions) {
             print_caveats(&server, &all, rate, effort.time);
         }
     }
+}
+
+/// The history of the cities of `bench_pairs`, which starts 30 servers.
+const PAIRS_HISTORY_HOURS: u64 = 6;
+
+/// Two builds, at 15,000 readings/s.
+pub fn bench_pairs(effort: &BenchOptions) {
+    let against = effort.against.clone().expect("--against BINARY, the other build");
+    let builds = Builds { old: against, new: BINARY.clone() };
+    let seconds = effort.time.as_secs();
+    println!(
+        "from schedule to a subscriber of all cities, 15,000 readings/s, windows of {PAIRS_HISTORY_HOURS} h, {seconds} s, \
+         {PAIRS} pairs of two builds:"
+    );
+    let history = format!("{PAIRS_HISTORY_HOURS}h");
+    let config = format!("[ingest]\nenabled = false\n{}", generator_config("1s", &history, 0.0));
+    let pairs = builds.measure_in_turn(|binary| {
+        let server = Server::start_binary(binary, &config);
+        server.wait_until_ready();
+        server.wait_for_readings(u64::from(CITIES) * 60 * PAIRS_HISTORY_HOURS);
+        let before = server.cpu_time();
+        let (all, _) = measure_latency(&server, effort.time);
+        let busy = (server.cpu_time() - before).as_secs_f64();
+        print_caveats(&server, &all, 15_000, effort.time);
+        (all.latencies.quantile_ms(0.5), all.latencies.quantile_ms(0.99), busy)
+    });
+    type Figures = (f64, f64, f64);
+    let ratio = |of: fn(&Figures) -> f64| PairedRatio::new(pairs.iter().map(|(old, new)| (of(old), of(new))));
+    println!("  p50          {}", ratio(|took| took.0).to_text("ms"));
+    println!("  p99          {}", ratio(|took| took.1).to_text("ms"));
+    println!("  CPU seconds  {}", ratio(|took| took.2).to_text("s"));
 }
 
 fn measure_latency(server: &Server, time: Duration) -> (AllCitiesSubscriber, String) {

@@ -2,9 +2,10 @@
 //! `swelter run`, as a process of its own; this process is its clients.
 //!
 //! `cargo bench -p swelter-benches --bench service -- [SCENARIO...] [--seconds N] [--rounds N]`; all scenarios without
-//! an argument:
+//! an argument (but `pairs`):
 //!
 //! - `latency`: from the scheduled time of a reading of the generator to its arrival at a subscriber of all cities
+//! - `pairs`: with `--against BINARY`, `latency` at 15,000 readings/s of that build and of this, in turn
 //! - `corrections`: the same with 1 % corrections, and these at a `window` subscriber
 //! - `http-latency`: from the scheduled time of a reading, through HTTP ingest with fsync, to a subscriber
 //! - `fan-out`: 10,000 subscribers of one city and 100 of all
@@ -28,23 +29,29 @@ mod latency;
 mod measure;
 #[path = "../../tests/integration/real/paced_readers.rs"]
 mod paced_readers;
+#[path = "../common/pairs.rs"]
+mod pairs;
 mod rest;
 mod row_reader;
 mod server;
 mod start;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long and how often is measured.
 pub struct BenchOptions {
     pub time: Duration,
     pub rounds: usize,
+    /// Another build of the program, to be compared with.
+    pub against: Option<PathBuf>,
 }
 
 type Scenario = (&'static str, fn(&BenchOptions));
 
-const SCENARIOS: [Scenario; 9] = [
+const SCENARIOS: [Scenario; 10] = [
     ("latency", latency::bench_generator),
+    ("pairs", latency::bench_pairs),
     ("corrections", latency::bench_corrections),
     ("http-latency", latency::bench_http),
     ("fan-out", fan_out::bench_listed_and_all),
@@ -57,11 +64,12 @@ const SCENARIOS: [Scenario; 9] = [
 
 fn main() {
     let mut wanted = Vec::new();
-    let mut effort = BenchOptions { time: Duration::from_secs(60), rounds: 1 };
+    let mut effort = BenchOptions { time: Duration::from_secs(60), rounds: 1, against: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|text| text.parse().ok()).expect("a number");
         match arg.as_str() {
+            "--against" => effort.against = args.next().map(PathBuf::from),
             "--seconds" => effort.time = Duration::from_secs(number()),
             "--rounds" => effort.rounds = number() as usize,
             // Cargo's own.
@@ -71,7 +79,7 @@ fn main() {
         }
     }
     for (name, run) in SCENARIOS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+        if (wanted.is_empty() && name != "pairs") || wanted.iter().any(|wanted| wanted == name) {
             run(&effort);
         }
     }

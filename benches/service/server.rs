@@ -41,12 +41,17 @@ pub struct Server {
 impl Server {
     /// Starts with this configuration; returns when it listens.
     pub fn start_listening(config: &str) -> Server {
+        Server::start_binary(&BINARY, config)
+    }
+
+    /// The same with another build of the program.
+    pub fn start_binary(binary: &Path, config: &str) -> Server {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let file = dir.path().join("swelter.toml");
         let data = dir.path().join("data");
         let common = format!("data_dir = {:?}\n", data.to_str().unwrap());
         fs::write(&file, format!("{common}{config}\n[log]\nlevel = \"warn\"\n")).unwrap();
-        let mut child = command(&file).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = command(binary, &file).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -58,12 +63,17 @@ impl Server {
     /// Starts with this configuration; returns when it serves.
     pub fn start_ready(config: &str) -> Server {
         let server = Server::start_listening(config);
+        server.wait_until_ready();
+        server
+    }
+
+    /// Waits until it serves.
+    pub fn wait_until_ready(&self) {
         let deadline = Instant::now() + READY_TIMEOUT;
-        while http::get(server.address, "/readyz").is_none_or(|(status, _)| status != 200) {
+        while http::get(self.address, "/readyz").is_none_or(|(status, _)| status != 200) {
             assert!(Instant::now() < deadline, "the service does not get ready");
             thread::sleep(Duration::from_millis(50));
         }
-        server
     }
 
     /// Waits until the results hold so many readings.
@@ -113,8 +123,8 @@ impl Drop for Server {
     }
 }
 
-fn command(config: &Path) -> Command {
-    let mut command = Command::new(&*BINARY);
+fn command(binary: &Path, config: &Path) -> Command {
+    let mut command = Command::new(binary);
     command.args(["run", "--listen", "127.0.0.1:0", "--config"]).arg(config);
     command
 }

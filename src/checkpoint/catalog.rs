@@ -19,8 +19,8 @@ impl ManifestCatalog {
         let names = list_names(store)?;
         let paths: Vec<String> = names.iter().map(|name| manifest_path(*name)).collect();
         let contents = store.get_objects(&paths, MAX_MANIFEST_BYTES)?;
-        let parse = |(name, found): (CheckpointName, FetchResult)| {
-            let manifest = parse_manifest(name, found);
+        let parse = |(name, fetch_result): (CheckpointName, FetchResult)| {
+            let manifest = parse_manifest(name, fetch_result);
             (name, manifest.map(Arc::new).map_err(|error| error.to_string()))
         };
         Ok(ManifestCatalog { manifests: names.into_iter().zip(contents).map(parse).collect() })
@@ -41,19 +41,20 @@ impl ManifestCatalog {
 
     /// The chain of a checkpoint: the full checkpoint first, this one last.
     pub(super) fn chain(&self, manifest: &Manifest) -> Result<Vec<Arc<Manifest>>, CheckpointError> {
-        let broken = |what: String| CheckpointError::damaged(manifest.name(), &what);
+        let damaged_error = |what: String| CheckpointError::damaged(manifest.name(), &what);
         let mut chain = vec![Arc::new(manifest.clone())];
         while let Some((above, below)) =
             chain.last().and_then(|last| Some((last.name(), last.adds_to.clone()?)))
         {
-            let below: CheckpointName = below.parse().map_err(broken)?;
+            let below: CheckpointName = below.parse().map_err(damaged_error)?;
             if below >= above {
-                return Err(broken(format!("{above} adds to {below}, which is not older")));
+                return Err(damaged_error(format!("{above} adds to {below}, which is not older")));
             }
-            let found =
-                self.manifest(below).map_err(|error| broken(format!("it adds to {below}, but {error}")))?;
+            let found = self
+                .manifest(below)
+                .map_err(|error| damaged_error(format!("it adds to {below}, but {error}")))?;
             if found.identity != manifest.identity {
-                return Err(broken(format!("it adds to {below}, which was computed otherwise")));
+                return Err(damaged_error(format!("it adds to {below}, which has other settings")));
             }
             chain.push(found);
         }
@@ -67,15 +68,15 @@ impl ManifestCatalog {
         manifest: &Manifest,
         files: &BTreeMap<String, StoredObject>,
     ) -> Result<(), CheckpointError> {
-        let found = |file: &FileEntry| match files.get(&file.path) {
-            Some(found) if found.bytes == file.bytes => None,
-            Some(found) => Some(FetchResult::SizeMismatch(found.bytes)),
+        let stored = |file: &FileEntry| match files.get(&file.path) {
+            Some(stored) if stored.bytes == file.bytes => None,
+            Some(stored) => Some(FetchResult::SizeMismatch(stored.bytes)),
             None => Some(FetchResult::Missing),
         };
         for part in self.chain(manifest)? {
-            let wrong = part.files().find_map(|file| Some((file, found(file)?)));
-            if let Some((file, found)) = wrong {
-                expect_content(part.name(), file, found)?;
+            let damaged_file = part.files().find_map(|file| Some((file, stored(file)?)));
+            if let Some((file, stored)) = damaged_file {
+                expect_content(part.name(), file, stored)?;
             }
         }
         Ok(())

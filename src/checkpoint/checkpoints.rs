@@ -38,8 +38,8 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// Opens the store. A missing folder is created; a remote store gets no request yet.
-    pub fn open(place: &CheckpointLocation) -> Result<Checkpoints, CheckpointError> {
-        Ok(Checkpoints { store: BlobStore::open(place)? })
+    pub fn open(location: &CheckpointLocation) -> Result<Checkpoints, CheckpointError> {
+        Ok(Checkpoints { store: BlobStore::open(location)? })
     }
 
     pub fn location(&self) -> &CheckpointLocation {
@@ -81,7 +81,7 @@ impl Checkpoints {
         let Err(error) = self.try_publish(manifest) else { return Ok(()) };
         match self.read_manifest(manifest.name()) {
             // The put succeeded, and only its response was lost.
-            Ok(found) if found == *manifest => return Ok(()),
+            Ok(stored) if stored == *manifest => return Ok(()),
             Ok(_) | Err(CheckpointError::Missing(_)) => {
                 self.store.start_delete_objects(manifest.files().map(|file| file.path.clone()).collect());
             }
@@ -106,12 +106,12 @@ impl Checkpoints {
     fn check_files_present(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let folders: BTreeSet<&str> =
             manifest.files().filter_map(|file| Some(file.path.rsplit_once('/')?.0)).collect();
-        let mut found = BTreeMap::new();
+        let mut objects = BTreeMap::new();
         for folder in folders {
-            found.extend(self.store.list_objects(folder)?);
+            objects.extend(self.store.list_objects(folder)?);
         }
         let is_there =
-            |file: &&FileEntry| found.get(&file.path).is_some_and(|found| found.bytes == file.bytes);
+            |file: &&FileEntry| objects.get(&file.path).is_some_and(|object| object.bytes == file.bytes);
         match manifest.files().find(|file| !is_there(file)) {
             None => Ok(()),
             Some(file) => {
@@ -133,26 +133,26 @@ impl Checkpoints {
     ) -> Result<UsableCheckpoints, CheckpointError> {
         let catalog = ManifestCatalog::read_all(&self.store)?;
         let files = self.store.list_objects("data")?;
-        let mut found = UsableCheckpoints::default();
+        let mut listed = UsableCheckpoints::default();
         for name in catalog.names_oldest_first().rev() {
             let checked = catalog.manifest(name).and_then(|manifest| {
                 catalog.check_files(&manifest, &files)?;
                 manifest.check_identity(identity).map(|()| manifest)
             });
             match checked {
-                Ok(manifest) => found.usable.push(Arc::unwrap_or_clone(manifest)),
+                Ok(manifest) => listed.usable.push(Arc::unwrap_or_clone(manifest)),
                 Err(error @ (CheckpointError::Identity { .. } | CheckpointError::OtherRules(_)))
-                    if found.usable.is_empty() =>
+                    if listed.usable.is_empty() =>
                 {
                     return Err(error);
                 }
                 Err(error) => {
-                    tracing::warn!("not used: {error}");
-                    found.unusable.push(error.to_string());
+                    tracing::warn!("the checkpoint cannot be used: {error}");
+                    listed.unusable.push(error.to_string());
                 }
             }
         }
-        Ok(found)
+        Ok(listed)
     }
 
     /// Renames a damaged object, so that the next start does not try it again and the right object

@@ -1,17 +1,15 @@
-//! Files of cities: all of their state but the readings. Those of manifest format 1 have fewer
-//! columns, and are read too.
+//! Files of cities: all of their state but the readings.
 
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BooleanBuilder, Float64Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder,
-    UInt64Builder,
+    Float64Builder, Int64Builder, StringBuilder, TimestampMillisecondBuilder, UInt32Builder, UInt64Builder,
 };
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
     ArrowPrimitiveType, Float64Type, Int64Type, TimestampMillisecondType, UInt32Type, UInt64Type,
 };
-use arrow_array::{Array, ArrayRef, ListArray, PrimitiveArray, RecordBatch, StructArray};
+use arrow_array::{Array, ArrayRef, BooleanArray, ListArray, PrimitiveArray, RecordBatch, StructArray};
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
@@ -20,6 +18,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
+use super::format::{FIRST_MANIFEST_FORMAT, MANIFEST_FORMAT};
 use super::list_columns::{list_builder, list_item, push_field};
 use super::periods::{PeriodColumns, encode_periods, period_columns};
 use super::readings::{check_footer_sizes, time_column};
@@ -87,29 +86,58 @@ fn first_columns() -> Vec<Field> {
     ]
 }
 
-fn schema() -> SchemaRef {
-    let mut columns = first_columns();
-    columns.push(Field::new("split", DataType::Boolean, false));
-    columns.extend(period_columns());
-    Arc::new(Schema::new(columns))
+/// What a file says of its cities beside the columns of format 1. Each column costs space, so it is
+/// only in files that need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct AddedColumns {
+    split: bool,
+    periods: bool,
 }
 
-/// A file of these cities.
-pub(super) fn encode_cities(cities: &[CityRecord]) -> Result<Vec<u8>, ParquetError> {
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?));
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties.build()))?;
-    for cities in cities.chunks(CITY_BATCH_ROWS) {
-        writer.write(&record_batch(cities)?)?;
+impl AddedColumns {
+    const ALL: [AddedColumns; 4] = [
+        AddedColumns { split: false, periods: false },
+        AddedColumns { split: true, periods: false },
+        AddedColumns { split: false, periods: true },
+        AddedColumns { split: true, periods: true },
+    ];
+
+    fn of_cities(cities: &[CityRecord]) -> AddedColumns {
+        AddedColumns {
+            split: cities.iter().any(|city| city.is_split),
+            periods: cities.iter().any(|city| city.periods.is_some()),
+        }
     }
-    writer.into_inner()
+
+    fn schema(self) -> SchemaRef {
+        let mut columns = first_columns();
+        if self.split {
+            columns.push(Field::new("split", DataType::Boolean, false));
+        }
+        if self.periods {
+            columns.extend(period_columns());
+        }
+        Arc::new(Schema::new(columns))
+    }
 }
 
-fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
+/// A file of these cities, and the manifest format that its readers must know.
+pub(super) fn encode_cities(cities: &[CityRecord]) -> Result<(Vec<u8>, u32), ParquetError> {
+    let added = AddedColumns::of_cities(cities);
+    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?));
+    let mut writer = ArrowWriter::try_new(Vec::new(), added.schema(), Some(properties.build()))?;
+    for cities in cities.chunks(CITY_BATCH_ROWS) {
+        writer.write(&record_batch(cities, added)?)?;
+    }
+    let is_first_format = added == AddedColumns { split: false, periods: false };
+    Ok((writer.into_inner()?, if is_first_format { FIRST_MANIFEST_FORMAT } else { MANIFEST_FORMAT }))
+}
+
+fn record_batch(cities: &[CityRecord], added: AddedColumns) -> Result<RecordBatch, ParquetError> {
     let mut text = [StringBuilder::new(), StringBuilder::new()];
     let mut partition = UInt32Builder::new();
     let mut times = [TimestampMillisecondBuilder::new(), TimestampMillisecondBuilder::new()];
     let mut readings = UInt64Builder::new();
-    let mut split = BooleanBuilder::new();
     let (mut withdrawn, mut measured) =
         (list_builder(tombstone_fields()), list_builder(measurement_fields()));
     for city in cities {
@@ -135,12 +163,10 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
             row.append(true);
         }
         measured.append(true);
-        split.append_value(city.is_split);
     }
     let [mut city, mut source] = text;
     let [high, since] = times.map(|mut times| Arc::new(times.finish().with_timezone("UTC")));
-    let [zones, periods] = encode_periods(cities.iter().map(|city| city.periods.as_ref()))?;
-    let columns: Vec<ArrayRef> = vec![
+    let mut columns: Vec<ArrayRef> = vec![
         Arc::new(city.finish()),
         Arc::new(source.finish()),
         Arc::new(partition.finish()),
@@ -149,26 +175,27 @@ fn record_batch(cities: &[CityRecord]) -> Result<RecordBatch, ParquetError> {
         Arc::new(readings.finish()),
         Arc::new(withdrawn.finish()),
         Arc::new(measured.finish()),
-        Arc::new(split.finish()),
-        zones,
-        periods,
     ];
-    Ok(RecordBatch::try_new(schema(), columns)?)
+    if added.split {
+        columns.push(Arc::new(BooleanArray::from_iter(cities.iter().map(|city| Some(city.is_split)))));
+    }
+    if added.periods {
+        columns.extend(encode_periods(cities.iter().map(|city| city.periods.as_ref()))?);
+    }
+    Ok(RecordBatch::try_new(added.schema(), columns)?)
 }
 
 /// The cities of a file, or what is wrong. `rows` are those that it must have.
 pub(super) fn decode_cities(file: Bytes, rows: u64) -> Result<Vec<CityRecord>, ParquetError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
     check_footer_sizes(builder.metadata(), rows)?;
-    let columns = builder.schema().fields();
-    let are_first = columns.iter().map(|column| &**column).eq(&first_columns());
-    if !are_first && columns != schema().fields() {
-        return Err(ParquetError::General("its columns are not those of cities".into()));
+    if !AddedColumns::ALL.iter().any(|added| builder.schema().fields() == added.schema().fields()) {
+        return Err(ParquetError::General("its columns are not those of a file of cities".into()));
     }
     let mut cities = Vec::new();
     for batch in builder.with_batch_size(CITY_BATCH_ROWS).build()? {
         read_batch(&batch?, &mut cities)
-            .ok_or_else(|| ParquetError::General(format!("its city {} is none", cities.len() + 1)))?;
+            .ok_or_else(|| ParquetError::General(format!("its city {} is invalid", cities.len() + 1)))?;
     }
     Ok(cities)
 }

@@ -6,11 +6,11 @@ use crate::model::rules_version::{RulesVersionMismatch, rebuild_hint};
 /// Why a checkpoint cannot be written, read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("{place} is no place for checkpoints: {problem}")]
+    #[error("{place} cannot be a location of checkpoints: {problem}")]
     Location { place: String, problem: String },
     #[error("{path}: {problem}")]
     StoreFailed { path: String, problem: String },
-    #[error("the checkpoint {name} is damaged: {what}; use the one before, or restore it from a backup")]
+    #[error("the checkpoint {name} is damaged: {what}; use an earlier one, or restore it from a backup")]
     Damaged {
         name: String,
         what: String,
@@ -18,12 +18,11 @@ pub enum CheckpointError {
         path: Option<String>,
     },
     #[error(
-        "the checkpoint {name} is of format {found}, this program knows formats up to {known}: use the version that wrote it"
+        "the checkpoint {name} has format {found}, and this swelter reads formats up to {known}: use the version that wrote it"
     )]
     Format { name: String, found: u32, known: u32 },
     #[error(
-        "the checkpoint {name} was made with {key} = {found}, and this run has {wanted}: configure it as it was, or begin with new \
-         outputs and another place for checkpoints{}",
+        "the checkpoint {name} was made with {key} = {found}, and this run has {wanted}: set it back, or start with new outputs and another location for checkpoints{}",
         rebuild_hint(key)
     )]
     Identity { name: String, key: String, found: String, wanted: String },
@@ -32,26 +31,26 @@ pub enum CheckpointError {
     /// The error from when all manifests were read.
     #[error("{0}")]
     Unreadable(String),
-    #[error("there is no checkpoint {0}: `swelter checkpoints list` shows those that there are")]
+    #[error("there is no checkpoint {0}: `swelter checkpoints list` shows all checkpoints")]
     Missing(CheckpointName),
     #[error(
-        "{0} is there already: another process writes checkpoints there; give each service a place of its own"
+        "{0} exists already, so another process writes checkpoints to this location: give each service a location of its own"
     )]
     AlreadyPublished(String),
     #[error(
-        "the checkpoint {name} is not published: a newer generation has published {newer}; stop this one"
+        "the checkpoint {name} was not published, because a newer generation has published {newer}: stop this process"
     )]
     Superseded { name: CheckpointName, newer: CheckpointName },
-    #[error("the parts of the checkpoint do not fit: {0}; the next one has to be full")]
+    #[error("the parts of the checkpoint do not fit together: {0}; the next one is full")]
     IncompatibleParts(String),
-    #[error("the checkpoint was given up")]
+    #[error("the checkpoint was cancelled")]
     Cancelled,
     #[error(
-        "the checkpoint {name} is not published: {path} is not there as it was written: make sure that all processes reach the same store"
+        "the checkpoint {name} was not published, because {path} is missing or differs from what was written: give all processes the same store"
     )]
     FileMissing { name: CheckpointName, path: String },
     #[error(
-        "the checkpoint {name} has readings of {partition}, which this run does not read: configure that source again"
+        "the checkpoint {name} has readings of {partition}, which this run does not read: configure its source again"
     )]
     UnknownPartition { name: String, partition: String },
 }

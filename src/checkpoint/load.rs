@@ -1,10 +1,11 @@
 //! A checkpoint read back: increments folded onto what they add to, shards side by side.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use parking_lot::Mutex;
 use parquet::errors::ParquetError;
 
 use super::checkpoints::Checkpoints;
@@ -49,7 +50,7 @@ impl Checkpoints {
         partitions: &PartitionTable,
     ) -> Result<Vec<CitySnapshot>, CheckpointError> {
         let numbers: HashMap<PartitionName, PartitionIndex> =
-            (0..).map(PartitionIndex).zip(partitions.names()).map(|(slot, name)| (name, slot)).collect();
+            (0..).map(PartitionIndex).zip(partitions.names()).map(|(index, name)| (name, index)).collect();
         let slot_of = |name: &PartitionName| numbers.get(name).copied();
         let fold = ShardLoader {
             checkpoints: self,
@@ -84,23 +85,23 @@ impl Checkpoints {
     pub fn admission_states(
         &self,
         manifest: &Manifest,
-        wanted: &(dyn Fn(&PartitionName) -> bool + Sync),
+        is_wanted: &(dyn Fn(&PartitionName) -> bool + Sync),
     ) -> Result<Vec<CityAdmissionState>, CheckpointError> {
         let chain = self.read_chain(manifest)?;
         let shards: Vec<u32> = (0..STATE_SHARDS).collect();
         let highs = load_in_parallel(&shards, |shard| {
-            let mut found: HashMap<Arc<str>, CityAdmissionState> = HashMap::new();
+            let mut states: HashMap<Arc<str>, CityAdmissionState> = HashMap::new();
             for part in chain.iter().rev() {
                 for segment in part.segments.iter().filter(|segment| segment.shard == *shard) {
                     for CityRecord { name, partition, high, readings, .. } in
                         self.read_cities(part.name(), segment)?
                     {
                         let new = || CityAdmissionState { partition, city: name.clone(), high, readings: 0 };
-                        found.entry(name.clone()).or_insert_with(new).readings += readings;
+                        states.entry(name.clone()).or_insert_with(new).readings += readings;
                     }
                 }
             }
-            Ok(found.into_values().filter(|city| wanted(&city.partition)).collect::<Vec<_>>())
+            Ok(states.into_values().filter(|city| is_wanted(&city.partition)).collect::<Vec<_>>())
         })?;
         Ok(highs.into_iter().flatten().collect())
     }
@@ -113,8 +114,8 @@ impl Checkpoints {
     ) -> Result<Option<(PartitionName, CitySnapshot)>, CheckpointError> {
         let names: Mutex<Vec<PartitionName>> = Mutex::default();
         let slot_of = |name: &PartitionName| {
-            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            let mut names = names.lock();
+            let at = names.iter().position(|candidate| candidate == name).unwrap_or_else(|| {
                 names.push(name.clone());
                 names.len() - 1
             });
@@ -126,9 +127,9 @@ impl Checkpoints {
             partition_index_of: &slot_of,
         };
         let cities = fold.load_shard(state_shard(CityKey::hash(city)))?;
-        let names = names.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = cities.into_iter().find(|state| &*state.name == city);
-        Ok(found.and_then(|state| Some((names.get(usize::from(state.partition.0))?.clone(), state))))
+        let names = names.lock();
+        let city_state = cities.into_iter().find(|state| &*state.name == city);
+        Ok(city_state.and_then(|state| Some((names.get(usize::from(state.partition.0))?.clone(), state))))
     }
 
     fn read_cities(
@@ -143,7 +144,11 @@ impl Checkpoints {
         if cities.len() as u64 != file.rows
             || readings != segment.readings.as_ref().map_or(0, |readings| readings.rows)
         {
-            return Err(CheckpointError::damaged_object(name, &file.path, "does not have its rows"));
+            return Err(CheckpointError::damaged_object(
+                name,
+                &file.path,
+                "does not have the number of rows that the manifest gives",
+            ));
         }
         Ok(cities)
     }
@@ -169,14 +174,14 @@ fn load_in_parallel<T: Send>(
         {
             let result = work(shard);
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((*shard, result));
+            results.lock().push((*shard, result));
         }
     };
     thread::scope(|scope| {
         for _ in 1..cores.min(MAX_LOAD_THREADS).min(shards.len()) {
             if let Err(error) = thread::Builder::new().name("load".into()).spawn_scoped(scope, take) {
                 tracing::warn!(
-                    "a checkpoint is read by fewer threads: {}",
+                    "a checkpoint is read with fewer threads: {}",
                     fault::start_failure_text(&error)
                 );
                 break;
@@ -184,7 +189,7 @@ fn load_in_parallel<T: Send>(
         }
         take();
     });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut results = results.into_inner();
     results.sort_by_key(|(shard, _)| *shard);
     results.into_iter().map(|(_, result)| result).collect()
 }
@@ -220,7 +225,7 @@ impl ShardLoader<'_> {
         let mut cities = Vec::new();
         self.for_each_city(full, shard, |city, readings| {
             if city.since > EventTime::MIN {
-                return Err(ParquetError::General("it lacks readings, and adds to nothing".into()));
+                return Err(ParquetError::General("it lacks readings, and is not an increment".into()));
             }
             let newer = folding.remove(&city.name);
             let since = newer.as_ref().map(|newer| newer.since);
@@ -239,7 +244,7 @@ impl ShardLoader<'_> {
         for (_, newer) in folding {
             if newer.since > EventTime::MIN {
                 let what = format!(
-                    "an increment lacks readings of {:?}, and they are nowhere else",
+                    "an increment lacks readings of {:?}, and its base does not have them",
                     newer.city.name
                 );
                 return Err(CheckpointError::damaged(name, &what));
@@ -261,17 +266,17 @@ impl ShardLoader<'_> {
         readings: &mut ForEachReading<'_>,
     ) -> Result<(), ParquetError> {
         let newer = folding.get(&city.name).map(|newer| newer.since);
-        let mut kept = Vec::new();
+        let mut older_readings = Vec::new();
         readings(&mut |reading| {
             if newer.is_none_or(|since| reading.reading_at < since) {
-                kept.push(reading);
+                older_readings.push(reading);
             }
         })?;
         let since = city.since;
         let name = city.name.clone();
         let newer = folding.entry(name).or_insert(FoldedCity { city, since, readings: Vec::new() });
         newer.since = newer.since.min(since);
-        newer.readings.push(kept);
+        newer.readings.push(older_readings);
         Ok(())
     }
 
@@ -290,11 +295,11 @@ impl ShardLoader<'_> {
         for segment in part.segments.iter().filter(|segment| segment.shard == shard) {
             let cities = self.checkpoints.read_cities(name, segment)?;
             let file = segment.readings.as_ref().unwrap_or(&segment.cities);
-            let wrong = |error: ParquetError| unreadable_file(name, file, &error);
+            let unreadable_error = |error: ParquetError| unreadable_file(name, file, &error);
             let mut reader = match &segment.readings {
                 Some(file) => Some(
                     ReadingsFileReader::open(self.checkpoints.read_file(name, file)?, file.rows)
-                        .map_err(wrong)?,
+                        .map_err(unreadable_error)?,
                 ),
                 None => None,
             };
@@ -304,7 +309,7 @@ impl ShardLoader<'_> {
                     Some(reader) => reader.read_city(count, take),
                     None => Ok(()),
                 })
-                .map_err(wrong)?;
+                .map_err(unreadable_error)?;
             }
         }
         Ok(())
@@ -322,14 +327,14 @@ impl ShardLoader<'_> {
             since: _,
             readings: _,
         } = city;
-        let slot =
+        let index =
             (self.partition_index_of)(&partition).ok_or_else(|| CheckpointError::UnknownPartition {
                 name: self.chain.last().map_or_else(String::new, |last| last.name().to_string()),
                 partition: format!("{}/{}", partition.source, partition.partition),
             })?;
         Ok(CitySnapshot {
             name,
-            partition: slot,
+            partition: index,
             high,
             changed_since: EventTime::MIN,
             blocks,

@@ -7,13 +7,11 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::CheckpointError;
+use super::format::{FIRST_MANIFEST_FORMAT, MANIFEST_FORMAT};
 use super::name::{CheckpointName, parse_generation};
 use crate::model::rules_version::{RULES_VERSION_KEY, RulesVersionMismatch, VersionedArtifact};
 use crate::model::{CheckpointBarrier, EventTime, LogIdentity, STATE_SHARDS};
 
-/// Format 2 says of each city whether it is split, and has open periods. Format 1 is read too.
-pub(super) const MANIFEST_FORMAT: u32 = 2;
-const OLDEST_MANIFEST_FORMAT: u32 = 1;
 /// Increments that are added to one full checkpoint. Each costs a start some requests more.
 const MAX_INCREMENTS: u32 = 20;
 
@@ -40,6 +38,17 @@ pub struct StateSegment {
     pub shard: u32,
     pub cities: FileEntry,
     pub readings: Option<FileEntry>,
+    /// The manifest format that readers of these files must know.
+    #[serde(default = "first_format", skip_serializing_if = "is_first_format")]
+    pub format: u32,
+}
+
+fn first_format() -> u32 {
+    FIRST_MANIFEST_FORMAT
+}
+
+fn is_first_format(format: &u32) -> bool {
+    *format == FIRST_MANIFEST_FORMAT
 }
 
 impl StateSegment {
@@ -113,21 +122,23 @@ impl Manifest {
         parts: Vec<WorkerPart>,
         adds_to: Option<&Manifest>,
     ) -> Result<Manifest, CheckpointError> {
-        let wrong = |what: &str| CheckpointError::IncompatibleParts(what.to_owned());
+        let incompatible = |what: &str| CheckpointError::IncompatibleParts(what.to_owned());
         if parse_generation(&cut.generation).is_none() {
-            return Err(wrong("the generation is not a number and a nonce"));
+            return Err(incompatible("the generation is not a number and a nonce"));
         }
         let mut shards = BTreeSet::new();
         for part in &parts {
             if part.epoch != cut.epoch || part.barrier != parts[0].barrier {
-                return Err(wrong("they are of different epochs"));
+                return Err(incompatible("they are of different epochs"));
             }
-            let own: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
+            let segment_shards: BTreeSet<u32> = part.segments.iter().map(|segment| segment.shard).collect();
             if part.barrier.full != adds_to.is_none() {
-                return Err(wrong("a full checkpoint adds to none, and an increment to one"));
+                return Err(incompatible(
+                    "a full checkpoint must not have a base, and an increment must have one",
+                ));
             }
-            if own.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
-                return Err(wrong("two workers have written the same shard"));
+            if segment_shards.iter().any(|shard| *shard >= STATE_SHARDS || !shards.insert(*shard)) {
+                return Err(incompatible("two workers have written the same shard"));
             }
         }
         let segments: Vec<StateSegment> = parts.into_iter().flat_map(|part| part.segments).collect();
@@ -142,7 +153,7 @@ impl Manifest {
             },
         };
         Ok(Manifest {
-            format: MANIFEST_FORMAT,
+            format: segments.iter().map(|segment| segment.format).max().unwrap_or(FIRST_MANIFEST_FORMAT),
             program: env!("CARGO_PKG_VERSION").into(),
             generation: cut.generation,
             epoch: cut.epoch,
@@ -191,16 +202,21 @@ impl Manifest {
             || VersionedArtifact::Checkpoint { name: self.name().to_string() },
         )?;
         let keys: BTreeSet<&String> = self.identity.keys().chain(identity.keys()).collect();
-        let (ours, theirs) = (identity, &self.identity);
+        let (own_identity, their_identity) = (identity, &self.identity);
         let differs = |key: &&String| {
-            let (our, their) = (ours.get(*key), theirs.get(*key));
+            let (our, their) = (own_identity.get(*key), their_identity.get(*key));
             our != their && !(key.starts_with(SOURCE_KEY_PREFIX) && (our.is_none() || their.is_none()))
         };
         let Some(key) = keys.into_iter().find(differs) else { return Ok(()) };
-        let shown =
+        let value_text =
             |value: Option<&String>| value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"));
-        let (found, wanted) = (shown(theirs.get(key)), shown(ours.get(key)));
-        Err(CheckpointError::Identity { name: self.name().to_string(), key: key.clone(), found, wanted })
+        let (found, expected) = (value_text(their_identity.get(key)), value_text(own_identity.get(key)));
+        Err(CheckpointError::Identity {
+            name: self.name().to_string(),
+            key: key.clone(),
+            found,
+            wanted: expected,
+        })
     }
 
     /// A line of JSON and its checksum.
@@ -214,17 +230,18 @@ impl Manifest {
         let damaged = |what: &str| CheckpointError::damaged(name, what);
         let lines =
             std::str::from_utf8(bytes).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
-        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is cut off"))?;
+        let (json, sum) = lines.ok_or_else(|| damaged("its manifest is truncated"))?;
         if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
-            return Err(damaged("its manifest does not have its checksum"));
+            return Err(damaged("its manifest does not match its checksum"));
         }
         #[derive(Deserialize)]
         struct Format {
             format: u32,
         }
-        let unreadable = |error: serde_json::Error| damaged(&format!("its manifest is none ({error})"));
+        let unreadable =
+            |error: serde_json::Error| damaged(&format!("its manifest cannot be read ({error})"));
         let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
-        if !(OLDEST_MANIFEST_FORMAT..=MANIFEST_FORMAT).contains(&format) {
+        if !(FIRST_MANIFEST_FORMAT..=MANIFEST_FORMAT).contains(&format) {
             return Err(CheckpointError::Format {
                 name: name.to_string(),
                 found: format,
@@ -233,7 +250,7 @@ impl Manifest {
         }
         let manifest: Manifest = serde_json::from_str(json).map_err(unreadable)?;
         if manifest.name() != name || parse_generation(&manifest.generation).is_none() {
-            return Err(damaged("its manifest is of another checkpoint"));
+            return Err(damaged("its manifest belongs to another checkpoint"));
         }
         if manifest.state_shards != STATE_SHARDS
             || manifest.segments.iter().any(|segment| segment.shard >= STATE_SHARDS)

@@ -22,6 +22,7 @@ mod catalog;
 mod checkpoints;
 mod cities;
 mod error;
+mod format;
 mod list_columns;
 mod load;
 mod manifest;

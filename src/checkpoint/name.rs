@@ -25,7 +25,7 @@ impl FromStr for CheckpointName {
             Some(CheckpointName { generation: generation.parse().ok()?, epoch: epoch.parse().ok()? })
         });
         parsed.ok_or_else(|| {
-            format!("{text:?} is not the name of a checkpoint: `swelter checkpoints list` shows what they are called")
+            format!("{text:?} is not the name of a checkpoint: `swelter checkpoints list` shows the names")
         })
     }
 }

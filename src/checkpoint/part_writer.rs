@@ -92,9 +92,9 @@ impl PartWriter {
         generation: &str,
         partitions: PartitionTable,
         writers: Arc<PartWriterControl>,
-        done: PartCallback,
+        on_part: PartCallback,
     ) -> io::Result<PartWriter> {
-        PartWriter::spawn_with_run_bytes(BYTES_PER_RUN, checkpoints, generation, partitions, writers, done)
+        PartWriter::spawn_with_run_bytes(BYTES_PER_RUN, checkpoints, generation, partitions, writers, on_part)
     }
 
     pub(super) fn spawn_with_run_bytes(
@@ -103,7 +103,7 @@ impl PartWriter {
         generation: &str,
         partitions: PartitionTable,
         writers: Arc<PartWriterControl>,
-        done: PartCallback,
+        on_part: PartCallback,
     ) -> io::Result<PartWriter> {
         let (number, nonce) = parse_generation(generation)
             .ok_or_else(|| io::Error::other(format!("{generation:?} is not a generation")))?;
@@ -117,7 +117,7 @@ impl PartWriter {
             control: writers.clone(),
             is_stopped: stopped.clone(),
             run_bytes,
-            on_part_done: done,
+            on_part_done: on_part,
         };
         let thread =
             thread::Builder::new().name("checkpoint".into()).spawn(move || work.run_thread(&received))?;
@@ -139,9 +139,9 @@ impl PartWriter {
 }
 
 impl SnapshotSink for PartWriter {
-    fn begin_snapshot(&mut self, mark: CheckpointBarrier, epoch: u64) {
+    fn begin_snapshot(&mut self, barrier: CheckpointBarrier, epoch: u64) {
         self.control.active_parts.fetch_add(1, Ordering::Relaxed);
-        self.send(PartCommand::Begin(mark, epoch));
+        self.send(PartCommand::Begin(barrier, epoch));
     }
 
     fn write_city(&mut self, city: CitySnapshot) {
@@ -157,8 +157,8 @@ impl SnapshotSink for PartWriter {
         self.buffered_bytes.load(Ordering::Relaxed) >= MAX_BUFFERED_BYTES
     }
 
-    fn is_cancelled(&self, mark: CheckpointBarrier) -> bool {
-        self.control.is_cancelled(mark.checkpoint)
+    fn is_cancelled(&self, barrier: CheckpointBarrier) -> bool {
+        self.control.is_cancelled(barrier.checkpoint)
     }
 }
 
@@ -200,10 +200,10 @@ impl PartWriterThread {
                     self.buffered_bytes.fetch_sub(buffered_size(&city), Ordering::Relaxed);
                 }
                 PartCommand::End => {}
-                PartCommand::Begin(mark, epoch) => {
-                    let mut next = Some((mark, epoch));
-                    while let Some((mark, epoch)) = next.take() {
-                        next = self.write_part(mark, epoch, commands);
+                PartCommand::Begin(barrier, epoch) => {
+                    let mut next = Some((barrier, epoch));
+                    while let Some((barrier, epoch)) = next.take() {
+                        next = self.write_part(barrier, epoch, commands);
                     }
                 }
             }
@@ -336,10 +336,7 @@ impl PartInProgress<'_> {
         for state in states {
             let partition = self.thread.partitions.name(state.partition);
             let partition = partition.ok_or_else(|| {
-                CheckpointError::IncompatibleParts(format!(
-                    "{} is of a partition that is not known",
-                    state.name
-                ))
+                CheckpointError::IncompatibleParts(format!("{} belongs to an unknown partition", state.name))
             })?;
             cities.push(CityRecord::from_state(&state, partition));
             for block in &state.blocks {
@@ -348,9 +345,9 @@ impl PartInProgress<'_> {
         }
         let (content, rows) = readings.finish().map_err(invalid)?;
         let readings = if rows > 0 { Some(self.start_file("readings", shard, content, rows)?) } else { None };
-        let content = cities::encode_cities(&cities).map_err(invalid)?;
+        let (content, format) = cities::encode_cities(&cities).map_err(invalid)?;
         let cities = self.start_file("cities", shard, content, cities.len() as u64)?;
-        self.segments.push(StateSegment { shard, cities, readings });
+        self.segments.push(StateSegment { shard, cities, readings, format });
         Ok(())
     }
 
@@ -390,9 +387,9 @@ impl PartInProgress<'_> {
 
     /// Begins to remove what was written of a part that will not be.
     fn discard_files(&mut self) {
-        while let Some(put) = self.pending_puts.pop_front() {
+        while let Some(pending_put) = self.pending_puts.pop_front() {
             // What is removed while it is on its way comes after that.
-            let _ = put.wait_durable(&|| self.is_cancelled());
+            let _ = pending_put.wait_durable(&|| self.is_cancelled());
         }
         self.thread.checkpoints.store.start_delete_objects(std::mem::take(&mut self.started_paths));
     }

@@ -58,17 +58,17 @@ impl Checkpoints {
         files: BTreeMap<String, StoredObject>,
     ) -> Result<(), CheckpointError> {
         let Some(last) = catalog.names_oldest_first().next_back() else { return Ok(()) };
-        let mut kept: BTreeSet<CheckpointName> =
+        let mut retained: BTreeSet<CheckpointName> =
             catalog.names_oldest_first().filter(|name| *name >= first_kept).collect();
-        for name in kept.clone() {
+        for name in retained.clone() {
             let chain = catalog.manifest(name).and_then(|manifest| catalog.chain(&manifest));
-            kept.extend(chain.into_iter().flatten().map(|part| part.name()));
+            retained.extend(chain.into_iter().flatten().map(|part| part.name()));
         }
-        let named: BTreeSet<String> = (kept.iter().filter_map(|name| catalog.manifest(*name).ok()))
+        let named: BTreeSet<String> = (retained.iter().filter_map(|name| catalog.manifest(*name).ok()))
             .flat_map(|manifest| manifest.files().map(|file| file.path.clone()).collect::<Vec<_>>())
             .collect();
         let dropped: BTreeSet<CheckpointName> =
-            catalog.names_oldest_first().filter(|name| !kept.contains(name)).collect();
+            catalog.names_oldest_first().filter(|name| !retained.contains(name)).collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         let is_left_over = |path: &str, modified_ms: i64| {
             let name = checkpoint_of_file(path);
@@ -77,14 +77,14 @@ impl Checkpoints {
             };
             // A quarantined file stays as long as its checkpoint, and so does a file that a damaged
             // manifest may name.
-            let is_kept = |name: &CheckpointName| catalog.manifest(*name).is_err() && kept.contains(name);
+            let is_kept = |name: &CheckpointName| catalog.manifest(*name).is_err() && retained.contains(name);
             !named.contains(path.strip_suffix(DAMAGED_SUFFIX).unwrap_or(path))
                 && name.is_some_and(|name| {
                     !is_kept(&name) && name < last && (dropped.contains(&name) || is_old(name))
                 })
         };
-        let left = files.into_iter().filter(|(path, object)| is_left_over(path, object.modified_ms));
-        let files: Vec<String> = left.map(|(path, _)| path).collect();
+        let leftovers = files.into_iter().filter(|(path, object)| is_left_over(path, object.modified_ms));
+        let files: Vec<String> = leftovers.map(|(path, _)| path).collect();
         // Manifests go first: a manifest without its files would count as damage. They go newest
         // first, so none loses the checkpoint that it adds to.
         for name in dropped.iter().rev() {
@@ -99,18 +99,18 @@ impl Checkpoints {
     /// Removes files without a manifest of earlier generations. Call it once those generations
     /// cannot publish any more: the next checkpoint may need the space.
     pub fn remove_orphaned_files(&self, generation: &str) -> Result<(), CheckpointError> {
-        let Some((own, _)) = parse_generation(generation) else { return Ok(()) };
+        let Some((own_generation, _)) = parse_generation(generation) else { return Ok(()) };
         let manifests = self.store.list_objects("manifests")?;
         let name = |path: &String| published_name(path).or_else(|| quarantined_name(path));
         let named: BTreeSet<CheckpointName> = manifests.keys().filter_map(name).collect();
-        let is_left = |name: CheckpointName| name.generation < own && !named.contains(&name);
+        let is_left = |name: CheckpointName| name.generation < own_generation && !named.contains(&name);
         let files = self.store.list_objects("data")?;
-        let left = files.into_keys().filter(|path| checkpoint_of_file(path).is_some_and(is_left));
-        self.store.delete_objects(left.collect())?;
+        let leftovers = files.into_keys().filter(|path| checkpoint_of_file(path).is_some_and(is_left));
+        self.store.delete_objects(leftovers.collect())?;
         let unfinished = |path: &str| {
             checkpoint_of_file(path)
                 .or_else(|| published_name(path))
-                .is_some_and(|name| name.generation < own)
+                .is_some_and(|name| name.generation < own_generation)
         };
         self.store.remove_unfinished(unfinished).map_err(|error| CheckpointError::StoreFailed {
             path: self.location().to_string(),

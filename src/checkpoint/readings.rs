@@ -177,7 +177,7 @@ impl ReadingsFileReader {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
         check_footer_sizes(builder.metadata(), rows)?;
         if !builder.schema().fields().iter().eq(schema().fields().iter()) {
-            return Err(ParquetError::General("its columns are not those of readings".into()));
+            return Err(ParquetError::General("its columns are not those of a file of readings".into()));
         }
         let columns = ProjectionMask::columns(builder.parquet_schema(), LOADED_COLUMNS);
         let batches = builder.with_projection(columns).with_batch_size(READING_BATCH_ROWS).build()?;
@@ -191,30 +191,32 @@ impl ReadingsFileReader {
         count: u64,
         mut each: impl FnMut(StoredReading),
     ) -> Result<(), ParquetError> {
-        let mut left = count;
+        let mut remaining = count;
         let mut before = i64::MIN;
-        while left > 0 {
+        while remaining > 0 {
             let rows = self.batch.as_ref().map_or(0, |batch| batch.heat_index.len());
             if self.at == rows {
                 self.at = 0;
                 self.batch = Some(match self.batches.next() {
                     Some(batch) => ReadingColumns::from_batch(&batch?)?,
                     None => {
-                        return Err(ParquetError::General("it has less readings than its cities say".into()));
+                        return Err(ParquetError::General(
+                            "it has fewer readings than its cities declare".into(),
+                        ));
                     }
                 });
                 continue;
             }
             let Some(batch) = &self.batch else { continue };
-            let upto = rows.min(self.at.saturating_add(left as usize));
-            for row in self.at..upto {
+            let end = rows.min(self.at.saturating_add(remaining as usize));
+            for row in self.at..end {
                 let millis = batch.reading_at.value(row);
                 let reading = batch.reading(row, millis).filter(|_| millis > before);
                 before = millis;
-                each(reading.ok_or_else(|| ParquetError::General("it has a reading that is none".into()))?);
+                each(reading.ok_or_else(|| ParquetError::General("it has an invalid reading".into()))?);
             }
-            left -= (upto - self.at) as u64;
-            self.at = upto;
+            remaining -= (end - self.at) as u64;
+            self.at = end;
         }
         Ok(())
     }
@@ -228,15 +230,16 @@ impl ReadingColumns {
                 .ok_or_else(|| ParquetError::General(format!("it has no column {name}")))
         };
         let category = column("category")?.as_dictionary::<Int8Type>();
-        let words = category.values().as_string::<i32>();
-        let category_of =
-            |word: Option<&str>| Category::ALL.into_iter().find(|category| word == Some(category.name()));
+        let names = category.values().as_string::<i32>();
+        let category_of = |category_name: Option<&str>| {
+            Category::ALL.into_iter().find(|category| category_name == Some(category.name()))
+        };
         let revision = column("revision")?.as_primitive::<Int64Type>();
         Ok(ReadingColumns {
             reading_at: column("reading_at")?.as_primitive::<TimestampMillisecondType>().clone(),
             heat_index: column("heat_index_e6")?.as_primitive::<Int64Type>().clone(),
             category: category.keys().clone(),
-            categories: words.iter().map(category_of).collect(),
+            categories: names.iter().map(category_of).collect(),
             revision: Some(revision.clone()).filter(|revision| revision.null_count() < revision.len()),
         })
     }

@@ -12,44 +12,44 @@ use crate::config::layers::ConfigLayers;
 use crate::config::{Config, LoggingFormat, LoggingPlan, ServicePlan};
 use crate::run::backup::{self, BackupError, BackupSummary};
 
-/// Copy a data directory, its journal, checkpoints and dead letters, to a folder or an object store
+/// Back up a data directory (journal, checkpoints, dead letters) to a folder or an object store
 ///
-/// The service may be running: it makes the copy of its journal itself, and what was acknowledged
-/// before is in it. Each backup is a folder of its own below the place, named by time, and there as
-/// a whole or not at all. It is read back before this ends.
+/// The service may be running: it copies its journal itself, and every reading that it acknowledged
+/// before is in the backup. Each backup is a folder of its own in the place, named by time, and
+/// appears only once it is complete. It is verified before the command ends.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
-    /// Where backups are: a folder, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the
-    /// like
+    /// The place of backups: a folder, or s3://bucket/prefix with the variables AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL
     #[arg(long, value_name = "URL", required_unless_present = "verify")]
     to: Option<CheckpointLocation>,
-    /// Read all of the backup at this place, or of the newest below it, and say whether it is whole
+    /// Read all of the backup at this place, or of the newest one in it, and report whether it is
+    /// complete
     #[arg(long, value_name = "URL", conflicts_with_all = ["to", "config", "data_dir"])]
     verify: Option<CheckpointLocation>,
-    /// The configuration of the service, TOML
+    /// The configuration file of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The data directory
+    /// The data directory [default: that of the configuration]
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// Write one JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Make a data directory of a backup
+/// Restore a backup into a new data directory
 ///
-/// The journal gets an id of its own, so that it and the one that was copied are never taken for
-/// each other.
+/// The restored journal gets an id of its own, so that it is not confused with the original.
 #[derive(Args, Debug)]
 pub struct RestoreArgs {
-    /// A backup, or the place of many, of which the newest is taken
+    /// A backup, or the place of several, of which the newest is restored
     #[arg(long, value_name = "URL")]
     from: CheckpointLocation,
-    /// The data directory to make: not there yet, or empty
+    /// The data directory to create; it must not exist yet, or be empty
     #[arg(long, value_name = "FOLDER")]
     data_dir: PathBuf,
-    /// Write one JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -63,11 +63,15 @@ impl From<BackupError> for CliError {
 impl BackupArgs {
     pub(super) fn run(self) -> Result<(), CliError> {
         start_warning_log();
-        if let Some(place) = &self.verify {
-            let checked = backup::verify_backup(place)?;
-            return print_report(self.json, &checked, &format!("whole: {}\n", contents_text(&checked)));
+        if let Some(location) = &self.verify {
+            let checked = backup::verify_backup(location)?;
+            return print_report(self.json, &checked, &format!("complete: {}\n", contents_text(&checked)));
         }
-        let Some(to) = &self.to else { return Err(CliError::Usage("--to says where backups are".into())) };
+        let Some(to) = &self.to else {
+            return Err(CliError::Usage(
+                "--to is missing: name the folder or object store of backups".into(),
+            ));
+        };
         let plan = self.load_plan()?;
         // The folder that the service would use by default.
         let checkpoints = match &plan.checkpoints {
@@ -75,13 +79,13 @@ impl BackupArgs {
             None => plan.data_dir.join(crate::checkpoint::DEFAULT_FOLDER).display().to_string(),
         };
         let report = backup::create_backup(&plan.data_dir, Some(checkpoints), to)?;
-        let how = if report.online { "while the service runs" } else { "of a service that does not run" };
+        let how = if report.online { "while the service runs" } else { "while the service is stopped" };
         let mut text = format!(
-            "{}\ntaken {how} in {:.1} s, and read back whole\n",
+            "{}\ntaken {how} in {:.1} s, and verified\n",
             contents_text(&report.checked),
             report.seconds
         );
-        report.left_out.iter().for_each(|what| text.push_str(&format!("left out: {what}\n")));
+        report.left_out.iter().for_each(|item| text.push_str(&format!("left out: {item}\n")));
         print_report(self.json, &report, &text)
     }
 

@@ -24,64 +24,67 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 /// Compute the rolling heat index of all readings in files
 ///
-/// The files are one log, in the order given: of two readings for one city and time the later one
-/// counts. Results are sorted by city and time.
+/// The files are read as one log, in the given order: of two readings of one city and time, the
+/// later one counts. Results are sorted by city and time.
 #[derive(Args, Debug)]
 pub struct BatchArgs {
-    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard
-    /// input
+    /// Files of readings: .csv, .json or .parquet, the first two also with .gz or .zst; - is
+    /// standard input
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
-    /// The format of all inputs, instead of by their names
+    /// The format of all inputs [default: from their names]
     #[arg(long, value_name = "FORMAT")]
     input_format: Option<Format>,
     #[command(flatten)]
     read: ReadArgs,
 
-    /// Where result rows go; standard output without it
+    /// The file of result rows [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The format of --output, instead of by its name; csv on standard output
+    /// The format of --output [default: from its name; csv on standard output]
     #[arg(long, value_name = "FORMAT")]
     output_format: Option<Format>,
-    /// The unit of temperatures, heat indexes included, in every output; each says it
+    /// The unit of temperatures and heat indexes in every output; each output names its unit
     #[arg(long, value_name = "UNIT", default_value = "fahrenheit")]
     output_units: TemperatureUnit,
     /// The unit of wind speeds in --output
     #[arg(long, value_name = "UNIT", default_value = "mph")]
     output_wind_units: WindUnit,
-    /// Write every change of a row, as JSON lines, epoch by epoch
+    /// A file for every change of a row, as JSON lines, epoch by epoch
     #[arg(long, value_name = "FILE")]
     changes: Option<PathBuf>,
-    /// Write a summary of each city and day: of the days of --time-zone, or else of UTC
+    /// A file for a summary of each city and day; days are those of --time-zone, or of UTC without
+    /// it
     #[arg(long, value_name = "FILE")]
     daily: Option<PathBuf>,
-    /// Write what was refused and why, as JSON lines; without it, the first ten are shown
+    /// A file for refused records and the reasons, as JSON lines; without it, the first ten are
+    /// shown
     #[arg(long, value_name = "FILE")]
     dead_letters: Option<PathBuf>,
-    /// Draw one city's heat index, its rolling mean, and what corrections changed
+    /// A plot of one city's heat index, its rolling mean, and the changes by corrections
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// The city to draw; without it, the first one of the log
+    /// The city of --plot [default: the first one of the log]
     #[arg(long, requires = "plot")]
     city: Option<String>,
 
     /// The heat index formula
     #[arg(long, default_value = "nws")]
     formula: Formula,
-    /// The span of the rolling mean, as in 90s, 15m, 6h or 1d; both of its ends count
+    /// The window of the rolling mean, as in 90s, 15m, 6h or 1d; both of its ends are included
     #[arg(long, default_value = "1d")]
     window: Millis,
-    /// How much older than its city's newest reading an arrival may be; unlimited without it
+    /// How much older than its city's newest reading an arrival may be, as in 6h [default:
+    /// unlimited]
     #[arg(long)]
     lateness: Option<Millis>,
-    /// Worker threads
+    /// The number of worker threads, 1 to 64
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
-    /// Records after which results become visible as changes
+    /// The number of records of an epoch, after which results become visible as changes
     #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
     epoch_size: u32,
-    /// Do not fail where nothing of any file was taken
+    /// Exit with 0 even if no record of any file was accepted
     #[arg(long)]
     allow_empty: bool,
 }
@@ -94,8 +97,8 @@ impl BatchArgs {
         signals::catch_file_size_limit().map_err(|error| CliError::Failed(start_failure_text(&error)))?;
         let start = Instant::now();
         let bar = progress_bar();
-        let shown = bar.clone();
-        let result = batch::run(&plan, move |records| shown.set_position(records));
+        let shared_bar = bar.clone();
+        let result = batch::run(&plan, move |records| shared_bar.set_position(records));
         bar.finish_and_clear();
         let summary = result.map_err(|error| match &error {
             BatchError::Output { name, error: io } if name == STDOUT_NAME => CliError::write_error(None, io),
@@ -131,7 +134,7 @@ impl BatchArgs {
             Some(path) => Some(output_target(path, self.output_format, Some(Format::Csv))?),
             // Standard output belongs to the output that explicitly requested it.
             None if stdout_is_taken && self.output_format.is_some() => {
-                let problem = "--output-format is of no use where standard output holds something else: give --output too";
+                let problem = "--output-format has no effect, because standard output is used by another option: give --output too";
                 return Err(CliError::Usage(problem.into()));
             }
             None if stdout_is_taken => None,
@@ -160,7 +163,7 @@ impl BatchArgs {
 
 /// The hint for pipelines that accept an empty result.
 pub(super) const NOTHING_TAKEN_TEXT: &str =
-    "nothing of any file was taken: see above why, or give --allow-empty if that is as it should be";
+    "no record of any file was accepted, for the reasons above; --allow-empty makes this a success";
 /// The maximum number of ignored fields in the message.
 const MAX_NAMED_FIELDS: usize = 10;
 
@@ -195,11 +198,13 @@ fn check_outputs(plan: &BatchPlan) -> Result<(), CliError> {
         let destination = path.as_deref().map(output::resolve_destination);
         if destination.as_ref().is_some_and(|path| inputs.contains(path)) {
             return Err(CliError::Usage(format!(
-                "{name} is an input and would be overwritten: write to another file"
+                "{name} is an input and would be overwritten: name another output file"
             )));
         }
         if !destinations.insert(destination) {
-            return Err(CliError::Usage(format!("two outputs go to {name}: give each its own")));
+            return Err(CliError::Usage(format!(
+                "two outputs go to {name}: name a file of its own for each"
+            )));
         }
     }
     Ok(())
@@ -226,7 +231,7 @@ fn report_summary(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     let refused: u64 = summary.refused.values().sum();
     if refused > summary.examples.len() as u64 && !summary.examples.is_empty() {
         let more = refused - summary.examples.len() as u64;
-        writeln!(out, "refused {} more; --dead-letters FILE keeps them all", group_digits(more))?;
+        writeln!(out, "refused {} more; --dead-letters FILE writes all of them", group_digits(more))?;
     }
     let outcomes = &summary.outcomes;
     let mut parts = vec![
@@ -248,7 +253,7 @@ fn report_summary(summary: &BatchSummary, seconds: f64) -> io::Result<()> {
     if !ignored.is_empty() {
         let more = if ignored.len() > MAX_NAMED_FIELDS { ", .." } else { "" };
         let names = ignored[..ignored.len().min(MAX_NAMED_FIELDS)].join(", ");
-        writeln!(out, "  fields ignored, whatever they say of units: {names}{more}")?;
+        writeln!(out, "  fields ignored, also if they name units: {names}{more}")?;
     }
     for (reason, count) in &summary.refused {
         writeln!(out, "  {reason}: {}", group_digits(*count))?;

@@ -20,10 +20,10 @@ use crate::model::{
     StoredReading,
 };
 
-/// Look at the checkpoints of a service, and check them
+/// List, verify and show the checkpoints of a service
 ///
-/// They are where the configuration says, by default in the folder checkpoints of the data
-/// directory. A service may be running.
+/// Their location is checkpoints.url of the configuration, or the folder checkpoints in the data
+/// directory. The service may be running.
 #[derive(Args, Debug)]
 pub struct CheckpointsArgs {
     #[command(subcommand)]
@@ -40,16 +40,17 @@ enum CheckpointsCommand {
 /// Where they are.
 #[derive(Args, Debug)]
 struct CheckpointLocationArgs {
-    /// The configuration of the service, TOML
+    /// The configuration file of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The data directory that has them in its folder checkpoints
+    /// The data directory, which has them in its folder checkpoints
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["config", "url"])]
     data_dir: Option<PathBuf>,
-    /// A folder of checkpoints, or s3://bucket/prefix; for that see AWS_ENDPOINT_URL and the like
+    /// The location of the checkpoints: a folder, or s3://bucket/prefix with the variables
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL
     #[arg(long, value_name = "URL", conflicts_with = "config")]
     url: Option<String>,
-    /// Write one JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -61,23 +62,23 @@ struct ListArgs {
     location: CheckpointLocationArgs,
 }
 
-/// Read all of a checkpoint and say whether it is whole; ends with 1 where one is not
+/// Read all of a checkpoint and report whether it is complete; exits with 1 if one is not
 #[derive(Args, Debug)]
 struct VerifyArgs {
     #[command(flatten)]
     location: CheckpointLocationArgs,
-    /// Its name, as list has it; all without one
+    /// The name of the checkpoint, as in the list [default: all]
     name: Option<CheckpointName>,
 }
 
-/// Show what a checkpoint is of
+/// Show the positions, size and settings of a checkpoint
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
     location: CheckpointLocationArgs,
-    /// Its name, as list has it; the newest without one
+    /// The name of the checkpoint, as in the list [default: the newest]
     name: Option<CheckpointName>,
-    /// Show the state of this city in it
+    /// Show the state of the city with this key
     #[arg(long, value_name = "KEY")]
     city: Option<String>,
 }
@@ -108,7 +109,7 @@ impl CheckpointLocationArgs {
             && !folder.is_dir()
         {
             let line = format!(
-                "{} is not a folder: --data-dir, --url or --config says where checkpoints are",
+                "{} is not a folder: name the checkpoints with --data-dir, --url or --config",
                 folder.display()
             );
             return Err(CliError::Failed(line));
@@ -161,20 +162,20 @@ fn kind_name(manifest: &Manifest) -> &'static str {
 impl ListArgs {
     fn run(self) -> Result<(), CliError> {
         let checkpoints = self.location.open_checkpoints()?;
-        let mut found = Vec::new();
+        let mut manifests = Vec::new();
         for name in checkpoints.list_names().map_err(checkpoint_error)? {
             match checkpoints.read_manifest(name) {
                 Err(error) if !error.is_specific_to_checkpoint() => return Err(checkpoint_error(error)),
-                read => found.push((name, read)),
+                read => manifests.push((name, read)),
             }
         }
         // An object store has no empty folders: an empty location does not exist.
-        if found.is_empty() && !matches!(checkpoints.location(), CheckpointLocation::Folder(_)) {
+        if manifests.is_empty() && !matches!(checkpoints.location(), CheckpointLocation::Folder(_)) {
             return Err(CliError::Failed(format!("there is no checkpoint in {}", checkpoints.location())));
         }
-        let json = || found.iter().map(|(name, read)| line_json(*name, read)).collect();
+        let json = || manifests.iter().map(|(name, read)| line_json(*name, read)).collect();
         self.location.print_report(json, |out| {
-            if found.is_empty() {
+            if manifests.is_empty() {
                 return writeln!(out, "no checkpoints");
             }
             writeln!(
@@ -182,15 +183,15 @@ impl ListArgs {
                 "{:<26} {:<24} {:<9} {:>9} {:>13} {:>10}",
                 "name", "made", "kind", "cities", "readings", "bytes"
             )?;
-            for (name, read) in &found {
+            for (name, read) in &manifests {
                 match read {
                     Ok(manifest) => {
-                        let made = manifest.created_at.to_string();
+                        let created_at = manifest.created_at.to_string();
                         let (cities, readings, bytes) =
                             (manifest.cities, manifest.readings, format_bytes(manifest.own_bytes()));
                         writeln!(
                             out,
-                            "{name:<26} {made:<24} {:<9} {cities:>9} {readings:>13} {bytes:>10}",
+                            "{name:<26} {created_at:<24} {:<9} {cities:>9} {readings:>13} {bytes:>10}",
                             kind_name(manifest)
                         )?;
                     }
@@ -276,9 +277,9 @@ impl ShowArgs {
     }
 
     fn show_city(&self, checkpoints: &Checkpoints, manifest: &Manifest, city: &str) -> Result<(), CliError> {
-        let found = checkpoints.load_city(manifest, city).map_err(checkpoint_error)?;
-        let (partition, state) = found.ok_or_else(|| {
-            CliError::Failed(format!("the checkpoint {} does not have the city {city:?}", manifest.name()))
+        let city_state = checkpoints.load_city(manifest, city).map_err(checkpoint_error)?;
+        let (partition, state) = city_state.ok_or_else(|| {
+            CliError::Failed(format!("the checkpoint {} has no city {city:?}", manifest.name()))
         })?;
         self.location
             .print_report(|| city_json(&partition, &state), |out| write_city(&partition, &state, out))

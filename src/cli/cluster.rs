@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::CliError;
 use crate::config::make_cluster_secret;
 
-/// Make what a cluster needs
+/// Create the secret of a cluster
 #[derive(Args, Debug)]
 pub struct ClusterArgs {
     #[command(subcommand)]
@@ -16,9 +16,9 @@ pub struct ClusterArgs {
 
 #[derive(Debug, Subcommand)]
 enum ClusterCommand {
-    /// Print a secret for the processes of a cluster, which nobody can guess
+    /// Print a new random secret for the processes of a cluster
     ///
-    /// Give it to all of them as SWELTER_CLUSTER__SECRET. Each call prints another one.
+    /// Set it as SWELTER_CLUSTER__SECRET for all processes. Each call prints another secret.
     Secret,
 }
 

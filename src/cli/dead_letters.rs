@@ -17,11 +17,11 @@ use crate::run::dead_letters::{DeadLetterStores, DlqCommandError};
 use crate::run::permissions::restrict_new_files;
 use crate::sinks::output::OutputFile;
 
-/// Look at refused readings, and send them once more
+/// List refused readings, and retry or correct them
 ///
-/// They lie in the places that the configuration names: the topics .failed.1 and .failed.2 of each
-/// topic that is read, and the files of the journal. What is refused again goes to the second of
-/// them, and is not sent any more.
+/// Dead letters of a topic are in its topics .failed.1 and .failed.2, those of the journal and of
+/// files in the data directory. A retried reading that is refused again goes to .failed.2, or to
+/// dead-letters.2.jsonl, and is not retried any more.
 #[derive(Args, Debug)]
 pub struct DeadLettersArgs {
     #[command(subcommand)]
@@ -40,10 +40,11 @@ enum DeadLettersCommand {
 /// What is configured.
 #[derive(Args, Debug)]
 struct ServiceConfigArgs {
-    /// The configuration of the service, TOML
+    /// The configuration file of the service, TOML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The folder of the journal and of its dead letters
+    /// The data directory, which holds the dead letters of the journal [default: that of the
+    /// configuration]
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
 }
@@ -55,24 +56,26 @@ struct ListArgs {
     service_config: ServiceConfigArgs,
     #[command(flatten)]
     filter: DeadLetterFilterArgs,
-    /// How many of the newest to show
+    /// The number of the newest dead letters to show
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
-    /// Write one JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
 /// Show all of one dead letter
 ///
-/// What a terminal would obey is shown as in \\x1b; --raw gives the exact bytes of the record.
+/// Control characters are shown as in \\x1b; --raw prints the exact bytes of the record.
 #[derive(Args, Debug)]
 struct ShowArgs {
     #[command(flatten)]
     service_config: ServiceConfigArgs,
-    /// Where the refused record stands, as in readings/3/1017: source or topic, partition, position
+    /// The position of the refused record, as in readings/3/1017: source or topic, partition,
+    /// position
     position: RecordAddress,
-    /// Write the record's bytes as they are, and nothing else: a terminal obeys what is in them
+    /// Print the bytes of the record unchanged, and nothing else; control characters act on a
+    /// terminal
     #[arg(long)]
     raw: bool,
 }
@@ -84,16 +87,16 @@ struct ExportArgs {
     service_config: ServiceConfigArgs,
     #[command(flatten)]
     filter: DeadLetterFilterArgs,
-    /// Where the lines go; - is standard output
+    /// The file of the lines; - is standard output
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 }
 
-/// Send dead letters once more to where they come from, each once however often this is called
+/// Send dead letters again to their source, each one once, even if the command is repeated
 ///
-/// A reading that is sent again counts only where its city and time have no reading by now and none
-/// was withdrawn. Without --reason all are sent but those that are too late. Withdrawals are never
-/// sent again.
+/// A retried reading counts only if its city and time have no reading now and none was withdrawn.
+/// Without --reason, all dead letters are sent except those that are too late. Withdrawals are
+/// never retried.
 #[derive(Args, Debug)]
 struct RetryArgs {
     #[command(flatten)]
@@ -102,24 +105,24 @@ struct RetryArgs {
     filter: DeadLetterFilterArgs,
 }
 
-/// Append edited lines of an export as ordinary new arrivals
+/// Append edited lines of an export to their sources as ordinary new arrivals
 ///
-/// They count like any other reading, also over one that came since. Where a line is wrong, nothing
-/// is sent.
+/// They count like any other reading, and replace one that arrived since. If a line is wrong,
+/// nothing is sent.
 #[derive(Args, Debug)]
 struct ResubmitArgs {
     #[command(flatten)]
     service_config: ServiceConfigArgs,
-    /// Edited lines of an export
+    /// The file of edited lines of an export
     file: PathBuf,
 }
 
 #[derive(Args, Debug)]
 struct DeadLetterFilterArgs {
-    /// Only of this reason; may be given more than once
+    /// Only dead letters with this reason; can be repeated
     #[arg(long = "reason", value_name = "CODE", value_parser = reason)]
     reasons: Vec<String>,
-    /// Only of this source
+    /// Only dead letters of this source
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
 }
@@ -266,19 +269,21 @@ fn write_list_json(
 impl ShowArgs {
     fn run(self) -> Result<(), CliError> {
         let plan = self.service_config.load_plan()?;
-        let found =
+        let dead_letters =
             DeadLetterStores::of(&plan).find_by_position(&self.position).map_err(dead_letters_error)?;
-        if found.is_empty() {
+        if dead_letters.is_empty() {
             return Err(CliError::Failed(format!(
-                "there is no dead letter of {}: `swelter dead-letters list` shows where there are",
+                "there is no dead letter of {}: `swelter dead-letters list` shows the positions of the newest",
                 self.position
             )));
         }
-        if let (true, Some((_, letter))) = (self.raw, found.first()) {
-            return write_to_stdout(|out| out.write_all(letter.value.as_deref().unwrap_or_default()));
+        if let (true, Some((_, dead_letter))) = (self.raw, dead_letters.first()) {
+            return write_to_stdout(|out| out.write_all(dead_letter.value.as_deref().unwrap_or_default()));
         }
         write_to_stdout(|out| {
-            found.iter().try_for_each(|(source, letter)| write_dead_letter(source, letter, out))
+            dead_letters
+                .iter()
+                .try_for_each(|(source, dead_letter)| write_dead_letter(source, dead_letter, out))
         })
     }
 }
@@ -320,10 +325,10 @@ impl ExportArgs {
             Some(file) => Box::new(io::BufWriter::new(file.writer().map_err(writing)?)),
             None => Box::new(io::BufWriter::new(io::stdout())),
         };
-        let (mut written, mut letters) = (Ok(()), 0u64);
+        let (mut written, mut count) = (Ok(()), 0u64);
         let read = DeadLetterStores::of(&plan).read_all(|source, letter| {
             if written.is_ok() && self.filter.matches_filter(source, &letter) {
-                letters += 1;
+                count += 1;
                 let line = ExportedDeadLetter::from_dead_letter(source, &letter);
                 let text = serde_json::to_writer(&mut out, &line).map_err(io::Error::from);
                 written = text.and_then(|()| writeln!(out));
@@ -333,7 +338,7 @@ impl ExportArgs {
         written.and_then(|()| out.flush()).map_err(writing)?;
         drop(out);
         file.map_or(Ok(()), OutputFile::commit).map_err(writing)?;
-        let _ = writeln!(io::stderr(), "exported {letters} dead letters");
+        let _ = writeln!(io::stderr(), "exported {count} dead letters");
         Ok(())
     }
 }
@@ -343,9 +348,9 @@ impl RetryArgs {
         let plan = self.service_config.load_plan()?;
         restrict_new_files(plan.data_dir_mode);
         let reasons: BTreeSet<String> = self.filter.reasons.into_iter().collect();
-        let wanted = DeadLetterFilter { reasons, written_before_ms: None };
+        let filter = DeadLetterFilter { reasons, written_before_ms: None };
         let outcome = DeadLetterStores::of(&plan)
-            .retry(self.filter.source.as_deref(), &wanted)
+            .retry(self.filter.source.as_deref(), &filter)
             .map_err(dead_letters_error)?;
         write_to_stdout(|out| write_retry_report(&outcome, out))
     }
@@ -356,18 +361,15 @@ fn write_retry_report(outcome: &RetryOutcome, out: &mut dyn Write) -> io::Result
     for (reason, sent) in &outcome.sent {
         writeln!(out, "  {}: {sent}", printable(reason))?;
     }
-    let left = [
-        (outcome.already_sent, "were sent before"),
-        (
-            outcome.withdrawals,
-            "are withdrawals, which are not sent again: resubmit those that are still meant",
-        ),
+    let not_sent = [
+        (outcome.already_sent, "were sent by an earlier retry"),
+        (outcome.withdrawals, "are withdrawals, which are not retried: resubmit those that you still want"),
         (
             outcome.without_origin,
-            "cannot go back to where they come from: correct them there, or resubmit them",
+            "come from a source that accepts no records: correct them there, or resubmit them",
         ),
     ];
-    for (count, why) in left.into_iter().filter(|(count, _)| *count > 0) {
+    for (count, why) in not_sent.into_iter().filter(|(count, _)| *count > 0) {
         writeln!(out, "{count} {why}")?;
     }
     Ok(())

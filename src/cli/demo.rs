@@ -15,26 +15,26 @@ use crate::directory::Directory;
 use crate::model::EventTime;
 use crate::run::membership::Membership;
 
-/// Show live cities with made-up weather: nothing else is needed
+/// Serve live cities with generated weather, without any set-up
 ///
-/// A day of history is there at once; late, corrected, withdrawn and a few bad readings keep
-/// coming. Open the address that it prints. Nothing is kept: Ctrl-C ends it and removes its data.
+/// A day of history is available at once; late, corrected, withdrawn and a few bad readings follow.
+/// Open the printed address in a browser. Ctrl-C ends the demo and removes its data.
 #[derive(Args, Debug)]
 pub struct DemoArgs {
-    /// How many cities, the greatest of the world first; there are 34,006
+    /// The number of cities, the largest of the world first, at most 34,006
     #[arg(long, value_name = "N", default_value = "1000")]
     cities: String,
-    /// The address and port to listen on, as in 127.0.0.1:8080; without it, a free port where that
-    /// one is taken
+    /// The IP address and port to listen on [default: 127.0.0.1:8080, or a free port if that one is
+    /// in use]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// The heat index formula: nws, lu-romps or rothfusz
     #[arg(long, value_name = "NAME", default_value = "nws")]
     formula: String,
-    /// Worker threads
+    /// The number of worker threads, 1 to 64
     #[arg(long, value_name = "N", default_value = "1")]
     workers: String,
-    /// Another number makes other weather
+    /// The seed of the weather: another number makes other weather
     #[arg(long, value_name = "N", default_value = "1")]
     seed: String,
 }
@@ -70,11 +70,11 @@ impl DemoArgs {
         }
         let listen = &mut config.plan.serve.listen;
         if self.listen.is_none() && is_address_in_use(*listen) {
-            let _ = writeln!(io::stderr(), "{DEFAULT_ADDRESS} is taken: a free port is used instead");
+            let _ = writeln!(io::stderr(), "{DEFAULT_ADDRESS} is in use: a free port is used instead");
             listen.set_port(0);
         }
-        let joining = Membership::alone(&config.plan);
-        run::run_service(config.plan, joining, |url| {
+        let membership = Membership::alone(&config.plan);
+        run::run_service(config.plan, membership, |url| {
             // A failure to print the hint is ignored.
             let _ = io::stderr().write_all(usage_hint(url, current_time()).as_bytes());
         })
@@ -157,7 +157,10 @@ mod tests {
     #[test]
     fn cities_flag_refuses_too_many_cities() {
         let errors = demo("40000").demo_config("/tmp/x").unwrap_err().to_string();
-        assert!(errors.starts_with("sources.demo.cities (--cities): plausible weather has"), "{errors}");
+        assert!(
+            errors.starts_with("sources.demo.cities (--cities): plausible weather has at most"),
+            "{errors}"
+        );
     }
 
     #[test]

@@ -13,18 +13,18 @@ use crate::sinks::output::OutputFile;
 use crate::sources::generator::{BadReading, GeneratedRecord, Generator, GeneratorPlan};
 use crate::sources::weather::WeatherKind;
 
-/// Write a log of made-up readings, in the order in which they arrive
+/// Write a log of generated readings, in the order of their arrival
 ///
-/// The same arguments make the same readings on every host. Shares are of the scheduled readings,
-/// from 0 to 1, each drawn on its own.
+/// The same arguments make the same readings on every host. Each share is one of the scheduled
+/// readings, from 0 to 1, and is drawn independently.
 #[derive(Args, Debug)]
 pub struct GenerateArgs {
     #[command(flatten)]
     log: GeneratorArgs,
-    /// Where the log goes; - is standard output
+    /// The file of the log; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// The format of the log, instead of by its name; csv on standard output
+    /// The format of the log [default: from the name of the file; csv on standard output]
     #[arg(long, value_name = "FORMAT")]
     output_format: Option<Format>,
 }
@@ -32,38 +32,40 @@ pub struct GenerateArgs {
 /// What is made up.
 #[derive(Args, Debug)]
 pub struct GeneratorArgs {
-    /// How many cities; plausible weather has 34,006
+    /// The number of cities; plausible weather has at most 34,006
     #[arg(long, value_name = "N", default_value_t = 100)]
     cities: u32,
     /// The time between two readings of a city, as in 1s, 5m or 1h
     #[arg(long, default_value = "60s")]
     interval: Millis,
-    /// When the first readings are due: RFC 3339, or a date, which begins at 00:00 UTC
+    /// The time of the first readings: RFC 3339, or a date, which is 00:00 UTC
     #[arg(long, value_name = "TIME", default_value = "2025-01-01", value_parser = time)]
     from: EventTime,
-    /// Before when readings are due; a day after --from without it
+    /// The time before which readings are due [default: one day after --from]
     #[arg(long, value_name = "TIME", value_parser = time)]
     to: Option<EventTime>,
-    /// The share of readings that arrive late, by up to 2 hours
+    /// The share of readings, 0 to 1, that arrive late, by up to 2 hours
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     late: f64,
-    /// The share of readings that are corrected, within a day
+    /// The share of readings, 0 to 1, that are corrected, within a day
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     corrections: f64,
-    /// The share of readings that are withdrawn, within a day; the log then says upsert or delete
+    /// The share of readings, 0 to 1, that are withdrawn, within a day; the log then has a field
+    /// op, which is upsert or delete
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     withdrawals: f64,
-    /// The share of readings that arrive twice
+    /// The share of readings, 0 to 1, that arrive twice
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     duplicates: f64,
-    /// Bad records beside the readings, as a share of these
+    /// The number of additional bad records, as a share of the readings, 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     invalid: f64,
-    /// plausible: what stations in the world's cities could have measured; uniform: whole numbers
-    /// drawn evenly
+    /// The kind of weather: plausible, as stations in the world's cities could have measured it, or
+    /// uniform, whole numbers with equal probability
     #[arg(long, value_name = "KIND", default_value = "plausible")]
     weather: WeatherKind,
-    /// Another number makes another log; uniform weather itself has no seed
+    /// The seed of random numbers: another one makes another log; uniform weather itself does not
+    /// depend on it
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
@@ -119,7 +121,7 @@ fn time(text: &str) -> Result<EventTime, String> {
         }
         _ => Err(error),
     });
-    read.map_err(|error| format!("{error}, or 2013-07-18 for its beginning in UTC"))
+    read.map_err(|error| format!("{error}, or a date as in 2013-07-18 for its beginning in UTC"))
 }
 
 /// The writer of a generated log.
@@ -140,14 +142,14 @@ fn write_log(generator: &Generator, mut log: GeneratedLogWriter) -> io::Result<(
 }
 
 impl GeneratedLogWriter {
-    fn write_bad(&mut self, bad: &BadReading<'_>) -> io::Result<()> {
-        match bad.text(self.format, self.ops) {
+    fn write_bad(&mut self, reading: &BadReading<'_>) -> io::Result<()> {
+        match reading.text(self.format, self.ops) {
             Some(text) => self.writer.write_raw(text.as_bytes()),
             // Parquet columns are typed: the only fault they can have is a missing value.
-            None if bad.kind.needs_text() => {
-                self.writer.write_fields(&RecordFields { temperature: None, ..bad.fields() })
+            None if reading.kind.needs_text() => {
+                self.writer.write_fields(&RecordFields { temperature: None, ..reading.fields() })
             }
-            None => self.writer.write_fields(&bad.fields()),
+            None => self.writer.write_fields(&reading.fields()),
         }
     }
 }

@@ -46,7 +46,9 @@ pub fn start_logging(plan: &LoggingPlan, process: Option<usize>) {
             // The dataflow's connection to another process is lost. The short wait lets another
             // thread log which process it is.
             std::thread::sleep(std::time::Duration::from_millis(200));
-            tracing::error!("a connection to another process of the cluster is gone, so all end");
+            tracing::error!(
+                "a connection of the dataflow to another process of the cluster is lost, so all processes end"
+            );
             std::process::exit(1);
         }
         log_panic(panic);
@@ -119,13 +121,13 @@ where
 
 /// Logs a panic that ended one client, at a limited rate: a client may be able to repeat it.
 fn log_caught_panic(panic: &PanicHookInfo<'_>, scope: panics::PanicScope) {
-    let Some(place) = panic.location() else { return };
-    let Some(unreported) = panics::unreported_count_if_due(place) else { return };
-    let (scope, place, backtrace) = (scope.name(), place.to_string(), capture_backtrace());
+    let Some(location) = panic.location() else { return };
+    let Some(unreported) = panics::unreported_count_if_due(location) else { return };
+    let (scope, location, backtrace) = (scope.name(), location.to_string(), capture_backtrace());
     let what = panics::panic_message(panic).unwrap_or(UNKNOWN_CAUSE);
     tracing::error!(
         scope,
-        place,
+        place = location,
         unreported,
         backtrace,
         "a bug in swelter ended one {scope}, and nothing else; please report it: panicked: {what}"
@@ -156,7 +158,9 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use crate::child_tests::{assert_ran_one_test, child_test};
 
@@ -165,7 +169,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -182,7 +186,7 @@ mod tests {
             tracing::debug!("not said");
             tracing::info!(target: "other", "not said");
         });
-        let bytes = written.0.lock().unwrap().clone();
+        let bytes = written.0.lock().clone();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -224,7 +228,7 @@ mod tests {
                         tracing::info!(shown = %hostile, debugged = ?hostile, plain = hostile, "said {hostile}");
                     },
                 );
-                let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+                let text = String::from_utf8(written.0.lock().clone()).unwrap();
                 assert_eq!(text.lines().count(), 1, "{text:?}");
                 for command in ["\x1b]", "\x07", "\u{9b}", "\u{202e}"] {
                     assert!(!text.contains(command), "{text:?}");
@@ -256,8 +260,10 @@ mod tests {
                 let _dropped = PanicsWhenDropped;
                 panic!("as asked");
             })),
+            // Dependencies have such locks.
             "poisoned" => {
-                let lock = Mutex::new(());
+                #[expect(clippy::disallowed_types, reason = "the lock must poison")]
+                let lock = std::sync::Mutex::new(());
                 let poison = || panics::catch_panic(scope, || panic!("as asked: {:?}", lock.lock().unwrap()));
                 assert!(poison().is_err());
                 let _ = panics::catch_panic(scope, || drop(lock.lock().unwrap()));

@@ -149,7 +149,7 @@ impl CliError {
 /// The error of a data directory that is given and not used.
 fn unused_data_dir_error(dir: &str, used_by: &str) -> CliError {
     CliError::Usage(format!(
-        "--data-dir {dir} is not used: {used_by} would, and the configuration has none (ingest.enabled, ingest.into); leave it out"
+        "--data-dir {dir} is not used, because the configuration has no {used_by} (ingest.enabled, ingest.into): leave it out"
     ))
 }
 

@@ -34,51 +34,53 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The maximum number of refused records in the output.
 const MAX_SHOWN_REFUSALS: u64 = 10;
 
-/// Write readings to a topic of Kafka, from files or made up
+/// Write readings from files or a generator to a topic of Kafka
 ///
-/// The key of a record is its city. A record of a JSON file is sent just as it is, good or bad,
-/// unless options say how the file is written; of other files what is no reading is left out,
-/// counted and shown.
+/// The key of a record is its city. A record of a JSON file is sent unchanged, valid or not, unless
+/// options describe how the file is written. Records of other files that are not readings are not
+/// sent; they are counted and shown.
 #[derive(Args, Debug)]
 pub struct ProduceArgs {
-    /// Files of readings, .csv, .json or .parquet, the first two also .gz or .zst; - is standard
-    /// input
+    /// Files of readings: .csv, .json or .parquet, the first two also with .gz or .zst; - is
+    /// standard input
     #[arg(value_name = "FILE", required_unless_present = "generate", conflicts_with = "generate")]
     files: Vec<PathBuf>,
-    /// The brokers, as host:port, separated by commas
+    /// The brokers: host:port, separated by commas
     #[arg(long)]
     brokers: String,
-    /// The topic, which must be there
+    /// The topic, which must exist
     #[arg(long)]
     topic: String,
-    /// The format of all files, instead of by their names
+    /// The format of all files [default: from their names]
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
     #[command(flatten)]
     read: ReadArgs,
-    /// The format of the records
+    /// The format of the records in the topic
     #[arg(long, value_name = "FORMAT", default_value = "json", requires_if("avro", "registry"))]
     value_format: ValueFormat,
-    /// The schema registry that gets the schema of Avro records
+    /// The URL of the schema registry in which the schema of Avro records is registered
     #[arg(long, value_name = "URL")]
     registry: Option<String>,
-    /// Records a second, as in 1000 or 1000/s; as many as the brokers take without it
+    /// The number of records a second, as in 1000 or 1000/s [default: as many as the brokers
+    /// accept]
     #[arg(long, value_name = "N/s", value_parser = rate)]
     rate: Option<f64>,
-    /// What decides the partition of a city; others that write to the topic must have the same
+    /// The partitioner, which assigns cities to partitions; all writers of the topic must use the
+    /// same one
     #[arg(long, value_name = "NAME", default_value = "murmur2_random", value_parser = partitioner)]
     partitioner: Partitioner,
-    /// A property of librdkafka; may be repeated
+    /// A property of librdkafka; can be repeated
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = property)]
     properties: Vec<(String, String)>,
-    /// Move all times of the files by as much as brings the newest to this one: now, or as in
+    /// Shift all times of the files so that the newest one is this time: now, or as in
     /// 2025-07-24T16:00:00Z
     #[arg(long, value_name = "TIME", conflicts_with = "generate")]
     shift_to: Option<ShiftTo>,
-    /// Do not fail where nothing of any file was taken
+    /// Exit with 0 even if no record of any file was accepted
     #[arg(long, conflicts_with = "generate")]
     allow_empty: bool,
-    /// Make readings up, rather than read files
+    /// Generate readings instead of reading files
     #[arg(long, conflicts_with_all = ["ReadArgs", "format"])]
     generate: bool,
     #[command(flatten, next_help_heading = "Options of --generate")]
@@ -87,10 +89,10 @@ pub struct ProduceArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ValueFormat {
-    /// One JSON object a record
+    /// One JSON object for each record
     #[value(name = "json")]
     Json,
-    /// In Confluent's wire format
+    /// Avro in Confluent's wire format
     #[value(name = "avro")]
     Avro,
 }
@@ -116,7 +118,7 @@ impl ProduceArgs {
     pub(super) fn run(mut self) -> Result<(), CliError> {
         let log = self.log.take();
         if !self.generate && log.is_some() {
-            return Err(CliError::Usage("options of made-up readings need --generate".into()));
+            return Err(CliError::Usage("options of generated readings need --generate".into()));
         }
         if self.value_format == ValueFormat::Json && self.registry.is_some() {
             return Err(CliError::Usage("--registry is for --value-format avro: leave it out".into()));
@@ -126,21 +128,21 @@ impl ProduceArgs {
         let shift = self.shift_to.map(|to| TimeShift::measure(&files, &options, to)).transpose()?;
         let generator =
             self.generate.then(|| log.unwrap_or_else(default_generator_args).into_generator()).transpose()?;
-        let mut producing = ProduceRun::new(self.open_appender()?, self.rate);
+        let mut run = ProduceRun::new(self.open_appender()?, self.rate);
         let start = Instant::now();
         let result = match &generator {
-            Some(generator) => producing.push_generated(generator),
-            None => files.iter().try_for_each(|file| self.push_file(file, &options, shift, &mut producing)),
+            Some(generator) => run.push_generated(generator),
+            None => files.iter().try_for_each(|file| self.push_file(file, &options, shift, &mut run)),
         };
-        let result = result.and_then(|()| producing.append_batch());
-        let waited = producing.wait_for_all();
-        producing.bar.finish_and_clear();
-        let _ = producing.counts.report_counts(&self.topic, start.elapsed().as_secs_f64());
-        for warning in producing.read_statistics.warnings(&options) {
+        let result = result.and_then(|()| run.append_batch());
+        let waited = run.wait_for_all();
+        run.bar.finish_and_clear();
+        let _ = run.counts.report_counts(&self.topic, start.elapsed().as_secs_f64());
+        for warning in run.read_statistics.warnings(&options) {
             let _ = writeln!(io::stderr(), "warning: {}", printable(&warning));
         }
         result.and(waited)?;
-        if producing.counts.acknowledged == 0 && !self.generate && !self.allow_empty {
+        if run.counts.acknowledged == 0 && !self.generate && !self.allow_empty {
             return Err(CliError::NothingTaken(NOTHING_TAKEN_TEXT.into()));
         }
         Ok(())
@@ -150,10 +152,11 @@ impl ProduceArgs {
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
         let properties: BTreeMap<String, String> = self.properties.iter().cloned().collect();
         let cluster = KafkaCluster { brokers: self.brokers.clone(), properties };
-        let found = topic_admin::describe_topics(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
-        if !matches!(found.get(&self.topic), Some(Some(_))) {
+        let topics =
+            topic_admin::describe_topics(&cluster, &[&self.topic]).map_err(|error| failed(&error))?;
+        if !matches!(topics.get(&self.topic), Some(Some(_))) {
             return Err(CliError::Failed(format!(
-                "{} does not have topic {}: make it",
+                "{} does not have topic {}: create it (kafka-topics.sh --create)",
                 self.brokers, self.topic
             )));
         }
@@ -189,7 +192,7 @@ impl ProduceArgs {
         file: &InputFile,
         options: &ReadOptions,
         shift: Option<TimeShift>,
-        producing: &mut ProduceRun,
+        run: &mut ProduceRun,
     ) -> Result<(), CliError> {
         let name = file.name();
         let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{name}: {error}"));
@@ -203,25 +206,25 @@ impl ProduceArgs {
             bytes.clear();
             let (city, refusal) = match decoder.next().map_err(|error| failed(&error))? {
                 None => {
-                    producing.read_statistics.local_times += decoder.local_times();
+                    run.read_statistics.local_times += decoder.local_times();
                     return Ok(());
                 }
                 Some(Ok(upsert)) => {
                     let reading_at =
                         shift.map_or(upsert.reading_at, |shift| shift.apply_to(upsert.reading_at));
                     let upsert = Upsert { reading_at, ..upsert };
-                    producing.read_statistics.humidities.count_reading(&upsert);
+                    run.read_statistics.humidities.count_reading(&upsert);
                     push_json_record(&RecordFields::from_upsert(&upsert), &mut bytes);
                     (Some(Box::from(upsert.city)), None)
                 }
                 Some(Err(refusal)) => (None, Some(refusal)),
             };
             if as_it_is {
-                producing.push_record(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
+                run.push_record(NewRecord::new(city.as_deref(), &*decoder.raw()))?;
             } else if let Some(refusal) = refusal {
-                producing.report_refusal(&name, decoder.line(), &refusal);
+                run.report_refusal(&name, decoder.line(), &refusal);
             } else {
-                producing.push_record(NewRecord::new(city.as_deref(), &*bytes))?;
+                run.push_record(NewRecord::new(city.as_deref(), &*bytes))?;
             }
         }
     }
@@ -337,9 +340,9 @@ impl ProduceRun {
     fn handle_append_results(&mut self, mut wait: Duration) -> Result<(), CliError> {
         loop {
             let (records, result) = match self.append_results.recv_timeout(wait) {
-                Ok(heard) => heard,
+                Ok(append_result) => append_result,
                 Err(RecvTimeoutError::Timeout) if wait.is_zero() => return Ok(()),
-                Err(_) => return Err(CliError::Failed("the brokers do not acknowledge".into())),
+                Err(_) => return Err(CliError::Failed("the brokers have not acknowledged the records in time: check the cluster, then try again".into())),
             };
             self.appends_in_flight -= 1;
             wait = Duration::ZERO;
@@ -370,11 +373,11 @@ impl ProduceRun {
     fn report_refusal(&mut self, file: &str, line: u64, refusal: &Refusal) {
         self.counts.refused += 1;
         if self.counts.refused <= MAX_SHOWN_REFUSALS {
-            let shown = || {
+            let print_refusal = || {
                 let refused = format!("{file}:{line}: {refusal}");
                 writeln!(io::stderr(), "refused {}", printable(&refused))
             };
-            let _ = self.bar.suspend(shown);
+            let _ = self.bar.suspend(print_refusal);
         }
     }
 }
@@ -383,7 +386,7 @@ impl ProduceCounts {
     /// Writes the counts to standard error. A failure to write is not an error of the command.
     fn report_counts(&self, topic: &str, seconds: f64) -> io::Result<()> {
         let mut parts = vec![format!("{} records acknowledged", group_digits(self.acknowledged))];
-        let rare = [(self.not_acknowledged, "not acknowledged"), (self.refused, "refused and left out")];
+        let rare = [(self.not_acknowledged, "not acknowledged"), (self.refused, "refused and not sent")];
         let rare = rare.into_iter().filter(|(count, _)| *count > 0);
         parts.extend(rare.map(|(count, what)| format!("{} {what}", group_digits(count))));
         let rate = group_digits((self.acknowledged as f64 / seconds.max(1e-9)) as u64);

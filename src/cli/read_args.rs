@@ -18,18 +18,18 @@ use crate::sources::file::InputFile;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "How the files are written")]
 pub struct ReadArgs {
-    /// What a time without an offset is in, such as Z or -05:00; without it, such a reading is
-    /// refused
+    /// The UTC offset of times without one, such as Z or -05:00; without this option, such readings
+    /// are refused
     #[arg(long, value_name = "OFFSET", value_parser = parse_offset, allow_hyphen_values = true)]
     assume_offset: Option<Offset>,
-    /// The IANA time zone of times without an offset, such as America/New_York; of a time that its
-    /// clocks show twice the earlier one is meant, and one that they skip is refused
+    /// The IANA time zone of times without an offset, such as America/New_York; a local time that
+    /// occurs twice is the earlier one, and one that does not occur is refused
     #[arg(long, value_name = "ZONE", value_parser = IanaZone::from_name, conflicts_with = "assume_offset")]
     pub(super) time_zone: Option<IanaZone>,
     /// The unit of temperatures and dew points
     #[arg(long, default_value = "fahrenheit")]
     units: InputTemperatureUnit,
-    /// What says how moist the air is
+    /// The measure of moisture in the files
     #[arg(long, default_value = "humidity")]
     moisture: Moisture,
     /// The scale of humidities
@@ -38,35 +38,35 @@ pub struct ReadArgs {
     /// The unit of wind speeds
     #[arg(long, default_value = "mph", value_name = "UNITS")]
     wind_units: InputWindUnit,
-    /// What is between the fields of CSV, as in ; or | or \t
+    /// The delimiter of CSV fields, as in ; or | or \t [default: a comma]
     #[arg(long, value_name = "CHARACTER", value_parser = parse_delimiter)]
     delimiter: Option<u8>,
-    /// Numbers of CSV have a comma where others have a point
+    /// Numbers of CSV have a decimal comma
     #[arg(long)]
     decimal_comma: bool,
-    /// Which columns hold what, as in city=station,reading_at=Date+Time,temperature=tmpf;
-    /// city=@NAME is the city of all records, city=@ the name of the file up to its first dot
+    /// The columns of fields, as in city=station,reading_at=Date+Time,temperature=tmpf; city=@NAME
+    /// is the city of all records, and city=@ the name of the file up to its first dot
     #[arg(long, value_name = "FIELD=COLUMN,..", value_parser = ColumnNames::parse)]
     columns: Option<ColumnNames>,
-    /// What stands for nothing, as in M,T,NA,---
+    /// The texts of missing values, as in M,T,NA,---
     #[arg(long, value_name = "TEXT,..", value_parser = list, allow_hyphen_values = true)]
     null: Option<ListArg>,
-    /// What may stand behind a number of CSV, such as marks of its quality, as in s,V; with others
-    /// it is refused
+    /// The texts that may follow a number of CSV, such as quality flags, as in s,V; a number with
+    /// another one is refused
     #[arg(long, value_name = "TEXT,..", value_parser = list)]
     flags: Option<ListArg>,
-    /// How times are written: seconds or milliseconds since 1970, or a pattern of strptime, as in
-    /// "%d.%m.%Y %H:%M"
+    /// The format of times: seconds or milliseconds (since 1970), or a pattern of strptime, as in
+    /// "%d.%m.%Y %H:%M" [default: RFC 3339]
     #[arg(long, value_name = "FORMAT")]
     time_format: Option<TimeFormat>,
-    /// Lines before the header, or before the first record
+    /// The number of lines to skip before the header, or before the first record
     #[arg(long, value_name = "N", default_value_t = 0)]
     skip_lines: u32,
-    /// The names of the columns of CSV without a header line
+    /// The names of the columns, for CSV without a header line
     #[arg(long, value_name = "NAME,..", value_parser = list)]
     header: Option<ListArg>,
-    /// Each column of CSV but that of the time is a city, and this file has the humidities as the
-    /// other has the temperatures
+    /// The CSV file of humidities, if each column except that of the time is a city and the input
+    /// has their temperatures
     #[arg(long, value_name = "FILE")]
     wide: Option<PathBuf>,
 }

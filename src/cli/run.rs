@@ -19,63 +19,63 @@ use crate::run::{service, uses_data_dir};
 
 /// Serve the rolling heat index of every city, live
 ///
-/// Readings come from HTTP, WebSocket and the sources of the configuration; results leave by REST,
-/// WebSocket and a page. The line "listening on http://ADDRESS" on standard output says where, once
-/// readings are accepted. SIGTERM or Ctrl-C ends it. Flags count before environment variables
-/// (SWELTER_SERVE__LISTEN=...), these before the file.
+/// Readings come from HTTP, WebSocket and the configured sources; results are served by REST,
+/// WebSocket and a web page. Once readings are accepted, standard output has the line "listening on
+/// http://ADDRESS". SIGTERM or Ctrl-C ends the service. A flag overrides the environment variable
+/// (SWELTER_SERVE__LISTEN=...), and that overrides the configuration file.
 ///
-/// With --processes N it starts a cluster of N processes on this host: each serves everything, and
-/// says so in a line of its own, in their order; when one ends all are started again. With
-/// --process I as well it is one of them, and finds the others by --hosts.
+/// --processes N starts a cluster of N processes on this host. Each serves everything, and prints a
+/// line of its own, in the order of their numbers; if one ends, all are started again. With
+/// --process I as well, this process is number I of the cluster, and finds the others by --hosts.
 #[derive(Args, Debug)]
 pub struct RunArgs {
-    /// The configuration, TOML; --print-config shows all that it can hold
+    /// The configuration file, TOML; --print-config shows all keys
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The address and port to listen on, as in 127.0.0.1:8080; port 0 takes a free one
+    /// The IP address and port to listen on [default: 127.0.0.1:8080]; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", overrides_with = "listen")]
     listen: Option<String>,
-    /// The folder of the journal and of what must outlive a restart
+    /// The folder of the journal, checkpoints and dead letters [default: swelter-data]
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// The heat index formula: nws, lu-romps or rothfusz; nws without it. The state keeps heat
-    /// indexes, not measurements, so another one later needs the readings again (docs/rebuild.md)
+    /// The heat index formula: nws, lu-romps or rothfusz [default: nws]. The state holds heat
+    /// indexes, not measurements, so a change later needs the readings again (docs/rebuild.md)
     #[arg(long, value_name = "NAME")]
     formula: Option<String>,
-    /// A CSV file of places: id, name, country, latitude, longitude, time_zone; they add to the
-    /// shipped cities or replace them
+    /// A CSV file of cities with the columns id, name, country, latitude, longitude, time_zone;
+    /// they are added to the shipped cities, and replace those with the same id
     #[arg(long, value_name = "FILE")]
     places: Option<String>,
-    /// Worker threads, of each process
+    /// The number of worker threads of each process, 1 to 64 [default: 1]
     #[arg(long, value_name = "N")]
     workers: Option<String>,
-    /// Processes of the cluster
+    /// The number of processes of the cluster, 1 to 64 [default: 1]
     #[arg(long, value_name = "N")]
     processes: Option<String>,
-    /// Which of them this is, from 0
+    /// The number of this process, from 0; without it, all processes run on this host
     #[arg(long, value_name = "I")]
     process: Option<String>,
-    /// Addresses of all, one host:port a line, by which they reach each other
+    /// A file with the address of each process, host:port, one a line in the order of their numbers
     #[arg(long, value_name = "FILE")]
     hosts: Option<String>,
-    /// Catch up beside the generation that runs, then take over from it (Kafka sources)
+    /// Catch up beside the running generation, then take over from it (Kafka sources only)
     #[arg(long, conflicts_with = "standby")]
     takeover: bool,
-    /// Catch up beside the generation that runs, and take over when it gives no sign of life (Kafka
-    /// sources)
+    /// Catch up beside the running generation, and take over when its heartbeats stop (Kafka
+    /// sources only)
     #[arg(long)]
     standby: bool,
-    /// Go on with logs that have another id than those that were read, if their records fit: a
-    /// restored journal, a mirrored topic
+    /// Continue with logs that have another id than those that were read, if their records match,
+    /// as for a restored journal or a mirrored topic
     #[arg(long)]
     adopt_logs: bool,
-    /// It is a child of a cluster on this host
+    /// This process is a child of a supervisor on this host
     #[arg(long, hide = true)]
     supervised: bool,
-    /// Say "ok", or all that is wrong with the configuration, and end
+    /// Check the configuration, print "ok" or all errors, and exit
     #[arg(long, conflicts_with = "print_config")]
     check_config: bool,
-    /// Write the configuration in use as TOML, without secrets, and end
+    /// Print the effective configuration as TOML, without secrets, and exit
     #[arg(long)]
     print_config: bool,
 }
@@ -103,7 +103,7 @@ impl RunArgs {
         match process {
             None if processes > 1 => run_supervisor(config.plan),
             process => match self.join_cluster(&config.plan, process.unwrap_or(0))? {
-                Some(joining) => run_service(config.plan, joining, |_| ()),
+                Some(membership) => run_service(config.plan, membership, |_| ()),
                 None => Ok(()),
             },
         }
@@ -116,7 +116,8 @@ impl RunArgs {
         }
         if self.supervised {
             let shutdown = Shutdown::default();
-            let failed = |error| CliError::Failed(format!("the supervisor cannot be followed: {error}"));
+            let failed =
+                |error| CliError::Failed(format!("the connection to the supervisor cannot be used: {error}"));
             // Before everything else, so that a signal to the whole process group ends this process
             // in order.
             shutdown.catch_signals().map_err(failed)?;
@@ -127,8 +128,8 @@ impl RunArgs {
             )
             .map_err(failed)?;
             let Some(SupervisorLink { listener, hosts }) = supervised else { return Ok(None) };
-            let joining = member_of_hosts(plan, process, hosts)?;
-            return Ok(Some(Membership { listener: Some(listener), shutdown, ..joining }));
+            let membership = member_of_hosts(plan, process, hosts)?;
+            return Ok(Some(Membership { listener: Some(listener), shutdown, ..membership }));
         }
         if plan.cluster.hosts.is_empty() {
             let problem = "cluster.hosts is empty: name a file with host:port of each process, one a line";
@@ -179,7 +180,7 @@ fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
     let secret =
         plan.cluster.secret.clone().map_or_else(make_cluster_secret, Ok).map_err(CliError::Failed)?;
     let program = supervisor::this_program()
-        .map_err(|error| CliError::Failed(format!("this program is not found: {error}")))?;
+        .map_err(|error| CliError::Failed(format!("the path of this program is unknown: {error}")))?;
     let supervised = SupervisorPlan {
         program,
         processes: plan.cluster.processes,
@@ -197,7 +198,7 @@ fn run_supervisor(mut plan: ServicePlan) -> Result<(), CliError> {
 /// Runs the service. Prints its address to standard output, then calls `then` with it as a URL.
 pub(super) fn run_service(
     mut plan: ServicePlan,
-    joining: Membership,
+    membership: Membership,
     then: impl FnOnce(&str),
 ) -> Result<(), CliError> {
     let refused = |error: LimitError| CliError::Failed(error.to_string());
@@ -207,7 +208,7 @@ pub(super) fn run_service(
         connections,
         open_files = limit,
         reserved = reserve,
-        "connections are served up to this number"
+        "the process serves at most this number of connections"
     );
     restrict_new_files(plan.data_dir_mode);
     warn_where_open(&plan.data_dir, plan.data_dir_mode);
@@ -219,7 +220,7 @@ pub(super) fn run_service(
         let _ = print_to_stdout(&format!("listening on {url}\n"));
         then(&url);
     };
-    service::run(plan, joining, announce).map_err(|error| match error {
+    service::run(plan, membership, announce).map_err(|error| match error {
         error if error.is_takeover() => CliError::TakenOver(error.to_string()),
         error => CliError::Failed(error.to_string()),
     })

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::handshake::{self, Caller, Purpose, Verdict};
 use super::link::{LinkPlan, Peer};
@@ -44,7 +46,7 @@ enum Stage {
     /// Waiting for the dataflow connections of the processes with higher numbers.
     Connecting {
         generation: String,
-        come: BTreeMap<usize, PeerStream>,
+        streams: BTreeMap<usize, PeerStream>,
     },
     Running {
         generation: String,
@@ -63,11 +65,11 @@ impl Acceptor {
         let stage = if is_first { Stage::Meeting(BTreeMap::new()) } else { Stage::Starting };
         let (plan, links) = (plan.clone(), links.clone());
         let (strangers, ended) = (StrangerLog::default(), AtomicBool::new(false));
-        let room = Arc::new(AcceptorState { plan, links, stage: Mutex::new(stage), strangers, ended });
-        let accepting = Arc::clone(&room);
+        let state = Arc::new(AcceptorState { plan, links, stage: Mutex::new(stage), strangers, ended });
+        let accepting = Arc::clone(&state);
         let accept = move || accept(&accepting, &listener);
         thread::Builder::new().name("acceptor".into()).spawn(accept).map_err(threads)?;
-        Ok(Acceptor(room))
+        Ok(Acceptor(state))
     }
 
     /// At process 0: waits until all others are connected at the same time.
@@ -92,37 +94,37 @@ impl Acceptor {
     /// Accepts from now on the dataflow connections of the processes with higher numbers, for this
     /// generation.
     pub fn expect_workers(&self, generation: &str) {
-        *self.0.stage() = Stage::Connecting { generation: generation.to_owned(), come: BTreeMap::new() };
+        *self.0.stage() = Stage::Connecting { generation: generation.to_owned(), streams: BTreeMap::new() };
     }
 
     /// Waits until all of them are connected.
     pub fn take_workers(&self, stop: &StopFlag) -> Result<BTreeMap<usize, PeerStream>, ClusterError> {
         self.wait_for_stage(stop, self.0.plan.topology.process + 1, |stage| match stage {
-            Stage::Connecting { come, .. } => come.keys().copied().collect(),
+            Stage::Connecting { streams, .. } => streams.keys().copied().collect(),
             _ => Vec::new(),
         })?;
         let mut stage = self.0.stage();
         match mem::replace(&mut *stage, Stage::Starting) {
-            Stage::Connecting { generation, come } => {
+            Stage::Connecting { generation, streams } => {
                 *stage = Stage::Running { generation };
-                Ok(come)
+                Ok(streams)
             }
             _ => Ok(BTreeMap::new()),
         }
     }
 
-    /// Waits until every process from `first` on is `there`.
+    /// Waits until every process from `first` on is in the list of `connected`.
     fn wait_for_stage(
         &self,
         stop: &StopFlag,
         first: usize,
-        there: impl Fn(&mut Stage) -> Vec<usize>,
+        connected: impl Fn(&mut Stage) -> Vec<usize>,
     ) -> Result<(), ClusterError> {
         let ClusterPlan { topology, connect_time, .. } = &self.0.plan;
         let deadline = Instant::now() + *connect_time;
         loop {
-            let there = there(&mut self.0.stage());
-            let missing = (first..topology.processes).find(|process| !there.contains(process));
+            let connected = connected(&mut self.0.stage());
+            let missing = (first..topology.processes).find(|process| !connected.contains(process));
             let Some(missing) = missing else { return Ok(()) };
             if stop.is_raised() {
                 return Err(ClusterError::Stopped);
@@ -143,13 +145,13 @@ impl Drop for Acceptor {
 
 impl AcceptorState {
     fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stage.lock()
     }
 
     fn on_connection(
         &self,
         socket: TcpStream,
-        guest: &UnprovenConnection,
+        connection: &UnprovenConnection,
         deadline: Instant,
     ) -> Result<(PeerStream, Caller), String> {
         panic_point("handshake");
@@ -158,17 +160,17 @@ impl AcceptorState {
             None => PeerStream::Plain(socket),
             Some(tls) => PeerStream::Tls(tls.accept(socket, deadline).map_err(TlsFailure::into_text)?),
         };
-        let caller = handshake::answer_handshake(&mut stream, &self.plan, &guest.proven, deadline)?;
+        let caller = handshake::answer_handshake(&mut stream, &self.plan, &connection.proven, deadline)?;
         Ok((stream, caller))
     }
 
     /// Performs the handshake with an unproven connection, and admits or refuses it.
-    fn shake_hands(&self, socket: TcpStream, guest: &UnprovenConnection) -> Result<(), String> {
+    fn shake_hands(&self, socket: TcpStream, connection: &UnprovenConnection) -> Result<(), String> {
         let deadline = Instant::now() + handshake::HANDSHAKE_TIMEOUT;
         // A panic caused by a stranger's bytes ends this connection only.
-        let heard =
-            panics::catch_panic(PanicScope::Handshake, || self.on_connection(socket, guest, deadline));
-        let (mut stream, caller) = heard.map_err(|panicked| panicked.to_string())??;
+        let result =
+            panics::catch_panic(PanicScope::Handshake, || self.on_connection(socket, connection, deadline));
+        let (mut stream, caller) = result.map_err(|panicked| panicked.to_string())??;
         // Hold the lock while deciding, so only one of two callers with the same number is
         // admitted.
         let mut stage = self.stage();
@@ -188,14 +190,14 @@ impl AcceptorState {
 
 impl Stage {
     fn verdict_on(&self, topology: Topology, Caller { process, purpose }: &Caller) -> Verdict {
-        let first = match purpose {
+        let lowest = match purpose {
             Purpose::Link if topology.is_first_process() => 1,
             Purpose::Link => topology.processes,
             Purpose::Data { .. } => topology.process + 1,
         };
-        if !(first..topology.processes).contains(process) {
-            let ours = topology.process;
-            return Verdict::Refused(format!("process {process} is not expected by process {ours}"));
+        if !(lowest..topology.processes).contains(process) {
+            let own_process = topology.process;
+            return Verdict::Refused(format!("process {process} is not expected by process {own_process}"));
         }
         match (self, purpose) {
             (Stage::Meeting(peers), Purpose::Link) => match peers.get(process).filter(|peer| peer.is_alive())
@@ -203,16 +205,16 @@ impl Stage {
                 None => Verdict::Welcome,
                 Some(_) => Verdict::Taken(already_connected(*process)),
             },
-            (Stage::Connecting { generation: ours, .. }, Purpose::Data { generation: theirs }) => {
-                match ours == theirs {
+            (Stage::Connecting { generation: own_generation, .. }, Purpose::Data { generation: theirs }) => {
+                match own_generation == theirs {
                     true => Verdict::Welcome,
                     false => Verdict::Refused(format!(
-                        "process {process} is of generation {theirs}, this is {ours}"
+                        "process {process} is of generation {theirs}, and this one of {own_generation}"
                     )),
                 }
             }
             (Stage::Meeting(_) | Stage::Starting, Purpose::Data { .. }) => {
-                Verdict::NotYet(format!("process {process} is at another point of its start"))
+                Verdict::NotYet(format!("process {process} is in another phase of its start"))
             }
             (Stage::Starting | Stage::Connecting { .. }, Purpose::Link) => {
                 Verdict::Taken(already_connected(*process))
@@ -230,7 +232,7 @@ impl Stage {
                 peers.insert(caller.process, peer);
             }
             // A caller that reconnects after losing its connection replaces the old one.
-            Stage::Connecting { come, .. } => drop(come.insert(caller.process, stream)),
+            Stage::Connecting { streams, .. } => drop(streams.insert(caller.process, stream)),
             Stage::Starting | Stage::Running { .. } => {}
         }
         Ok(())
@@ -238,15 +240,15 @@ impl Stage {
 }
 
 fn already_connected(process: usize) -> String {
-    format!("another process {process} has come already: give each a --process of its own")
+    format!("another process {process} is connected already: give each process its own --process")
 }
 
-fn accept(room: &Arc<AcceptorState>, listener: &TcpListener) {
-    let (mut guests, mut late_calls) = (UnprovenConnections::default(), 0);
-    let has_ended = || room.ended.load(Ordering::Relaxed);
+fn accept(state: &Arc<AcceptorState>, listener: &TcpListener) {
+    let (mut connections, mut late_calls) = (UnprovenConnections::default(), 0);
+    let has_ended = || state.ended.load(Ordering::Relaxed);
     while !has_ended() {
-        room.strangers.log_if_due();
-        let is_late = matches!(&*room.stage(), Stage::Running { .. });
+        state.strangers.log_if_due();
+        let is_late = matches!(&*state.stage(), Stage::Running { .. });
         let accepted = match is_late && late_calls >= MAX_LATE_CALLS {
             true => Err(io::ErrorKind::WouldBlock.into()),
             false => listener.accept(),
@@ -254,17 +256,19 @@ fn accept(room: &Arc<AcceptorState>, listener: &TcpListener) {
         match accepted {
             Ok((socket, from)) => {
                 late_calls += 1;
-                while !guests.evict_if_full() && !has_ended() {
+                while !connections.evict_if_full() && !has_ended() {
                     thread::sleep(ACCEPT_INTERVAL);
                 }
-                match spawn_handshake(room, socket, from) {
-                    Ok(guest) => guests.add(guest),
-                    Err(error) => room.strangers.refuse(Some(from), format!("it is dropped: {error}")),
+                match spawn_handshake(state, socket, from) {
+                    Ok(connection) => connections.add(connection),
+                    Err(error) => {
+                        state.strangers.refuse(Some(from), format!("a connection is dropped: {error}"))
+                    }
                 }
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
-                    room.strangers.refuse(None, format!("none can be taken: {error}"));
+                    state.strangers.refuse(None, format!("no connection can be accepted: {error}"));
                 }
                 late_calls = 0;
                 thread::sleep(if is_late { LATE_ACCEPT_INTERVAL } else { ACCEPT_INTERVAL });
@@ -274,21 +278,21 @@ fn accept(room: &Arc<AcceptorState>, listener: &TcpListener) {
 }
 
 fn spawn_handshake(
-    room: &Arc<AcceptorState>,
+    state: &Arc<AcceptorState>,
     socket: TcpStream,
     from: SocketAddr,
 ) -> io::Result<Arc<UnprovenConnection>> {
-    let guest = Arc::new(UnprovenConnection::new(socket.try_clone()?, from.ip()));
-    let (room, greeted) = (Arc::clone(room), Arc::clone(&guest));
+    let connection = Arc::new(UnprovenConnection::new(socket.try_clone()?, from.ip()));
+    let (state, peer) = (Arc::clone(state), Arc::clone(&connection));
     thread::Builder::new().name("handshake".into()).spawn(move || {
-        if let Err(why) = room.shake_hands(socket, &greeted) {
-            if greeted.proven.load(Ordering::Relaxed) {
+        if let Err(why) = state.shake_hands(socket, &peer) {
+            if peer.proven.load(Ordering::Relaxed) {
                 tracing::warn!(%from, "a process of the cluster is refused: {why}");
             } else {
-                room.strangers.refuse(Some(from), why);
+                state.strangers.refuse(Some(from), why);
             }
         }
-        greeted.finish();
+        peer.finish();
     })?;
-    Ok(guest)
+    Ok(connection)
 }

@@ -10,19 +10,19 @@ use crate::fault::start_failure_text;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error(
-        "{address}: {error}: it is this process's address of the hosts, where the others of the cluster reach it"
+        "{address}: {error}: this is the address of this process in cluster.hosts, and it must be free on this host"
     )]
     Listen { address: String, error: Arc<io::Error> },
-    #[error("process {process} at {address} cannot be reached within {} s ({why}): start it, or mend the hosts", .wait.as_secs())]
+    #[error("process {process} at {address} cannot be reached within {} s ({why}): start it, or correct cluster.hosts", .wait.as_secs())]
     NotThere { process: usize, address: String, why: String, wait: Duration },
-    #[error("process {0} of {1} has not come within {2} s: start it, or look at its log")]
+    #[error("process {0} of {1} has not connected within {2} s: start it, or look at its log")]
     NotCome(usize, usize, u64),
     #[error("the cluster has refused this process: {0}")]
     Refused(String),
-    #[error("process {0} of the cluster is gone")]
+    #[error("the connection to process {0} of the cluster is lost")]
     Gone(usize),
     /// A stop was requested during the start.
-    #[error("asked to stop")]
+    #[error("a stop was requested")]
     Stopped,
     #[error("cluster.tls: {path}: {problem}")]
     Tls { path: PathBuf, problem: String },

@@ -182,24 +182,29 @@ impl Hello {
 
     /// Why a process with this `Hello` does not belong to this cluster.
     fn mismatch(&self, plan: &ClusterPlan) -> Option<String> {
-        let Hello { version, topology: theirs, .. } = self;
-        let (who, ours) = (theirs.process, plan.topology);
+        let Hello { version, topology: their_topology, .. } = self;
+        let (process, own_topology) = (their_topology.process, plan.topology);
         if version != env!("CARGO_PKG_VERSION") {
             return Some(format!(
-                "process {who} is version {version}, this one is {}: use one version",
+                "process {process} has version {version}, and this one {}: use one version",
                 env!("CARGO_PKG_VERSION")
             ));
         }
-        if (ours.processes, ours.workers_per_process) != (theirs.processes, theirs.workers_per_process) {
+        if (own_topology.processes, own_topology.workers_per_process)
+            != (their_topology.processes, their_topology.workers_per_process)
+        {
             return Some(format!(
-                "process {who} counts {} processes of {} workers, this one {} of {}: give all the same --processes and --workers",
-                theirs.processes, theirs.workers_per_process, ours.processes, ours.workers_per_process
+                "process {process} has {} processes of {} workers configured, and this one {} of {}: give all the same --processes and --workers",
+                their_topology.processes,
+                their_topology.workers_per_process,
+                own_topology.processes,
+                own_topology.workers_per_process
             ));
         }
-        (self.to != ours.process).then(|| {
+        (self.to != own_topology.process).then(|| {
             format!(
-                "process {who} calls process {} at the address of process {}: give all the same cluster.hosts",
-                self.to, ours.process
+                "process {process} calls process {} at the address of process {}: give all the same cluster.hosts",
+                self.to, own_topology.process
             )
         })
     }
@@ -207,16 +212,16 @@ impl Hello {
 
 /// The first setting in which a process differs.
 fn disagreement(
-    who: usize,
-    ours: &BTreeMap<String, String>,
-    theirs: &BTreeMap<String, String>,
+    process: usize,
+    local: &BTreeMap<String, String>,
+    remote: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let key = ours.keys().chain(theirs.keys()).find(|key| ours.get(*key) != theirs.get(*key))?;
+    let key = local.keys().chain(remote.keys()).find(|key| local.get(*key) != remote.get(*key))?;
     let text = |of: &BTreeMap<String, String>| of.get(key).map_or("nothing".to_owned(), String::clone);
     Some(format!(
-        "process {who} has {key} = {}, this one has {}: give all the same configuration",
-        text(theirs),
-        text(ours)
+        "process {process} has {key} = {}, this one has {}: give all the same configuration",
+        text(remote),
+        text(local)
     ))
 }
 
@@ -229,53 +234,54 @@ pub fn start_handshake(
     deadline: Instant,
 ) -> Result<(), HandshakeFailure> {
     let binding = stream.channel_binding()?;
-    let mut talk = HandshakeLines { stream, deadline };
-    let said = talk.send_line(&Hello::new(plan, purpose.clone(), process)?)?;
-    let nonce = match talk.receive_line(MAX_UNPROVEN_LINE)?.0 {
+    let mut lines = HandshakeLines { stream, deadline };
+    let hello_line = lines.send_line(&Hello::new(plan, purpose.clone(), process)?)?;
+    let nonce = match lines.receive_line(MAX_UNPROVEN_LINE)?.0 {
         Reply::Challenge { nonce } if unhex(&nonce).is_some_and(|bytes| bytes.len() == NONCE_BYTES) => nonce,
-        reply => return Err(unproven(reply)),
+        reply => return Err(unproven_failure(reply)),
     };
-    talk.send_line(&Proof {
-        proof: prove(&plan.secret, &proof_input(Side::Caller, &binding, &nonce, &said)),
+    lines.send_line(&Proof {
+        proof: proof_of(&plan.secret, &proof_input(Side::Caller, &binding, &nonce, &hello_line)),
     })?;
-    match talk.receive_line(MAX_UNPROVEN_LINE)?.0 {
+    match lines.receive_line(MAX_UNPROVEN_LINE)?.0 {
         Reply::Proven { proof } => {
-            let says = proof_input(Side::Listener { process }, &binding, &nonce, &said);
-            if !proves(&plan.secret, &says, &proof) {
-                let why =
-                    "who listens there does not know the cluster secret, whatever it says: look who that is";
+            let input = proof_input(Side::Listener { process }, &binding, &nonce, &hello_line);
+            if !is_proof_of(&plan.secret, &input, &proof) {
+                let why = "the listener at this address does not know the cluster secret: find out which program listens there";
                 return Err(HandshakeFailure::Unproven(why.into()));
             }
         }
-        reply => return Err(unproven(reply)),
+        reply => return Err(unproven_failure(reply)),
     }
-    talk.send_line(&plan.agreement)?;
-    match talk.receive_line(MAX_LINE)?.0 {
+    lines.send_line(&plan.agreement)?;
+    match lines.receive_line(MAX_LINE)?.0 {
         Reply::Verdict(Verdict::Welcome) => Ok(()),
-        reply => Err(failure(reply)),
+        reply => Err(verdict_failure(reply)),
     }
 }
 
-fn failure(reply: Reply) -> HandshakeFailure {
+fn verdict_failure(reply: Reply) -> HandshakeFailure {
     match reply {
         Reply::Verdict(Verdict::Refused(why)) => HandshakeFailure::Refused(why),
         Reply::Verdict(Verdict::Taken(why)) => HandshakeFailure::Taken(why),
         Reply::Verdict(Verdict::NotYet(why)) => HandshakeFailure::Broken(why),
         Reply::Verdict(Verdict::Welcome) | Reply::Challenge { .. } | Reply::Proven { .. } => {
-            HandshakeFailure::Broken("it does not keep to the protocol of a cluster".into())
+            HandshakeFailure::Broken("it violates the protocol of a cluster".into())
         }
     }
 }
 
 /// The refusal of an unproven peer, which may not belong to this cluster.
-fn unproven(reply: Reply) -> HandshakeFailure {
+fn unproven_failure(reply: Reply) -> HandshakeFailure {
     match reply {
         Reply::Verdict(Verdict::Refused(why) | Verdict::Taken(why) | Verdict::NotYet(why)) => {
             let why: String = why.chars().take(QUOTED_CHARS).collect();
-            HandshakeFailure::Unproven(format!("who listens there has proved nothing, and says {why:?}"))
+            HandshakeFailure::Unproven(format!(
+                "the listener has not proved that it knows the cluster secret, and says {why:?}"
+            ))
         }
         Reply::Proven { .. } | Reply::Challenge { .. } | Reply::Verdict(Verdict::Welcome) => {
-            HandshakeFailure::Unproven("who listens there has proved nothing".into())
+            HandshakeFailure::Unproven("the listener has not proved that it knows the cluster secret".into())
         }
     }
 }
@@ -289,56 +295,58 @@ pub fn answer_handshake(
     deadline: Instant,
 ) -> Result<Caller, String> {
     let binding = stream.channel_binding()?;
-    let mut talk = HandshakeLines { stream, deadline };
-    let answered = authenticate(&mut talk, plan, proven, &binding);
+    let mut lines = HandshakeLines { stream, deadline };
+    let answered = authenticate(&mut lines, plan, proven, &binding);
     answered.map_err(HandshakeFailure::into_text)
 }
 
 fn authenticate(
-    talk: &mut HandshakeLines<'_>,
+    lines: &mut HandshakeLines<'_>,
     plan: &ClusterPlan,
     proven: &AtomicBool,
     binding: &[u8],
 ) -> Result<Caller, HandshakeFailure> {
-    let (Protocol { magic }, said) = talk.receive_line(MAX_UNPROVEN_LINE)?;
+    let (Protocol { magic }, hello_line) = lines.receive_line(MAX_UNPROVEN_LINE)?;
     if magic != MAGIC {
-        let why = "it is no process of a cluster of this protocol: use one version of swelter";
+        let why = "it uses another version of the cluster protocol: use one version of swelter";
         return if magic.starts_with(PROTOCOL) {
-            talk.refuse(why.into())
+            lines.refuse(why.into())
         } else {
             Err(why.to_owned().into())
         };
     }
-    let hello: Hello = serde_json::from_slice(&said).map_err(|_| no_protocol(&said))?;
-    let (ours, process) = (plan.topology.process, hello.topology.process);
-    let fresh = nonce()?;
-    talk.send_line(&Reply::Challenge { nonce: fresh.clone() })?;
-    let (Proof { proof }, _) = talk.receive_line(MAX_UNPROVEN_LINE)?;
-    if !proves(&plan.secret, &proof_input(Side::Caller, binding, &fresh, &said), &proof) {
-        return talk.refuse(format!("process {process} does not know the cluster secret of process {ours}"));
+    let hello: Hello = serde_json::from_slice(&hello_line).map_err(|_| no_protocol(&hello_line))?;
+    let (own_process, process) = (plan.topology.process, hello.topology.process);
+    let challenge = nonce()?;
+    lines.send_line(&Reply::Challenge { nonce: challenge.clone() })?;
+    let (Proof { proof }, _) = lines.receive_line(MAX_UNPROVEN_LINE)?;
+    if !is_proof_of(&plan.secret, &proof_input(Side::Caller, binding, &challenge, &hello_line), &proof) {
+        return lines
+            .refuse(format!("process {process} does not know the cluster secret of process {own_process}"));
     }
     proven.store(true, Ordering::Relaxed);
-    let says = proof_input(Side::Listener { process: ours }, binding, &fresh, &said);
-    talk.send_line(&Reply::Proven { proof: prove(&plan.secret, &says) })?;
+    let input = proof_input(Side::Listener { process: own_process }, binding, &challenge, &hello_line);
+    lines.send_line(&Reply::Proven { proof: proof_of(&plan.secret, &input) })?;
     // Read everything before refusing: closing a socket with unread bytes resets the connection.
-    let (theirs, _) = talk.receive_line(MAX_LINE)?;
-    let differs = hello.mismatch(plan).or_else(|| disagreement(process, &plan.agreement, &theirs));
+    let (agreement, _) = lines.receive_line(MAX_LINE)?;
+    let differs = hello.mismatch(plan).or_else(|| disagreement(process, &plan.agreement, &agreement));
     if let Some(why) = differs {
-        return talk.refuse(why);
+        return lines.refuse(why);
     }
     if let Some(host) = host_of_process(plan, process)
-        && let Err(why) = talk.stream.check_host(host)
+        && let Err(why) = lines.stream.check_host(host)
     {
-        return talk
-            .refuse(format!("process {process} is at {host} by cluster.hosts of process {ours}, and {why}"));
+        return lines.refuse(format!(
+            "cluster.hosts of process {own_process} has process {process} at {host}, and {why}"
+        ));
     }
     Ok(Caller { process, purpose: hello.purpose })
 }
 
 /// Sends a caller the decision on its call.
 pub fn send_verdict(stream: &mut PeerStream, verdict: &Verdict, deadline: Instant) -> Result<(), String> {
-    let said = HandshakeLines { stream, deadline }.send_line(&Reply::Verdict(verdict.clone()));
-    said.map(drop).map_err(HandshakeFailure::into_text)
+    let result = HandshakeLines { stream, deadline }.send_line(&Reply::Verdict(verdict.clone()));
+    result.map(drop).map_err(HandshakeFailure::into_text)
 }
 
 /// The side that proves that it knows the secret.
@@ -361,7 +369,9 @@ fn proof_input(side: Side, binding: &[u8], nonce: &str, hello: &[u8]) -> Vec<u8>
 /// A random value that is fresh and cannot be guessed.
 fn nonce() -> Result<String, String> {
     let mut bytes = [0u8; NONCE_BYTES];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| "the operating system gives no random numbers".to_owned())?;
     Ok(hex(&bytes))
 }
 
@@ -377,13 +387,13 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     Some(digits?.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect())
 }
 
-fn prove(secret: &[u8], said: &[u8]) -> String {
-    hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), said).as_ref())
+fn proof_of(secret: &[u8], input: &[u8]) -> String {
+    hex(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), input).as_ref())
 }
 
-fn proves(secret: &[u8], said: &[u8], proof: &str) -> bool {
+fn is_proof_of(secret: &[u8], input: &[u8], proof: &str) -> bool {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
-    unhex(proof).is_some_and(|proof| hmac::verify(&key, said, &proof).is_ok())
+    unhex(proof).is_some_and(|proof| hmac::verify(&key, input, &proof).is_ok())
 }
 
 /// Sends and receives lines until a common deadline.
@@ -394,13 +404,13 @@ struct HandshakeLines<'a> {
 
 impl HandshakeLines<'_> {
     fn time_left(&self) -> Result<Duration, HandshakeFailure> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(handshake_timed_out().into()) } else { Ok(left) }
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() { Err(handshake_timed_out().into()) } else { Ok(remaining) }
     }
 
     /// Sends a line and returns it.
-    fn send_line(&mut self, said: &impl Serialize) -> Result<Vec<u8>, HandshakeFailure> {
-        let mut line = serde_json::to_vec(said).map_err(|error| error.to_string())?;
+    fn send_line(&mut self, message: &impl Serialize) -> Result<Vec<u8>, HandshakeFailure> {
+        let mut line = serde_json::to_vec(message).map_err(|error| error.to_string())?;
         line.push(b'\n');
         self.stream.socket().set_write_timeout(Some(self.time_left()?)).map_err(failed)?;
         self.stream.write_all(&line).map_err(failed)?;
@@ -416,21 +426,21 @@ impl HandshakeLines<'_> {
         let (mut line, mut piece) = (Vec::new(), [0u8; READ_SIZE]);
         loop {
             self.stream.socket().set_read_timeout(Some(self.time_left()?)).map_err(failed)?;
-            let there = match self.stream.peek(&mut piece) {
+            let available = match self.stream.peek(&mut piece) {
                 // Interrupted by a signal, which can happen even if the socket has a timeout.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                there => there.map_err(failed)?,
+                available => available.map_err(failed)?,
             };
-            if there == 0 {
+            if available == 0 {
                 let closed = || "the connection was closed".to_owned();
                 return Err(tls_without(&line).unwrap_or_else(closed).into());
             }
-            let end = piece[..there].iter().position(|byte| *byte == b'\n');
-            let taken = end.map_or(there, |end| end + 1);
-            self.stream.read_exact(&mut piece[..taken]).map_err(failed)?;
-            line.extend_from_slice(&piece[..end.unwrap_or(there)]);
+            let end = piece[..available].iter().position(|byte| *byte == b'\n');
+            let length = end.map_or(available, |end| end + 1);
+            self.stream.read_exact(&mut piece[..length]).map_err(failed)?;
+            line.extend_from_slice(&piece[..end.unwrap_or(available)]);
             if line.len() > longest {
-                return Err("it says too much".to_owned().into());
+                return Err("its line is longer than allowed".to_owned().into());
             }
             if end.is_some() {
                 break;
@@ -439,8 +449,8 @@ impl HandshakeLines<'_> {
                 return Err(why.into());
             }
         }
-        let said = serde_json::from_slice(&line);
-        Ok((said.map_err(|_| no_protocol(&line))?, line))
+        let parsed = serde_json::from_slice(&line);
+        Ok((parsed.map_err(|_| no_protocol(&line))?, line))
     }
 
     fn refuse<T>(&mut self, why: String) -> Result<T, HandshakeFailure> {
@@ -454,14 +464,14 @@ impl HandshakeLines<'_> {
 pub(crate) fn fuzz_line(line: &[u8]) -> bool {
     let _ = (tls_without(line), no_protocol(line));
     let is_hello = serde_json::from_slice::<Hello>(line).is_ok();
-    assert!(!is_hello || serde_json::from_slice::<Protocol>(line).is_ok(), "each hello says its protocol");
+    assert!(!is_hello || serde_json::from_slice::<Protocol>(line).is_ok(), "each hello has its protocol");
     let reply = serde_json::from_slice::<Reply>(line);
     if let Ok(Reply::Proven { proof }) = &reply {
         let says = proof_input(Side::Listener { process: 0 }, &[], "", line);
-        assert!(!proves(b"secret", &says, proof), "nobody knows the secret");
+        assert!(!is_proof_of(b"secret", &says, proof), "nobody knows the secret");
     }
     let is_proof = match serde_json::from_slice(line) {
-        Ok(Proof { proof }) => !proves(b"secret", &proof_input(Side::Caller, &[], "", line), &proof),
+        Ok(Proof { proof }) => !is_proof_of(b"secret", &proof_input(Side::Caller, &[], "", line), &proof),
         Err(_) => false,
     };
     is_hello || is_proof || reply.is_ok() || serde_json::from_slice::<BTreeMap<String, String>>(line).is_ok()
@@ -474,7 +484,9 @@ fn no_protocol(line: &[u8]) -> String {
 /// Recognizes a TLS handshake or alert by its first byte, which no line of ours has.
 fn tls_without(line: &[u8]) -> Option<String> {
     let is_tls = matches!(line, [0x15 | 0x16, 3, ..]);
-    is_tls.then(|| "it speaks TLS, and this process has no cluster.tls: give all processes theirs".to_owned())
+    is_tls.then(|| {
+        "it uses TLS, and this process has no cluster.tls: set cluster.tls for all processes".to_owned()
+    })
 }
 
 fn failed(error: io::Error) -> HandshakeFailure {

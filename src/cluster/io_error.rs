@@ -3,7 +3,7 @@
 use std::io;
 
 pub(super) fn handshake_timed_out() -> String {
-    "it takes too long to say who it is".into()
+    "it did not complete the handshake in time".into()
 }
 
 pub(super) fn text(error: &io::Error) -> String {

@@ -97,9 +97,9 @@ struct LinkState {
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    #[error("there is no room for it now")]
+    #[error("the queue is full")]
     Full,
-    #[error("it is longer than {} MiB, the most that processes say to each other at once", MAX_FRAME >> 20)]
+    #[error("the message is longer than {} MiB, the greatest length of a message between processes", MAX_FRAME >> 20)]
     TooLong,
 }
 
@@ -222,7 +222,10 @@ impl Peer {
             if plan.all_connected.load(Ordering::SeqCst) {
                 (plan.handler.on_end)(process, PeerEnd::Lost(why));
             } else {
-                tracing::warn!(peer = process, "a process is gone before all have come: {why}");
+                tracing::warn!(
+                    peer = process,
+                    "the connection to a process was lost before all processes were connected: {why}"
+                );
             }
         })?;
         Ok(Peer { outgoing, state })
@@ -265,12 +268,12 @@ fn write_frames(mut stream: PeerStream, frames: &Receiver<Vec<u8>>, state: &Link
 /// Reads until the connection ends, and returns the reason.
 fn read_frames(process: usize, stream: PeerStream, state: &LinkState, plan: &LinkPlan) -> String {
     let mut stream = BufReader::new(stream);
-    let not_understood = |why: String| format!("what it says is not understood: {why}");
+    let not_understood = |why: String| format!("its message cannot be decoded: {why}");
     loop {
         let frame = match read_frame(&mut stream) {
             Ok(frame) => frame,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                return "it gives no sign of life".into();
+                return "it has sent no heartbeat for too long".into();
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return "its connection has ended".into();

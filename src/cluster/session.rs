@@ -56,11 +56,12 @@ impl Cluster {
         let acceptor = Acceptor::start(&plan, listener, &link)?;
         let links = match process {
             0 => {
-                let met = acceptor.wait_for_peers(&stop);
+                let peers_connected = acceptor.wait_for_peers(&stop);
                 let links = Links::new(acceptor.take_peers());
-                all_connected.store(met.is_ok(), Ordering::SeqCst);
-                let gone = links.first_gone().map_or(Ok(()), |process| Err(ClusterError::Gone(process)));
-                if let Err(error) = met.and(gone) {
+                all_connected.store(peers_connected.is_ok(), Ordering::SeqCst);
+                let lost_process =
+                    links.first_gone().map_or(Ok(()), |process| Err(ClusterError::Gone(process)));
+                if let Err(error) = peers_connected.and(lost_process) {
                     send_start_failure(&links, &error);
                     return Err(error);
                 }
@@ -122,17 +123,20 @@ pub(super) fn connect_with_retry(
 ) -> Result<PeerStream, ClusterError> {
     let address = plan.hosts[process].clone();
     let deadline = Instant::now() + plan.connect_time;
-    let (mut taken, mut is_warned): (Option<Instant>, bool) = (None, false);
+    let (mut taken_since, mut is_warned): (Option<Instant>, bool) = (None, false);
     loop {
         let (why, pause) = match connect_once(&address, plan, purpose, process) {
             Ok(stream) => return Ok(stream),
             Err(HandshakeFailure::Refused(why)) => return Err(ClusterError::Refused(why)),
             Err(HandshakeFailure::Taken(why)) => {
-                if taken.is_none() {
-                    tracing::warn!(peer = process, "this process is not taken in yet: {why}");
+                if taken_since.is_none() {
+                    tracing::warn!(
+                        peer = process,
+                        "another process does not accept this one yet; it is retried: {why}"
+                    );
                 }
                 // The connection of a dead process would have timed out by now.
-                if taken.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
+                if taken_since.get_or_insert_with(Instant::now).elapsed() > plan.peer_timeout {
                     return Err(ClusterError::Refused(why));
                 }
                 (why, REFUSED_RETRY)
@@ -142,14 +146,14 @@ pub(super) fn connect_with_retry(
                     tracing::warn!(
                         peer = process,
                         address,
-                        "another process is not found, and is called again: {why}"
+                        "another process of the cluster cannot be found at its address; it is retried: {why}"
                     );
                 }
-                (taken, is_warned) = (None, true);
+                (taken_since, is_warned) = (None, true);
                 (why, REFUSED_RETRY)
             }
             Err(HandshakeFailure::Broken(why)) => {
-                taken = None;
+                taken_since = None;
                 (why, CONNECT_RETRY)
             }
         };
@@ -180,7 +184,7 @@ pub(super) fn connect_once(
 }
 
 fn connect_socket(address: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for address in address.to_socket_addrs()? {
         let address: SocketAddr = address;
         match TcpStream::connect_timeout(&address, handshake::HANDSHAKE_TIMEOUT) {

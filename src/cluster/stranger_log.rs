@@ -1,8 +1,9 @@
 //! Log lines about refused unproven connections, limited to one a minute.
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -20,14 +21,14 @@ struct RefusedStrangers {
 impl StrangerLog {
     /// Records a refusal, with the address if known.
     pub fn refuse(&self, from: Option<SocketAddr>, why: String) {
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.0.lock();
         refused.add(from, why);
         refused.write_line(Instant::now());
     }
 
     /// Logs the recorded refusals if a line is due.
     pub fn log_if_due(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_line(Instant::now());
+        self.0.lock().write_line(Instant::now());
     }
 }
 
@@ -47,9 +48,9 @@ impl RefusedStrangers {
         self.said_at = Some(now);
         let from = from.map_or_else(String::new, |from| format!(" from {from}"));
         Some(match count {
-            1 => format!("a connection to the cluster{from} is refused: {why}"),
+            1 => format!("a connection to the cluster port{from} was refused: {why}"),
             count => format!(
-                "{count} connections to the cluster are refused since the last line of this kind; the last one{from}: {why}"
+                "{count} more connections to the cluster port were refused since the last line of this kind; the last one{from}: {why}"
             ),
         })
     }
@@ -81,11 +82,11 @@ mod tests {
             lines.extend(refused.line(now));
         }
         assert_eq!(lines.len(), 3, "{lines:?}");
-        assert_eq!(lines[0], "a connection to the cluster from 10.0.0.9:77 is refused: at 0");
+        assert_eq!(lines[0], "a connection to the cluster port from 10.0.0.9:77 was refused: at 0");
         assert!(
-            lines[1].starts_with("60000 connections") && lines[1].ends_with("10.0.0.9:77: at 60"),
+            lines[1].starts_with("60000 more connections") && lines[1].ends_with("10.0.0.9:77: at 60"),
             "{lines:?}"
         );
-        assert!(lines[2].starts_with("39999 connections"), "also once no more come: {lines:?}");
+        assert!(lines[2].starts_with("39999 more connections"), "also once no more come: {lines:?}");
     }
 }

@@ -57,17 +57,19 @@ pub struct SupervisorPlan {
 pub enum SupervisorError {
     #[error("processes of the cluster: {}", start_failure_text(.0))]
     Start(#[from] io::Error),
-    #[error("the cluster has failed {MAX_FAILED_STARTS} times in a row before it listened: its log says why")]
+    #[error(
+        "the cluster has failed {MAX_FAILED_STARTS} times in a row before it listened: see the errors above"
+    )]
     FailedStarts,
-    #[error("process {0} of the cluster does not take its configuration: its log says why")]
+    #[error("process {0} of the cluster refuses its configuration: see its error above")]
     Refused(usize),
     #[error("another generation has taken over: the cluster ends, and is not started again")]
     TakenOver,
     #[error("process {0} has ended with {1} while the cluster was stopped")]
     BadEnd(usize, ExitStatus),
-    #[error("processes of the cluster had not stopped after {} s, and were killed", .0.as_secs())]
+    #[error("processes of the cluster had not stopped after {} s and were killed", .0.as_secs())]
     Killed(Duration),
-    #[error("the cluster was asked to stop twice")]
+    #[error("a second stop was requested, so the processes of the cluster were killed")]
     Asked,
 }
 
@@ -114,7 +116,7 @@ struct Supervisor {
     start: u32,
     /// Where each child serves, once it has reported that; kept over restarts.
     listens: Vec<Option<String>>,
-    said: usize,
+    announced: usize,
     stopping: Option<Instant>,
     /// How long a graceful stop may take.
     patience: Duration,
@@ -129,29 +131,29 @@ pub fn this_program() -> io::Result<PathBuf> {
 /// Runs the cluster until a stop is requested. `announce` receives the lines for the standard
 /// output.
 pub fn run_supervisor(plan: SupervisorPlan, announce: impl FnMut(&str)) -> Result<(), SupervisorError> {
-    let (events, happened) = mpsc::channel();
-    let asked = events.clone();
-    signals::handle_signals(move || asked.send(SupervisorEvent::Signal).is_ok())?;
-    Supervisor::new(plan, events).run(&happened, announce)
+    let (events, received_events) = mpsc::channel();
+    let signal_events = events.clone();
+    signals::handle_signals(move || signal_events.send(SupervisorEvent::Signal).is_ok())?;
+    Supervisor::new(plan, events).run(&received_events, announce)
 }
 
 impl Supervisor {
     fn new(plan: SupervisorPlan, events: Sender<SupervisorEvent>) -> Supervisor {
         let listens = vec![None; plan.processes];
-        let (children, start, said, stopping) = (Vec::new(), 0, 0, None);
-        Supervisor { plan, events, children, start, listens, said, stopping, patience: STOP_TIMEOUT }
+        let (children, start, announced, stopping) = (Vec::new(), 0, 0, None);
+        Supervisor { plan, events, children, start, listens, announced, stopping, patience: STOP_TIMEOUT }
     }
 
     fn run(
         mut self,
-        happened: &Receiver<SupervisorEvent>,
+        events: &Receiver<SupervisorEvent>,
         mut announce: impl FnMut(&str),
     ) -> Result<(), SupervisorError> {
         let (mut backoff, mut failed_starts) = (FIRST_BACKOFF, 0);
         loop {
             let began = Instant::now();
             self.spawn()?;
-            let (process, status) = match self.watch(happened, &mut announce)? {
+            let (process, status) = match self.watch(events, &mut announce)? {
                 Some(ended) => ended,
                 None => return Ok(()),
             };
@@ -162,13 +164,13 @@ impl Supervisor {
             if status.code() == Some(2) {
                 return Err(SupervisorError::Refused(process));
             }
-            failed_starts = if self.said == self.plan.processes { 0 } else { failed_starts + 1 };
+            failed_starts = if self.announced == self.plan.processes { 0 } else { failed_starts + 1 };
             if failed_starts == MAX_FAILED_STARTS {
                 return Err(SupervisorError::FailedStarts);
             }
             backoff = if began.elapsed() > STABLE_AFTER { FIRST_BACKOFF } else { backoff };
-            tracing::warn!(peer = process, %status, "a process of the cluster has ended: all start again in {} ms", backoff.as_millis());
-            if self.pause(happened, backoff) {
+            tracing::warn!(peer = process, %status, "a process of the cluster has ended: all processes start again in {} ms", backoff.as_millis());
+            if self.pause(events, backoff) {
                 return Ok(());
             }
             backoff = (backoff * 2).min(MAX_BACKOFF);
@@ -177,7 +179,7 @@ impl Supervisor {
 
     fn spawn(&mut self) -> Result<(), SupervisorError> {
         self.start += 1;
-        self.said = 0;
+        self.announced = 0;
         for process in 0..self.plan.processes {
             let listen = self.listen(process);
             let mut child = Command::new(&self.plan.program)
@@ -194,7 +196,7 @@ impl Supervisor {
             let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
                 return Err(SupervisorError::Start(io::ErrorKind::BrokenPipe.into()));
             };
-            tracing::info!(peer = process, pid = child.id(), "started");
+            tracing::info!(peer = process, pid = child.id(), "a process of the cluster was started");
             let (events, start) = (self.events.clone(), self.start);
             thread::Builder::new().name(format!("output {process}")).spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -219,11 +221,11 @@ impl Supervisor {
     /// exited as requested.
     fn watch(
         &mut self,
-        happened: &Receiver<SupervisorEvent>,
+        events: &Receiver<SupervisorEvent>,
         announce: &mut impl FnMut(&str),
     ) -> Result<Option<(usize, ExitStatus)>, SupervisorError> {
         loop {
-            match happened.recv_timeout(POLL_INTERVAL) {
+            match events.recv_timeout(POLL_INTERVAL) {
                 Ok(SupervisorEvent::Line { start, process, line }) if start == self.start => {
                     self.on_line(process, &line, announce)
                 }
@@ -242,10 +244,12 @@ impl Supervisor {
                 child.ended = child.child.try_wait()?;
             }
             let is_stopping = self.stopping.is_some();
-            let bad = self.children.iter().enumerate();
-            let bad = bad.filter_map(|(process, child)| Some((process, child.failed_exit(is_stopping)?)));
+            let failed_children = self.children.iter().enumerate();
+            let failed_children = failed_children
+                .filter_map(|(process, child)| Some((process, child.failed_exit(is_stopping)?)));
             // A killed child is the cause of the other exits.
-            if let Some((process, status)) = bad.min_by_key(|(_, status)| status.code().is_some()) {
+            if let Some((process, status)) = failed_children.min_by_key(|(_, status)| status.code().is_some())
+            {
                 if is_stopping {
                     self.end_all();
                     return Err(SupervisorError::BadEnd(process, status));
@@ -277,8 +281,8 @@ impl Supervisor {
             }
         } else if let Some(url) = line.strip_prefix("listening on ") {
             self.listens[process] = Some(url.to_owned());
-            self.said += 1;
-            if self.said == self.plan.processes {
+            self.announced += 1;
+            if self.announced == self.plan.processes {
                 self.listens.iter().flatten().for_each(|url| announce(&format!("listening on {url}")));
             }
         }
@@ -290,10 +294,10 @@ impl Supervisor {
     }
 
     /// Waits before the next start. Returns true if a stop is requested meanwhile.
-    fn pause(&self, happened: &Receiver<SupervisorEvent>, pause: Duration) -> bool {
+    fn pause(&self, events: &Receiver<SupervisorEvent>, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
-            match happened.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(SupervisorEvent::Signal) => return true,
                 Ok(SupervisorEvent::Line { .. }) => {}
                 Err(_) => return false,
@@ -346,25 +350,25 @@ pub struct SupervisorLink {
 /// input. `stop` is called when the child must stop. Returns none if a stop was requested already.
 pub fn follow_supervisor(
     stop: Arc<dyn Fn() + Send + Sync>,
-    asked: &StopFlag,
+    stop_request: &StopFlag,
 ) -> io::Result<Option<SupervisorLink>> {
     let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     let mut output = io::stdout();
     writeln!(output, "cluster {}", listener.local_addr()?)?;
     output.flush()?;
-    let (say_hosts, hosts) = mpsc::channel();
+    let (hosts_sender, hosts) = mpsc::channel();
     thread::Builder::new().name("supervised".into()).spawn(move || {
         for line in io::stdin().lines().map_while(Result::ok) {
             match line.strip_prefix("hosts ") {
-                Some(hosts) => drop(say_hosts.send(hosts.split(' ').map(str::to_owned).collect())),
+                Some(hosts) => drop(hosts_sender.send(hosts.split(' ').map(str::to_owned).collect())),
                 None if line == "stop" => stop(),
-                None => tracing::warn!("the supervisor says what is not understood: {line:?}"),
+                None => tracing::warn!("the supervisor sent an unknown line: {line:?}"),
             }
         }
-        tracing::error!("the supervisor is gone, or has given this start up: ending");
+        tracing::error!("the supervisor has ended or has cancelled this start: the process ends");
         end_process(ExitReason::Failed);
     })?;
-    while !asked.is_raised() {
+    while !stop_request.is_raised() {
         if let Ok(hosts) = hosts.recv_timeout(POLL_INTERVAL) {
             return Ok(Some(SupervisorLink { listener, hosts }));
         }

@@ -147,12 +147,12 @@ fn peer_lost_during_connect_may_reconnect() {
     let socket = run.call(1, &Purpose::Link).unwrap();
     let twin = run.call(1, &Purpose::Link);
     assert!(
-        matches!(&twin, Err(HandshakeFailure::Taken(why)) if why.contains("another process 1 has come")),
+        matches!(&twin, Err(HandshakeFailure::Taken(why)) if why.contains("another process 1 is connected already")),
         "{twin:?}"
     );
     let early = run.call(1, &data("1-a"));
     assert!(
-        matches!(&early, Err(HandshakeFailure::Broken(why)) if why.contains("another point of its start")),
+        matches!(&early, Err(HandshakeFailure::Broken(why)) if why.contains("another phase of its start")),
         "{early:?}"
     );
     drop(socket);
@@ -194,7 +194,7 @@ fn other_generation_is_refused_by_dataflow_port() {
             }
         };
         assert!(
-            matches!(&stranger, Err(HandshakeFailure::Refused(why)) if why.contains("generation 1-a, this is 2-b")),
+            matches!(&stranger, Err(HandshakeFailure::Refused(why)) if why.contains("generation 1-a, and this one of 2-b")),
             "{stranger:?}"
         );
         all[1].0.connect_workers("2-b").unwrap();
@@ -300,7 +300,7 @@ fn peer_without_heartbeat_is_lost() {
     let _silent = run.call(1, &Purpose::Link).unwrap();
     let (_first, received) = first.cluster();
     let ended = received.ends.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(ended, (1, PeerEnd::Lost("it gives no sign of life".into())));
+    assert_eq!(ended, (1, PeerEnd::Lost("it has sent no heartbeat for too long".into())));
 }
 
 /// A frame that cannot be decoded loses its sender.
@@ -310,5 +310,5 @@ fn message_that_is_not_understood_loses_the_peer() {
     let all = run.meet_all();
     all[1].0.links().send(0, &());
     let (process, end) = all[0].1.ends.recv_timeout(PATIENCE).unwrap();
-    assert!(matches!(&end, PeerEnd::Lost(why) if why.contains("not understood")), "{process} {end:?}");
+    assert!(matches!(&end, PeerEnd::Lost(why) if why.contains("cannot be decoded")), "{process} {end:?}");
 }

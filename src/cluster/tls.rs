@@ -79,7 +79,7 @@ impl PeerTls {
         if identity.check(soon).is_err() {
             let (path, days) = (plan.certificate.display(), EXPIRY_WARNING.as_secs() / 86_400);
             tracing::warn!(
-                "cluster.tls: {path} or the CA expires within {days} days; then no process can join: make new ones"
+                "cluster.tls: {path} or the CA expires within {days} days, and then no process can join: replace them"
             );
         }
         identity.configure().map_err(|error| unusable_file(&plan.certificate, &error))
@@ -107,7 +107,7 @@ impl PeerTls {
 }
 
 fn unusable_file(path: &Path, error: &Error) -> ClusterError {
-    ClusterError::Tls { path: path.to_owned(), problem: format!("{}: make it anew", describe(error)) }
+    ClusterError::Tls { path: path.to_owned(), problem: format!("{}: make a new one", describe(error)) }
 }
 
 impl PeerCertificate {
@@ -135,14 +135,14 @@ impl PeerCertificate {
 
     /// Checks that other processes accept this certificate at the given time, ignoring its names.
     fn check(&self, now: UnixTime) -> Result<(), Error> {
-        let Some((own, intermediates)) = self.chain.split_first() else {
+        let Some((own_certificate, intermediates)) = self.chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };
-        self.client_verifier.verify_client_cert(own, intermediates, now)?;
+        self.client_verifier.verify_client_cert(own_certificate, intermediates, now)?;
         // The certificate's names are the hosts at which others reach this process, so any name
         // will do here.
         let any = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
-        match self.server_verifier.verify_server_cert(own, intermediates, &any, &[], now) {
+        match self.server_verifier.verify_server_cert(own_certificate, intermediates, &any, &[], now) {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(()),
@@ -171,7 +171,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClusterErro
     let all = CertificateDer::pem_file_iter(path).and_then(|all| all.collect::<Result<Vec<_>, _>>());
     let all = all.map_err(|error| unreadable(path, error))?;
     if all.is_empty() {
-        return Err(unreadable(path, "there is no certificate in it"));
+        return Err(unreadable(path, "it holds no certificate"));
     }
     Ok(all)
 }
@@ -186,27 +186,27 @@ fn finish_handshake(
     mut connection: Connection,
     deadline: Instant,
 ) -> Result<TlsStream, TlsFailure> {
-    let broken = |error: io::Error| TlsFailure::Broken(text(&error));
-    let left = || {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(TlsFailure::Broken(handshake_timed_out())) } else { Ok(left) }
+    let io_failure = |error: io::Error| TlsFailure::Broken(text(&error));
+    let time_left = || {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() { Err(TlsFailure::Broken(handshake_timed_out())) } else { Ok(remaining) }
     };
     loop {
         while connection.wants_write() {
-            socket.set_write_timeout(Some(left()?)).map_err(broken)?;
-            connection.write_tls(&mut &socket).map_err(broken)?;
+            socket.set_write_timeout(Some(time_left()?)).map_err(io_failure)?;
+            connection.write_tls(&mut &socket).map_err(io_failure)?;
         }
         if !connection.is_handshaking() {
             return Ok(TlsStream::new(socket, connection));
         }
-        socket.set_read_timeout(Some(left()?)).map_err(broken)?;
+        socket.set_read_timeout(Some(time_left()?)).map_err(io_failure)?;
         match connection.read_tls(&mut &socket) {
             Ok(0) => return Err(closed()),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             // A peer without TLS closes before it has read everything.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(closed()),
-            Err(error) => return Err(broken(error)),
+            Err(error) => return Err(io_failure(error)),
         }
         if let Err(error) = connection.process_new_packets() {
             send_alert(&socket, &mut connection);
@@ -216,7 +216,7 @@ fn finish_handshake(
 }
 
 fn closed() -> TlsFailure {
-    let why = "the connection was closed in the TLS handshake: its log says why; if it has no cluster.tls, give it its own";
+    let why = "the other process closed the connection in the TLS handshake: see its log, and set cluster.tls for all processes";
     TlsFailure::Broken(why.into())
 }
 
@@ -228,8 +228,8 @@ fn send_alert(socket: &TcpStream, connection: &mut Connection) {
     let _ = socket.shutdown(Shutdown::Write);
     let (mut rest, mut read) = ([0; 4096], 0);
     while read < LINGER_BYTES {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+        let remaining = until.saturating_duration_since(Instant::now());
+        if remaining.is_zero() || socket.set_read_timeout(Some(remaining)).is_err() {
             return;
         }
         match io::Read::read(&mut &*socket, &mut rest) {

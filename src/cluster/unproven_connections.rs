@@ -7,8 +7,10 @@
 //! `cluster.connect_time`, soon gets through, in whatever order and however fast strangers connect.
 
 use std::net::{IpAddr, Shutdown, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::random_u64;
 
@@ -46,7 +48,7 @@ impl UnprovenConnection {
     }
 
     fn socket(&self) -> MutexGuard<'_, Option<TcpStream>> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.socket.lock()
     }
 
     fn is_evictable(&self) -> bool {
@@ -77,25 +79,28 @@ pub(super) struct UnprovenConnections(Vec<Arc<UnprovenConnection>>);
 impl UnprovenConnections {
     /// Returns whether another connection may be accepted; if not, closes an unproven one.
     pub fn evict_if_full(&mut self) -> bool {
-        self.0.retain(|guest| guest.socket().is_some());
-        let staying = self.0.iter().filter(|guest| !guest.leaves.load(Ordering::Relaxed)).count();
+        self.0.retain(|connection| connection.socket().is_some());
+        let staying = self.0.iter().filter(|connection| !connection.leaves.load(Ordering::Relaxed)).count();
         if self.0.len() >= MAX_THREADS || staying < MAX_UNPROVEN {
             return self.0.len() < MAX_THREADS;
         }
         let next = self.choose_eviction(random_u64());
-        next.inspect(|guest| guest.evict()).is_some()
+        next.inspect(|connection| connection.evict()).is_some()
     }
 
-    pub fn add(&mut self, guest: Arc<UnprovenConnection>) {
-        self.0.push(guest);
+    pub fn add(&mut self, connection: Arc<UnprovenConnection>) {
+        self.0.push(connection);
     }
 
     /// A random connection of the network that has the most.
     fn choose_eviction(&self, random: u64) -> Option<&UnprovenConnection> {
-        let strangers: Vec<&UnprovenConnection> =
-            self.0.iter().map(AsRef::as_ref).filter(|guest| guest.is_evictable()).collect();
-        let of = |network: u128| strangers.iter().filter(move |guest| guest.network == network);
-        let most = strangers.iter().map(|guest| guest.network).max_by_key(|network| of(*network).count())?;
+        let evictable: Vec<&UnprovenConnection> =
+            self.0.iter().map(AsRef::as_ref).filter(|connection| connection.is_evictable()).collect();
+        let of = |network: u128| evictable.iter().filter(move |connection| connection.network == network);
+        let most = evictable
+            .iter()
+            .map(|connection| connection.network)
+            .max_by_key(|network| of(*network).count())?;
         let count = of(most).count() as u64;
         of(most).nth((random % count) as usize).copied()
     }

@@ -40,9 +40,9 @@ impl RunningDigest {
 
     /// Hashes the bytes behind the first `kept` before they are dropped; all are of one record,
     /// which ends later.
-    pub(super) fn drop_after(&mut self, filled: &[u8], kept: usize) {
+    pub(super) fn drop_after(&mut self, filled: &[u8], retained_bytes: usize) {
         self.hash_until(filled, filled.len());
-        self.hashed = kept;
+        self.hashed = retained_bytes;
     }
 
     fn hash_until(&mut self, buffer: &[u8], until: usize) {

@@ -17,8 +17,9 @@ pub(super) fn map_columns<'a>(
     names: impl Iterator<Item = &'a str> + Clone,
     options: &ReadOptions,
 ) -> Result<Vec<Option<Field>>, DecodeError> {
-    let (settings, given) = (&options.settings, &options.record.columns);
-    let columns: Vec<Option<Field>> = names.clone().map(|name| given.header_column(name, settings)).collect();
+    let (settings, column_names) = (&options.settings, &options.record.columns);
+    let columns: Vec<Option<Field>> =
+        names.clone().map(|name| column_names.header_column(name, settings)).collect();
     let of_file = || {
         let shown = names.clone().take(MAX_SHOWN_COLUMNS).map(quoted_excerpt).collect::<Vec<_>>().join(", ");
         match columns.len().checked_sub(MAX_SHOWN_COLUMNS) {
@@ -27,7 +28,7 @@ pub(super) fn map_columns<'a>(
         }
     };
     let count = |field: Field| columns.iter().filter(|&&column| column == Some(field)).count();
-    for (name, field) in given.explicit_names() {
+    for (name, field) in column_names.explicit_names() {
         if count(field) == 0 {
             let (name, column) = (quoted_excerpt(name), field.name(settings));
             return Err(DecodeError::MissingNamedColumn { name, column, columns: of_file() });
@@ -35,7 +36,7 @@ pub(super) fn map_columns<'a>(
     }
     for field in Field::ALL {
         let column = field.name(settings);
-        let is_required = field.is_required() && !(field == Field::City && given.city().is_some());
+        let is_required = field.is_required() && !(field == Field::City && column_names.city().is_some());
         match count(field) {
             0 if is_required => return Err(DecodeError::MissingColumn { column, columns: of_file() }),
             0 | 1 => {}

@@ -65,7 +65,7 @@ pub(super) fn may_be_foreign(first: &[u8]) -> bool {
             first.len() < 2
                 || MAGIC_THAT_ARE_WORDS
                     .iter()
-                    .any(|word| first.starts_with(word) && first.len() < word.len() + 1)
+                    .any(|keyword| first.starts_with(keyword) && first.len() < keyword.len() + 1)
         }
 }
 
@@ -96,7 +96,7 @@ const TEXT_SAMPLE_BYTES: usize = 64;
 /// nor text.
 pub(super) fn detect_stream_compression(
     mut reader: Box<dyn Read + Send>,
-    said: Compression,
+    declared: Compression,
 ) -> io::Result<(Compression, Box<dyn Read + Send>)> {
     let mut first = Vec::with_capacity(TEXT_SAMPLE_BYTES);
     fill_until(&mut *reader, &mut first, 4)?;
@@ -104,10 +104,10 @@ pub(super) fn detect_stream_compression(
         [0x1f, 0x8b, 8, ..] => Compression::Gzip,
         // A frame, or a skippable frame.
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
-        _ if said == Compression::None => said,
+        _ if declared == Compression::None => declared,
         _ => {
             fill_until(&mut *reader, &mut first, TEXT_SAMPLE_BYTES)?;
-            if is_text(&first) { Compression::None } else { said }
+            if is_text(&first) { Compression::None } else { declared }
         }
     };
     Ok((compression, Box::new(io::Cursor::new(first).chain(reader))))

@@ -96,9 +96,9 @@ impl RecordLines {
         self.lines = 1;
         self.start = self.next;
         loop {
-            let found = memchr(b'\n', &self.buffer[self.start..self.filled]);
-            if found.is_some() || self.has_ended {
-                self.set_end(self.start, found);
+            let line_end = memchr(b'\n', &self.buffer[self.start..self.filled]);
+            if line_end.is_some() || self.has_ended {
+                self.set_end(self.start, line_end);
                 return Ok(());
             }
             if self.filled - self.start > MAX_RECORD_BYTES + 1 {
@@ -160,8 +160,8 @@ impl RecordLines {
             self.lines = 1;
             self.start = self.next;
             let mut searched = self.start;
-            let mut found = memchr(b'\n', &self.buffer[searched..self.filled]);
-            while found.is_none() {
+            let mut line_end = memchr(b'\n', &self.buffer[searched..self.filled]);
+            while line_end.is_none() {
                 if self.has_ended {
                     if self.start == self.filled {
                         self.end = self.start;
@@ -177,9 +177,9 @@ impl RecordLines {
                 let unfinished = self.filled - self.start;
                 self.fill_buffer()?;
                 searched = self.start + unfinished;
-                found = memchr(b'\n', &self.buffer[searched..self.filled]);
+                line_end = memchr(b'\n', &self.buffer[searched..self.filled]);
             }
-            self.set_end(searched, found);
+            self.set_end(searched, line_end);
             match self.end - self.start {
                 0 => {}
                 length if length > MAX_RECORD_BYTES => {
@@ -200,10 +200,10 @@ impl RecordLines {
         }
         let length = self.next - self.start;
         let mut searched = length;
-        let found = loop {
-            let found = memchr(b'\n', &self.buffer[self.start + searched..self.filled]);
-            if found.is_some() || self.has_ended {
-                break found;
+        let line_end = loop {
+            let line_end = memchr(b'\n', &self.buffer[self.start + searched..self.filled]);
+            if line_end.is_some() || self.has_ended {
+                break line_end;
             }
             searched = self.filled - self.start;
             if searched > MAX_RECORD_BYTES + 1 {
@@ -211,11 +211,11 @@ impl RecordLines {
             }
             self.fill_buffer()?;
         };
-        if found.is_none() && self.start + length == self.filled {
+        if line_end.is_none() && self.start + length == self.filled {
             return Ok(false);
         }
         let before = self.record_end();
-        self.set_end(self.start + searched, found);
+        self.set_end(self.start + searched, line_end);
         if self.end - self.start > MAX_RECORD_BYTES {
             self.restore_record_end(before);
             return Ok(false);
@@ -234,9 +234,9 @@ impl RecordLines {
         (self.end, self.next, self.lines) = (self.start + end, self.start + next, lines);
     }
 
-    fn set_end(&mut self, searched: usize, found: Option<usize>) {
-        let end = found.map_or(self.filled, |at| searched + at);
-        self.next = found.map_or(self.filled, |_| end + 1);
+    fn set_end(&mut self, searched: usize, line_end: Option<usize>) {
+        let end = line_end.map_or(self.filled, |at| searched + at);
+        self.next = line_end.map_or(self.filled, |_| end + 1);
         self.end = end - usize::from(end > self.start && self.buffer[end - 1] == b'\r');
     }
 
@@ -245,7 +245,7 @@ impl RecordLines {
         self.move_to_front();
         // Two bytes more than the limit are kept, so that the line is still too long when it is
         // scanned again.
-        let kept = MAX_RECORD_BYTES + 2;
+        let retained_bytes = MAX_RECORD_BYTES + 2;
         self.end = MAX_RECORD_BYTES;
         let mut searched = self.end;
         loop {
@@ -260,10 +260,10 @@ impl RecordLines {
                 }
                 None => {
                     if let Some(digest) = &mut self.digest {
-                        digest.drop_after(&self.buffer[..self.filled], kept);
+                        digest.drop_after(&self.buffer[..self.filled], retained_bytes);
                     }
-                    self.filled = kept;
-                    searched = kept;
+                    self.filled = retained_bytes;
+                    searched = retained_bytes;
                     self.fill_buffer()?;
                 }
             }

@@ -32,7 +32,7 @@ pub fn unknown_field_names() -> Vec<String> {
 /// The unknown fields of one decoder.
 #[derive(Debug, Default)]
 pub(super) struct UnknownFields {
-    known: Vec<Box<str>>,
+    names: Vec<Box<str>>,
 }
 
 impl UnknownFields {
@@ -40,12 +40,14 @@ impl UnknownFields {
     #[inline]
     pub(super) fn count_and_log(&mut self, name: &str) {
         UNKNOWN_FIELD_COUNT.fetch_add(1, Ordering::Relaxed);
-        if IS_NAME_LIST_FULL.load(Ordering::Relaxed) || self.known.iter().any(|known| **known == *name) {
+        if IS_NAME_LIST_FULL.load(Ordering::Relaxed)
+            || self.names.iter().any(|known_name| **known_name == *name)
+        {
             return;
         }
         log_new_name(name);
-        if self.known.len() < MAX_NAMES_PER_DECODER {
-            self.known.push(name.into());
+        if self.names.len() < MAX_NAMES_PER_DECODER {
+            self.names.push(name.into());
         }
     }
 
@@ -143,7 +145,7 @@ mod tests {
         let mut fields = UnknownFields::default();
         (0..10 * MAX_REMEMBERED_NAMES).for_each(|n| fields.count_and_log(&format!("other field {n}")));
         assert!(
-            fields.known.len() <= MAX_NAMES_PER_DECODER
+            fields.names.len() <= MAX_NAMES_PER_DECODER
                 && unknown_field_names().len() <= MAX_REMEMBERED_NAMES
         );
     }

@@ -102,7 +102,7 @@ pub fn build_plan(keys: &mut ConfigReader) -> (Option<ServicePlan>, LoggingPlan)
 fn check_forwarded_bodies(keys: &mut ConfigReader, limits: &ServeLimits) {
     if limits.body_bytes > MAX_FORWARDED_BYTES {
         let problem = format!(
-            "is more than {} MiB, the most that a process of a cluster forwards to process 0 at once: lower it",
+            "is more than {} MiB, the greatest body that a process of a cluster can forward to process 0: lower it",
             MAX_FORWARDED_BYTES >> 20
         );
         keys.add_error("serve.limits.body_bytes", problem);
@@ -112,12 +112,12 @@ fn check_forwarded_bodies(keys: &mut ConfigReader, limits: &ServeLimits) {
 /// `is_fenced` means that a takeover can stop the previous generation from writing.
 fn check_cluster(keys: &mut ConfigReader, cluster: &ClusterConfig, workers: usize, is_fenced: bool) {
     if cluster.start_mode != StartMode::Claim && !is_fenced {
-        let problem = "needs a sink with delivery = \"exactly_once\": nothing would keep the generation that is taken over from writing on";
+        let problem = "needs a sink with delivery = \"exactly_once\": otherwise the earlier generation could not be stopped from writing";
         keys.add_error("cluster.start", problem);
     }
     if workers * cluster.processes > STATE_SHARDS as usize && keys.is_valid("workers") {
         let problem = format!(
-            "{workers} in each of {} processes are more than {STATE_SHARDS} in all, over which cities are spread: take fewer",
+            "{workers} in each of {} processes are more than {STATE_SHARDS} in all, the greatest number: set fewer",
             cluster.processes
         );
         keys.add_error("workers", problem);
@@ -152,7 +152,7 @@ fn read_log_plan(keys: &mut ConfigReader) -> LoggingPlan {
     let filter = keys.read_text("log.level");
     if let Err(error) = EnvFilter::builder().parse(&filter) {
         let problem =
-            format!("{filter:?} is not a filter ({error}): write info, or info,swelter::serve=debug");
+            format!("{filter:?} is not a log filter ({error}): write info, or info,swelter::serve=debug");
         keys.add_error("log.level", problem);
     }
     LoggingPlan { format, filter }
@@ -170,9 +170,9 @@ fn read_retention(keys: &mut ConfigReader) -> Retention {
 
 fn read_checkpoints(keys: &mut ConfigReader, data_dir: &Path) -> Option<CheckpointPlan> {
     let location = match keys.read_optional_text("checkpoints.url").map(|url| url.parse()).transpose() {
-        Ok(place) => place,
+        Ok(parsed) => parsed,
         Err(problem) => {
-            keys.add_error("checkpoints.url", format!("is no place for checkpoints: {problem}"));
+            keys.add_error("checkpoints.url", format!("is not a location for checkpoints: {problem}"));
             None
         }
     };
@@ -201,7 +201,10 @@ fn read_dead_letter_limits(keys: &mut ConfigReader) -> DeadLetterLimits {
         client_bytes: keys.read_bytes("dead_letters.client_bytes", "64 KiB", "1 PiB"),
     };
     if limits.limit_bytes < 4 * limits.file_bytes && keys.is_valid(file) && keys.is_valid(limit) {
-        keys.add_error(limit, format!("is less than 4 times {file}: whole files are kept and removed"));
+        keys.add_error(
+            limit,
+            format!("is less than 4 times {file}: raise it, because only whole files are removed"),
+        );
     }
     limits
 }
@@ -221,16 +224,18 @@ fn read_ingest(keys: &mut ConfigReader, sources: &[SourcePlan], lateness: Millis
 
 fn read_ingest_into(keys: &mut ConfigReader, sources: &[SourcePlan]) -> Option<String> {
     let key = "ingest.into";
-    let given = keys.read_optional_text(key);
+    let source_name = keys.read_optional_text(key);
     let topics = sources.iter().filter(|source| matches!(source.kind, SourceKind::Kafka(_)));
     let mut names = topics.map(|source| source.name.clone());
-    let Some(given) = given else { return names.next() };
+    let Some(source_name) = source_name else { return names.next() };
     let all_are_known = keys.list_items("sources").len() == sources.len();
-    if all_are_known && !names.any(|name| name == given) {
-        let problem = format!("{given:?} is not the name of a Kafka source: empty means the first one");
+    if all_are_known && !names.any(|name| name == source_name) {
+        let problem = format!(
+            "{source_name:?} is not the name of a Kafka source: name one, or leave it empty for the first one"
+        );
         keys.add_error(key, problem);
     }
-    Some(given)
+    Some(source_name)
 }
 
 fn read_serve(keys: &mut ConfigReader) -> ServePlan {
@@ -271,13 +276,13 @@ fn read_serve_tls(keys: &mut ConfigReader) -> Option<TlsPlan> {
         (Some(certificate), Some(key)) => Some(TlsPlan { certificate, key }),
         (None, None) => None,
         (Some(_), None) => {
-            keys.add_error("serve.tls.key", "is empty, but there is a certificate: name its key file too");
+            keys.add_error("serve.tls.key", "is empty, but a certificate is set: name its key file too");
             None
         }
         (None, Some(_)) => {
             keys.add_error(
                 "serve.tls.certificate",
-                "is empty, but there is a key: name its certificate file too",
+                "is empty, but a key is set: name its certificate file too",
             );
             None
         }
@@ -288,7 +293,7 @@ fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
     let file =
         keys.read_optional_text("serve.tokens_file").map(|path| tokens::tokens_from_file(Path::new(&path)));
     let variable = keys.take_tokens().map(|text| tokens::tokens_from_variable(&text));
-    let given: Vec<&str> =
+    let origins: Vec<&str> =
         [file.is_some().then_some("serve.tokens_file"), variable.is_some().then_some("SWELTER_TOKENS")]
             .into_iter()
             .flatten()
@@ -297,10 +302,10 @@ fn read_tokens(keys: &mut ConfigReader) -> Vec<Token> {
     for (key, tokens) in [("serve.tokens_file", file), ("SWELTER_TOKENS", variable)] {
         match tokens.unwrap_or_else(|| Ok(Vec::new())) {
             Ok(tokens) if tokens.iter().any(|token| all.iter().any(|other| other.secret == token.secret)) => {
-                keys.add_error(key, "holds a token that serve.tokens_file has as well: give its scopes once");
+                keys.add_error(key, "holds a token that serve.tokens_file has as well: list it once");
             }
-            Ok(tokens) if tokens.is_empty() && given.contains(&key) => {
-                keys.add_error(key, "holds no token, and without any everybody may do everything: add one, or remove the setting");
+            Ok(tokens) if tokens.is_empty() && origins.contains(&key) => {
+                keys.add_error(key, "holds no token, and without tokens everybody may do everything: add one, or remove the setting");
             }
             Ok(tokens) => all.extend(tokens),
             Err(problems) => problems.into_iter().for_each(|problem| keys.add_error(key, problem)),
@@ -336,11 +341,14 @@ fn read_serve_limits(keys: &mut ConfigReader) -> ServeLimits {
     };
     let (body, bodies) = ("serve.limits.body_bytes", "serve.limits.bodies_bytes");
     if limits.bodies_bytes < limits.body_bytes && keys.is_valid(body) && keys.is_valid(bodies) {
-        keys.add_error(bodies, format!("is less than {body}: no body of that size would ever be taken"));
+        keys.add_error(
+            bodies,
+            format!("is less than {body}: raise it, or no body of that size would ever be accepted"),
+        );
     }
     let (cities, window) = ("serve.limits.cities", "serve.limits.window_cities");
     if limits.window_cities > limits.cities && keys.is_valid(cities) && keys.is_valid(window) {
-        keys.add_error(window, format!("is more than {cities}, which limits all subscriptions"));
+        keys.add_error(window, format!("is more than {cities}, the limit of all subscriptions: lower it"));
     }
     limits
 }

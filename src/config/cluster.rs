@@ -15,9 +15,12 @@ const MAX_HOSTS_BYTES: u64 = 64 * 1024;
 pub(super) fn read_cluster(keys: &mut ConfigReader) -> ClusterConfig {
     let processes: usize = keys.read_integer("cluster.processes", 1..=MAX_PROCESSES);
     let key = "cluster.process";
-    let given = Some(keys.read_scalar(key)).filter(|given| !given.is_empty());
-    let process = given.as_ref().and_then(|given| given.parse().ok()).filter(|process| *process < processes);
-    if given.is_some() && process.is_none() && keys.is_valid("cluster.processes") {
+    let process_text = Some(keys.read_scalar(key)).filter(|process_text| !process_text.is_empty());
+    let process = process_text
+        .as_ref()
+        .and_then(|process_text| process_text.parse().ok())
+        .filter(|process| *process < processes);
+    if process_text.is_some() && process.is_none() && keys.is_valid("cluster.processes") {
         keys.add_error(key, format!("is not one of {processes} processes: they are counted from 0"));
     }
     let hosts = keys.read_optional_text("cluster.hosts").map(PathBuf::from);
@@ -57,17 +60,17 @@ fn read_cluster_secret(keys: &mut ConfigReader, spans_hosts: bool) -> Option<Str
         Some(ClusterSecretKind::Mistyped) => {
             keys.add_error(
                 key,
-                "is not as `swelter cluster secret` has printed it: some of it is missing or changed",
+                "differs from what `swelter cluster secret` prints: part of it is missing or changed; copy it again",
             );
         }
         Some(ClusterSecretKind::Chosen) if spans_hosts => keys.add_error(
             key,
-            format!("was chosen by somebody and can be guessed, and cluster.hosts are not all on this host: {SECRET_HINT}"),
+            format!("was not made by `swelter cluster secret`, so it may be guessed, and cluster.hosts are not all on this host: {SECRET_HINT}"),
         ),
         None if spans_hosts => keys.add_error(
             key,
             format!(
-                "is empty, and cluster.hosts are not all on this host, so that everybody who reaches them could join: {SECRET_HINT}"
+                "is empty, and cluster.hosts are not all on this host, so any process that reaches them could join: {SECRET_HINT}"
             ),
         ),
         Some(ClusterSecretKind::Chosen | ClusterSecretKind::Generated) | None => {}
@@ -84,10 +87,13 @@ fn read_cluster_tls(keys: &mut ConfigReader) -> Option<ClusterTlsPlan> {
         }
         path
     });
-    let given = names.iter().zip(&paths).find(|(_, path)| path.is_some()).map(|(name, _)| *name);
+    let configured = names.iter().zip(&paths).find(|(_, path)| path.is_some()).map(|(name, _)| *name);
     for (name, _) in names.iter().zip(&paths).filter(|(_, path)| path.is_none()) {
-        if let Some(given) = given {
-            keys.add_error(name, format!("is empty, but {given} is given: name all three files, or none"));
+        if let Some(configured) = configured {
+            keys.add_error(
+                name,
+                format!("is empty, but {configured} is given: name all three files, or none"),
+            );
         }
     }
     match paths {
@@ -116,8 +122,8 @@ fn read_hosts(path: &Path, processes: usize) -> Result<Vec<String>, String> {
     let is_address = |host: &String| {
         host.rsplit_once(':').is_some_and(|(name, port)| !name.is_empty() && port.parse::<u16>().is_ok())
     };
-    if let Some(wrong) = hosts.iter().find(|host| !is_address(host)) {
-        return Err(format!("{} holds {wrong:?}: write host:port on each line", path.display()));
+    if let Some(invalid) = hosts.iter().find(|host| !is_address(host)) {
+        return Err(format!("{} holds {invalid:?}: write host:port on each line", path.display()));
     }
     if hosts.len() < processes {
         let path = path.display();
@@ -133,8 +139,7 @@ fn read_hosts(path: &Path, processes: usize) -> Result<Vec<String>, String> {
 pub(super) fn cluster_warnings(plan: &ServicePlan) -> Option<String> {
     let is_open = plan.cluster.spans_hosts && plan.cluster.tls.is_none();
     is_open.then(|| {
-        "cluster.hosts are not all on this host and there is no cluster.tls: what the processes send each other can be read \
-         and changed on its way, unless the network is a private one such as WireGuard's; see docs/cluster.md"
+        "cluster.hosts are not all on this host and cluster.tls is not set: others on the network can read and change the traffic between the processes, unless it is encrypted as by WireGuard; see docs/cluster.md"
             .to_owned()
     })
 }

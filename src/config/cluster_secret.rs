@@ -30,7 +30,9 @@ pub enum ClusterSecretKind {
 /// If the system provides no random numbers.
 pub fn make_cluster_secret() -> Result<String, String> {
     let mut bytes = [0u8; RANDOM_BYTES];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| "the operating system gives no random numbers".to_owned())?;
     Ok(encode_secret(&bytes))
 }
 

@@ -154,11 +154,11 @@ impl ConfigReader {
     /// Reads a text with `parse`, which returns the value or the text of what is expected.
     pub fn read_parsed<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.read_value(key, |value| {
-            let given = match value {
+            let text = match value {
                 ConfigValue::Time(time) => time,
                 value => expect_text(value, "a text")?,
             };
-            Ok((parse(given)?, quoted(given)))
+            Ok((parse(text)?, quoted(text)))
         })
     }
 
@@ -253,8 +253,8 @@ impl ConfigReader {
                     .collect(),
                 _ => return Err("a text or a list of texts".into()),
             };
-            let shown: Vec<String> = items.iter().map(|item| quoted(item)).collect();
-            Ok((items, format!("[{}]", shown.join(", "))))
+            let items_text: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+            Ok((items, format!("[{}]", items_text.join(", "))))
         });
         read.unwrap_or_default()
     }
@@ -269,8 +269,8 @@ impl ConfigReader {
 
     pub fn read_one_of(&mut self, key: &str, names: &[&str]) -> Option<String> {
         self.read_value(key, |value| {
-            let given = expect_text(value, "a text").unwrap_or_default().trim();
-            let name = names.iter().find(|name| **name == given).ok_or_else(|| join_names(names))?;
+            let text = expect_text(value, "a text").unwrap_or_default().trim();
+            let name = names.iter().find(|name| **name == text).ok_or_else(|| join_names(names))?;
             Ok(((*name).to_owned(), quoted(name)))
         })
     }
@@ -290,19 +290,19 @@ impl ConfigReader {
 
     /// Returns all settings, if there is no error and no key is left unread.
     pub fn finish(mut self) -> Result<BTreeMap<String, Setting>, Vec<ConfigError>> {
-        let known: Vec<&str> = self.settings.keys().map(String::as_str).collect();
+        let keys: Vec<&str> = self.settings.keys().map(String::as_str).collect();
         let values = self.layers.values.iter().map(|(key, entry)| (key, &entry.origin));
         let tables = self.layers.tables.iter().filter(|(table, _)| {
             let prefix = format!("{table}.");
             let below = |key: &String| key.starts_with(&prefix);
-            !known.iter().any(|key| key.starts_with(&prefix)) && !self.layers.values.keys().any(below)
+            !keys.iter().any(|key| key.starts_with(&prefix)) && !self.layers.values.keys().any(below)
         });
         for (key, origin) in values.chain(tables) {
             if !self.settings.contains_key(key) && self.is_parent_valid(key) {
-                let is_table = known.iter().any(|other| other.starts_with(&format!("{key}.")));
+                let is_table = keys.iter().any(|other| other.starts_with(&format!("{key}.")));
                 let problem = match origin {
-                    ValueOrigin::Variable(_) if !is_table => suggest::unknown_variable_text(key, &known),
-                    _ => suggest::unknown_key_text(key, &known),
+                    ValueOrigin::Variable(_) if !is_table => suggest::unknown_variable_text(key, &keys),
+                    _ => suggest::unknown_key_text(key, &keys),
                 };
                 self.errors.push(ConfigError {
                     key: Some(key.clone()),

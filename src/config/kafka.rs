@@ -83,14 +83,14 @@ pub fn read_kafka_source(
 ) -> Option<KafkaSourcePlan> {
     let key = |name: &str| format!("{at}.{name}");
     let topic = read_topic(keys, &key("topic"), MAX_SOURCE_TOPIC_BYTES);
-    let shown = topic.as_deref().unwrap_or("topic");
+    let topic_name = topic.as_deref().unwrap_or("topic");
     for (name, value) in [
         ("format", "json"),
         ("start", "earliest"),
         ("schema_file", ""),
         ("partitioner", "murmur2_random"),
-        ("progress_topic", &format!("{shown}.progress")),
-        ("group", &format!("swelter-{shown}")),
+        ("progress_topic", &format!("{topic_name}.progress")),
+        ("group", &format!("swelter-{topic_name}")),
         ("retry_after", ""),
     ] {
         keys.set_default(&key(name), ConfigValue::Text(value.into()));
@@ -151,19 +151,19 @@ pub fn read_kafka_sink(keys: &mut ConfigReader, at: &str, topics: &mut TopicUses
     let transaction_timeout = keys.read_wall_duration(&timeout, "1s", "15m");
     if transaction_timeout < 10 * commit_interval && keys.is_valid(&interval) && keys.is_valid(&timeout) {
         let problem =
-            "is less than ten times commit_interval: transactions that are only slow would be given up";
+            "is less than ten times commit_interval: raise it, or brokers would abort slow transactions";
         keys.add_error(&timeout, problem);
     }
     let (cluster, progress_topic, delivery) = (cluster?, progress_topic?, delivery?);
-    let outlet =
+    let sink =
         KafkaOutputPlan { cluster, progress_topic, delivery, shards, commit_interval, transaction_timeout };
     let topic = topic?;
-    topics.use_topic(keys, &outlet.cluster, &topic, &key("topic"));
+    topics.use_topic(keys, &sink.cluster, &topic, &key("topic"));
     if let Some(current_topic) = &current_topic {
-        topics.use_topic(keys, &outlet.cluster, current_topic, &current);
+        topics.use_topic(keys, &sink.cluster, current_topic, &current);
     }
-    topics.use_progress_topic(keys, &outlet.cluster, &outlet.progress_topic, &key("progress_topic"));
-    Some(KafkaSinkPlan { output: outlet, topic, current_topic, format: format?, create_topics })
+    topics.use_progress_topic(keys, &sink.cluster, &sink.progress_topic, &key("progress_topic"));
+    Some(KafkaSinkPlan { output: sink, topic, current_topic, format: format?, create_topics })
 }
 
 fn read_topic(keys: &mut ConfigReader, key: &str, most: usize) -> Option<String> {
@@ -240,8 +240,9 @@ pub(super) fn read_retry_after(keys: &mut ConfigReader, key: &str, lateness: Mil
     keys.read_optional_text(key)?;
     let after = keys.read_duration(key, "1s", "366d");
     if after >= lateness && keys.is_valid(key) && keys.is_valid("results.lateness") {
-        let problem =
-            format!("is not less than results.lateness, {lateness}: what is sent again would be too late");
+        let problem = format!(
+            "is not less than results.lateness, {lateness}: lower it, or retried readings would be too late"
+        );
         keys.add_error(key, problem);
     }
     Some(after)
@@ -273,7 +274,7 @@ fn read_record_format(keys: &mut ConfigReader, at: &str) -> Option<RecordFormat>
         (true, None, None) => {
             if keys.is_valid(&format!("{at}.schema_registry")) {
                 let problem =
-                    "is avro, which needs schemas: write schema_registry with a URL, or schema_file";
+                    "is avro, which needs a schema: write schema_registry with a URL, or schema_file";
                 keys.add_error(&format, problem);
             }
             None
@@ -319,7 +320,7 @@ fn read_registry(keys: &mut ConfigReader, at: &str) -> Option<RegistryPlan> {
         keys.add_error(&user, "is not a user and a password with a colon between them");
     }
     if split.is_some() && urls.is_empty() {
-        keys.add_error(&user, "is of no registry: write schema_registry as well");
+        keys.add_error(&user, "is set without a registry: write schema_registry as well");
     }
     let user = split.flatten().map(|(name, password)| (name.to_owned(), password.to_owned()));
     (!urls.is_empty() && keys.is_valid(&registry)).then_some(RegistryPlan { urls, user })
@@ -359,7 +360,10 @@ pub fn kafka_warnings(plan: &ServicePlan) -> Vec<String> {
             && !cluster.brokers.split(',').all(is_loopback)
     };
     let cluster = clusters.iter().find(is_open).map(|cluster| {
-        format!("the way to {} is not encrypted: write \"security.protocol\" = \"SASL_SSL\"", cluster.brokers)
+        format!(
+            "the password is sent to {} without encryption: write \"security.protocol\" = \"SASL_SSL\"",
+            cluster.brokers
+        )
     });
     let is_open = |url: &&&String| url.strip_prefix("http://").is_some_and(|host| !is_loopback(host));
     let registry = registries.iter().find(is_open);

@@ -180,7 +180,7 @@ impl MergedLayers {
         &mut self,
         key: String,
         value: &DeValue<'_>,
-        here: ValueOrigin,
+        origin: ValueOrigin,
         at: &dyn Fn(usize) -> ValueOrigin,
     ) {
         if let DeValue::Table(table) = value {
@@ -188,9 +188,9 @@ impl MergedLayers {
                 let key = format!("{key}.{}", key_segment(name.get_ref()));
                 self.add_value(key, value.get_ref(), at(name.span().start), at);
             }
-            self.tables.insert(key, here);
+            self.tables.insert(key, origin);
         } else {
-            self.values.insert(key, LayerEntry { value: to_config_value(value), origin: here });
+            self.values.insert(key, LayerEntry { value: to_config_value(value), origin });
         }
     }
 
@@ -198,21 +198,21 @@ impl MergedLayers {
         &mut self,
         list: &'static str,
         value: &DeValue<'_>,
-        here: ValueOrigin,
+        origin: ValueOrigin,
         at: &dyn Fn(usize) -> ValueOrigin,
     ) {
         let DeValue::Array(items) = value else {
             let problem = format!("is a list of tables: write [[{list}]] above the keys of each");
-            return self.errors.push(ConfigError { key: Some(list.into()), origin: Some(here), problem });
+            return self.errors.push(ConfigError { key: Some(list.into()), origin: Some(origin), problem });
         };
         for (i, item) in items.iter().enumerate() {
-            let here = at(item.span().start);
+            let origin = at(item.span().start);
             match item.get_ref() {
-                DeValue::Table(table) => self.add_item(list, i + 1, table, here, at),
+                DeValue::Table(table) => self.add_item(list, i + 1, table, origin, at),
                 _ => {
                     let problem =
-                        format!("holds something that is no table: write [[{list}]] and keys below");
-                    self.errors.push(ConfigError { key: Some(list.into()), origin: Some(here), problem });
+                        format!("holds a value that is not a table: write [[{list}]] and keys below");
+                    self.errors.push(ConfigError { key: Some(list.into()), origin: Some(origin), problem });
                 }
             }
         }
@@ -223,7 +223,7 @@ impl MergedLayers {
         list: &'static str,
         number: usize,
         table: &DeTable<'_>,
-        here: ValueOrigin,
+        origin: ValueOrigin,
         at: &dyn Fn(usize) -> ValueOrigin,
     ) {
         let text = |key: &str| table.get(key).and_then(|value| value.get_ref().as_str()).map(str::to_owned);
@@ -232,19 +232,19 @@ impl MergedLayers {
         let name = text("name").or_else(topic).or_else(|| text("type")).unwrap_or_else(|| number.to_string());
         let key = format!("{list}.{}", key_segment(&name));
         if self.tables.contains_key(&key) {
-            let problem = "is there twice: give one another name, as in name = \"second\"".into();
-            return self.errors.push(ConfigError { key: Some(key), origin: Some(here), problem });
+            let problem = "is used twice: give one another name, as in name = \"second\"".into();
+            return self.errors.push(ConfigError { key: Some(key), origin: Some(origin), problem });
         }
         for (name, value) in table {
-            let (name, here) = (name.get_ref(), at(name.span().start));
+            let (name, origin) = (name.get_ref(), at(name.span().start));
             match value.get_ref() {
                 DeValue::Table(properties) if name == PROPERTIES_TABLE => {
                     self.add_properties(&key, "", properties, at)
                 }
-                value => self.add_value(format!("{key}.{}", key_segment(name)), value, here, at),
+                value => self.add_value(format!("{key}.{}", key_segment(name)), value, origin, at),
             }
         }
-        self.tables.insert(key.clone(), here);
+        self.tables.insert(key.clone(), origin);
         self.items.push(TableItem { list, name, key });
     }
 
@@ -257,12 +257,12 @@ impl MergedLayers {
         at: &dyn Fn(usize) -> ValueOrigin,
     ) {
         for (name, value) in table {
-            let (full, here) = (format!("{above}{}", name.get_ref()), at(name.span().start));
+            let (full, origin) = (format!("{above}{}", name.get_ref()), at(name.span().start));
             match value.get_ref() {
                 DeValue::Table(table) => self.add_properties(item, &format!("{full}."), table, at),
                 value => {
                     let value = to_config_value(value);
-                    self.values.insert(property_key(item, &full), LayerEntry { value, origin: here });
+                    self.values.insert(property_key(item, &full), LayerEntry { value, origin });
                 }
             }
         }
@@ -276,7 +276,7 @@ impl MergedLayers {
             VariableOwner::OtherProgram => return,
             VariableOwner::Unknown => {
                 return self.warnings.push(format!(
-                    "{name} is not a variable of swelter, and changes nothing: a key of --print-config is written as in SWELTER_SERVE__LISTEN"
+                    "{name} is not a variable of swelter and is ignored: variables are named after the keys of --print-config, as in SWELTER_SERVE__LISTEN"
                 ));
             }
         }
@@ -339,8 +339,9 @@ impl MergedLayers {
     /// exist.
     fn find_or_add_item(&mut self, list: &'static str, name: &str, origin: &ValueOrigin) -> String {
         let spelled = |name: &str| name.to_ascii_lowercase().replace(['-', '.'], "_");
-        let known = self.items.iter().find(|item| item.list == list && spelled(&item.name) == spelled(name));
-        if let Some(item) = known {
+        let existing =
+            self.items.iter().find(|item| item.list == list && spelled(&item.name) == spelled(name));
+        if let Some(item) = existing {
             return item.key.clone();
         }
         let key = format!("{list}.{}", key_segment(name));
@@ -371,14 +372,14 @@ fn to_config_value(value: &DeValue<'_>) -> ConfigValue {
         DeValue::Float(number) => number
             .as_str()
             .parse()
-            .map_or(ConfigValue::Other("a number that is not one"), ConfigValue::Decimal),
+            .map_or(ConfigValue::Other("a number in an unknown notation"), ConfigValue::Decimal),
         DeValue::Boolean(value) => ConfigValue::Bool(*value),
         DeValue::Datetime(time) => ConfigValue::Time(time.to_string()),
         DeValue::Array(items) => {
             let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
             texts
                 .collect::<Option<_>>()
-                .map_or(ConfigValue::Other("a list of other things than texts"), ConfigValue::List)
+                .map_or(ConfigValue::Other("a list that holds other values than texts"), ConfigValue::List)
         }
         DeValue::Table(_) => ConfigValue::Other("a table"),
     }

@@ -28,9 +28,8 @@ pub use self::cluster::host_of;
 pub use self::cluster_secret::make_cluster_secret;
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::plan::{
-    CheckpointPlan, ClusterConfig, ClusterTlsPlan, DataDirMode, FileSourcePlan, GeneratorSourcePlan,
-    IngestPlan, LoggingFormat, LoggingPlan, PipelineLimits, ServicePlan, SinkKind, SourceKind, SourcePlan,
-    StartMode,
+    CheckpointPlan, ClusterConfig, ClusterTlsPlan, DataDirMode, FileSourcePlan, IngestPlan, LoggingFormat,
+    LoggingPlan, PipelineLimits, ServicePlan, SinkKind, SourceKind, SourcePlan, StartMode,
 };
 pub use self::service_config::Config;
 #[cfg(any(test, fuzzing))]

@@ -15,8 +15,8 @@ use crate::sinks::dead_letters::DeadLetterLimits;
 use crate::sinks::folder::FolderSinkPlan;
 use crate::sinks::kafka::KafkaSinkPlan;
 use crate::sinks::postgres::PostgresSinkPlan;
+use crate::sources::generator::paced::PacedPlan;
 use crate::sources::kafka::KafkaSourcePlan;
-use crate::sources::weather::WeatherKind;
 
 /// Everything that a live run needs.
 #[derive(Clone, Debug)]
@@ -222,28 +222,10 @@ pub struct SourcePlan {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum SourceKind {
-    Generator(GeneratorSourcePlan),
+    /// A generator of readings, paced by the clock.
+    Generator(PacedPlan),
     File(FileSourcePlan),
     Kafka(KafkaSourcePlan),
-}
-
-/// A generator of readings, paced by the clock. Shares are those of
-/// [`GeneratorPlan`](crate::sources::generator::GeneratorPlan).
-#[derive(Clone, Debug, PartialEq)]
-pub struct GeneratorSourcePlan {
-    pub cities: u32,
-    pub interval: Millis,
-    /// How far back the readings begin at the first start.
-    pub history: Millis,
-    /// Between two readings of a city before the first start.
-    pub history_interval: Millis,
-    pub late: f64,
-    pub corrections: f64,
-    pub withdrawals: f64,
-    pub duplicates: f64,
-    pub invalid: f64,
-    pub weather: WeatherKind,
-    pub seed: u64,
 }
 
 /// A file that is read once, or followed as it grows.

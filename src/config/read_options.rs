@@ -42,7 +42,7 @@ fn read_local_time(keys: &mut ConfigReader, at: &str) -> Option<Option<LocalTime
     let zone =
         keys.read_optional_text(&zone_key).map(|text| IanaZone::from_name(&text).map(LocalTimePolicy::Zone));
     if assumed.is_some() && zone.is_some() {
-        keys.add_error(&zone_key, "is there beside assume_offset: leave one of them empty");
+        keys.add_error(&zone_key, "is set beside assume_offset: leave one of them empty");
         return None;
     }
     let key = if assumed.is_some() { &offset_key } else { &zone_key };

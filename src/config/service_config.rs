@@ -62,14 +62,12 @@ impl Config {
         }
         if serve.tokens.is_empty() {
             warnings.push(format!(
-                "{address} is not a loopback address and there are no tokens: everybody who reaches it can read everything \
-                 and post readings; see serve.tokens_file"
+                "{address} is not a loopback address and no tokens are set: everybody who reaches it can read everything and post readings; see serve.tokens_file"
             ));
         }
         if serve.tls.is_none() {
             warnings.push(format!(
-                "{address} is not a loopback address and there is no TLS: what is sent can be read and changed on its \
-                 way, tokens too; see serve.tls, or let a proxy do it"
+                "{address} is not a loopback address and TLS is not set: others on the network can read and change the traffic, tokens included; see serve.tls, or use a proxy with TLS"
             ));
         }
         warnings

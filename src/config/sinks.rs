@@ -70,7 +70,7 @@ fn read_folder(keys: &mut ConfigReader, at: &str, before: &[SinkPlan]) -> Option
     }
     let formats = [FolderFormat::Json, FolderFormat::Csv];
     let format = keys.read_one_of(&key("format"), &formats.map(FolderFormat::name));
-    let format = formats.into_iter().find(|known| format.as_deref() == Some(known.name()));
+    let format = formats.into_iter().find(|candidate| format.as_deref() == Some(candidate.name()));
     let shards = keys.read_integer(&key("shards"), 1..=64);
     let commit_interval = keys.read_wall_duration(&key("commit_interval"), "1ms", "1m");
     let segments = SegmentLimits {

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use super::config_reader::{ConfigReader, quoted};
 use super::kafka::{self, TopicUses};
 use super::layers::{ConfigValue, TableItem};
-use super::plan::{FileSourcePlan, GeneratorSourcePlan, ServicePlan, SourceKind, SourcePlan};
+use super::plan::{FileSourcePlan, ServicePlan, SourceKind, SourcePlan};
 use super::read_options;
 use crate::codec::{self, Compression, DecodeSettings, Format, ReadOptions};
 use crate::directory::Directory;
 use crate::model::{LocalTimePolicy, Millis};
+use crate::sources::generator::paced::PacedPlan;
 use crate::sources::weather::WeatherKind;
 
 /// The source name in positions and dead letters of posted readings.
@@ -69,7 +70,7 @@ fn check_name(keys: &mut ConfigReader, at: &str, name: &str) -> bool {
     keys.is_valid(&key) && keys.is_valid(at)
 }
 
-fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePlan {
+fn read_generator_source(keys: &mut ConfigReader, at: &str) -> PacedPlan {
     let key = |name: &str| format!("{at}.{name}");
     for name in ["late", "corrections", "withdrawals", "duplicates", "invalid"] {
         keys.set_default(&key(name), ConfigValue::Decimal(0.0));
@@ -90,7 +91,7 @@ fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePl
         interval
     };
     keys.set_shown(&past, quoted(&history_interval.to_string()));
-    let source = GeneratorSourcePlan {
+    let source = PacedPlan {
         cities: keys.read_integer(&key("cities"), 1..=100_000),
         interval,
         history: keys.read_duration(&key("history"), "0s", "366d"),
@@ -107,7 +108,7 @@ fn read_generator_source(keys: &mut ConfigReader, at: &str) -> GeneratorSourcePl
     if source.weather == WeatherKind::Plausible && source.cities as usize > most {
         keys.add_error(
             &key("cities"),
-            format!("plausible weather has {most} cities: ask for fewer, or for uniform weather"),
+            format!("plausible weather has at most {most} cities: ask for fewer, or for uniform weather"),
         );
     }
     source
@@ -139,11 +140,14 @@ fn read_file_source(
     if follow && compression != Compression::None {
         keys.add_error(
             &key("follow"),
-            "cannot be with a compressed file: its end is not known while it grows",
+            "cannot be set for a compressed file, whose end is unknown while it grows: use an uncompressed file",
         );
     }
     if follow && read.layout.wide.is_some() {
-        keys.add_error(&key("follow"), "cannot be with wide: both files would have to grow alike");
+        keys.add_error(
+            &key("follow"),
+            "cannot be set together with wide, because both files would have to grow alike",
+        );
         return None;
     }
     Some((SourceKind::File(FileSourcePlan { path, format, compression, follow }), read))
@@ -173,8 +177,7 @@ pub fn check_generated_readings(keys: &mut ConfigReader, plan: &ServicePlan) {
         return;
     }
     for source in plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::Generator(_))) {
-        let problem = "makes readings up in °F and %, with the names of readings, but the log that takes them is read otherwise: \
-                       leave one of them out, or set ingest.enabled = false";
+        let problem = "generates readings in °F and % with the field names of readings, but the log that gets them is read with other units or names: remove one of the two, or set ingest.enabled = false";
         keys.add_error(&format!("sources.{}", source.name), problem);
     }
 }

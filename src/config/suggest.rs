@@ -12,7 +12,7 @@ pub fn unknown_key_text(key: &str, known: &[&str]) -> String {
     }
     match nearest_key(key, known) {
         Some(other) => format!("is not a key: did you mean {other}?"),
-        None => "is not a key: --print-config shows those that there are".into(),
+        None => "is not a key: --print-config shows all keys".into(),
     }
 }
 

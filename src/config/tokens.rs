@@ -34,7 +34,7 @@ fn check_private(path: &Path) -> Result<(), String> {
     let metadata = std::fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
     let allowed = if metadata.uid() == 0 { 0o740 } else { 0o700 };
     if metadata.mode() & 0o777 & !allowed != 0 {
-        return Err(format!("can be used by other users: chmod 600 {}", path.display()));
+        return Err(format!("is accessible to other users: run chmod 600 {}", path.display()));
     }
     Ok(())
 }
@@ -55,7 +55,10 @@ fn parse_tokens<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Token>, 
         }
         match parse_token(line) {
             Ok(token) if tokens.iter().any(|other| other.secret == token.secret) => {
-                problems.push((i + 1, "the same token is there already: give its scopes once".into()));
+                problems.push((
+                    i + 1,
+                    "the same token is listed already: list it once, with all its scopes".into(),
+                ));
             }
             Ok(_) if tokens.len() == MAX_TOKENS => {
                 problems.push((i + 1, format!("there are more than {MAX_TOKENS} tokens")));
@@ -76,7 +79,7 @@ fn parse_token(line: &str) -> Result<Token, String> {
         match scope {
             "read" => token.read = true,
             "ingest" => token.ingest = true,
-            _ => return Err("the scopes are read, ingest, or both with a comma and no space between".into()),
+            _ => return Err("the scopes are read, ingest, or both with a comma and without a space".into()),
         }
     }
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+".contains(&b);

@@ -103,11 +103,13 @@ impl EncodedBatchesPlan {
     }
 }
 
+/// Makes the renderer of a worker's results, with the partitions of the run.
+pub type MakeRenderer = dyn Fn(&PartitionTable) -> Box<dyn Render> + Send + Sync;
+
 /// How results are encoded for one sink.
 #[derive(Clone)]
 pub struct RendererPlan {
-    /// Makes the renderer of a worker's results, with the partitions of the run.
-    pub make: Arc<dyn Fn(&PartitionTable) -> Box<dyn Render> + Send + Sync>,
+    pub make: Arc<MakeRenderer>,
     /// Rows that an epoch has touched are rendered, even if they did not change.
     pub write_touched: bool,
 }

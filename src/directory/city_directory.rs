@@ -70,7 +70,7 @@ impl<'a> Directory<'a> {
         }
         by_id.sort_unstable();
         if let Some(twice) = by_id.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            let problem = format!("id {} is here for the second time", twice[1].0);
+            let problem = format!("id {} occurs twice", twice[1].0);
             // Records count neither the header nor empty lines, so the line's number is found by
             // reading again.
             let mut records = text.lines().enumerate().filter(|(_, l)| !l.is_empty()).skip(1);
@@ -82,8 +82,8 @@ impl<'a> Directory<'a> {
 
     /// The city of this id, if the directory has it.
     pub fn city_by_id(&self, id: u32) -> Option<&DirectoryCity<'a>> {
-        let found = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
-        self.cities.get(self.by_id[found].1 as usize)
+        let index = self.by_id.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        self.cities.get(self.by_id[index].1 as usize)
     }
 
     /// What is known of the city of a key: from the places file, or else by the key as an id in its
@@ -128,7 +128,7 @@ impl ColumnIndexes {
             if let Some(column) = CITY_COLUMNS.iter().position(|column| *column == name)
                 && found[column].replace(index).is_some()
             {
-                return Err(format!("column {name} is here twice"));
+                return Err(format!("column {name} occurs twice"));
             }
             index += 1;
         }
@@ -146,7 +146,7 @@ impl ColumnIndexes {
         let mut fields = CsvLineFields(Some(record));
         let mut index = 0;
         while let Some(field) = fields.next()? {
-            if let Some(column) = self.0.iter().position(|&place| place == index) {
+            if let Some(column) = self.0.iter().position(|&column_index| column_index == index) {
                 values[column] = Some(field);
             }
             index += 1;
@@ -248,8 +248,8 @@ mod tests {
             ("1,a,DE,1,NaN,3", "line 2: longitude \"NaN\" is not a number from -180 to 180"),
             ("1,a,DE,1,2", "line 2: the line ends before column population"),
             ("1,\"a,DE,1,2,3", "line 2: a quoted field does not end on its line"),
-            ("1,\"a\"b,DE,1,2,3", "line 2: after the quoted field \"a\" comes no comma"),
-            ("1,a,DE,1,2,3\n\n2,b,DE,1,2,3\n1,c,DE,1,2,3", "line 5: id 1 is here for the second time"),
+            ("1,\"a\"b,DE,1,2,3", "line 2: a comma is missing after the quoted field \"a\""),
+            ("1,a,DE,1,2,3\n\n2,b,DE,1,2,3\n1,c,DE,1,2,3", "line 5: id 1 occurs twice"),
         ] {
             assert_eq!(error(record), said);
         }
@@ -263,6 +263,6 @@ mod tests {
             "{missing}"
         );
         let twice = Directory::from_csv(&format!("id,{HEADER}")).unwrap_err().to_string();
-        assert_eq!(twice, "line 1: column id is here twice");
+        assert_eq!(twice, "line 1: column id occurs twice");
     }
 }

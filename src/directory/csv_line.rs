@@ -31,7 +31,7 @@ impl<'a> CsvLineFields<'a> {
         self.0 = match after.strip_prefix(',') {
             Some(rest) => Some(rest),
             None if after.is_empty() => None,
-            None => return Err(format!("after the quoted field {field:?} comes no comma")),
+            None => return Err(format!("a comma is missing after the quoted field {field:?}")),
         };
         Ok(Some(if doubled { Cow::Owned(field.replace("\"\"", "\"")) } else { Cow::Borrowed(field) }))
     }

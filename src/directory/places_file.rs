@@ -65,13 +65,13 @@ impl PlacesFile {
         let mut places = BTreeMap::new();
         let mut first_lines: BTreeMap<Box<str>, usize> = BTreeMap::new();
         for (line, record) in lines {
-            let (key, place) = parse_entry(record, &columns).map_err(at(line))?;
+            let (key, entry) = parse_entry(record, &columns).map_err(at(line))?;
             if let Some(first) = first_lines.insert(key.clone(), line) {
                 let problem =
                     format!("{} is in line {first} too: write each city once", quoted_excerpt(&key));
                 return Err(at(line)((Some("id"), problem)));
             }
-            places.insert(key, place);
+            places.insert(key, entry);
         }
         Ok(PlacesFile(places))
     }
@@ -87,54 +87,54 @@ impl PlacesFile {
 
 /// For each field of a line, its column.
 fn map_header(header: &str) -> Result<Vec<Option<usize>>, ColumnProblem> {
-    let mut found = Vec::new();
+    let mut columns = Vec::new();
     for name in split_fields(header).map_err(|problem| (None, problem))? {
         let name = name.trim().to_ascii_lowercase();
         let name = if TIME_ZONE_SPELLINGS.contains(&&*name) { PLACE_COLUMNS[5] } else { &name };
         let column = PLACE_COLUMNS.iter().position(|column| *column == name);
-        if let Some(column) = column.filter(|_| found.contains(&column)) {
-            return Err((Some(PLACE_COLUMNS[column]), "is there twice: remove or rename one".into()));
+        if let Some(column) = column.filter(|_| columns.contains(&column)) {
+            return Err((Some(PLACE_COLUMNS[column]), "occurs twice: remove or rename one".into()));
         }
-        found.push(column);
+        columns.push(column);
     }
     for (at, name) in PLACE_COLUMNS.into_iter().enumerate() {
-        if !found.contains(&Some(at)) {
+        if !columns.contains(&Some(at)) {
             let problem = format!("is missing: the header must name {}", PLACE_COLUMNS.join(", "));
             return Err((Some(name), problem));
         }
     }
-    Ok(found)
+    Ok(columns)
 }
 
 fn split_fields(line: &str) -> Result<Vec<Cow<'_, str>>, String> {
-    let (mut found, mut rest) = (Vec::new(), CsvLineFields(Some(line)));
+    let (mut fields, mut rest) = (Vec::new(), CsvLineFields(Some(line)));
     while let Some(field) = rest.next()? {
-        found.push(field);
+        fields.push(field);
     }
-    Ok(found)
+    Ok(fields)
 }
 
 fn parse_entry(record: &str, columns: &[Option<usize>]) -> Result<(Box<str>, PlacesEntry), ColumnProblem> {
-    let found = split_fields(record).map_err(|problem| (None, problem))?;
-    if found.len() != columns.len() {
-        let (fields, names) = (found.len(), columns.len());
+    let record_fields = split_fields(record).map_err(|problem| (None, problem))?;
+    if record_fields.len() != columns.len() {
+        let (fields, names) = (record_fields.len(), columns.len());
         let problem =
             format!("has {fields} fields, and the header {names}: put a name with a comma into quotes");
         return Err((None, problem));
     }
     let mut values = [""; PLACE_COLUMNS.len()];
-    for (field, column) in found.iter().zip(columns) {
+    for (field, column) in record_fields.iter().zip(columns) {
         if let Some(column) = *column {
             values[column] = field.trim();
         }
     }
     let [id, name, country, latitude, longitude, time_zone] = values;
     check_city_key(id).map_err(|refusal| {
-        (Some("id"), format!("{}: write the city's key as readings have it", refusal.detail))
+        (Some("id"), format!("{}: write the key that readings have for the city", refusal.detail))
     })?;
     if name.is_empty() || name.chars().any(char::is_control) {
         let problem = format!(
-            "{} is empty or holds a control character: write how the city is called",
+            "{} is empty or holds a control character: write the name of the city",
             quoted_excerpt(name)
         );
         return Err((Some("name"), problem));
@@ -238,7 +238,7 @@ mod tests {
             ),
             (
                 "1,,DE,1,2,",
-                "line 2, column name: \"\" is empty or holds a control character: write how the city is called",
+                "line 2, column name: \"\" is empty or holds a control character: write the name of the city",
             ),
             (
                 "1,a,DE,1,2,\n\n2,b,DE,1,2,\n1,c,DE,1,2,",
@@ -252,7 +252,7 @@ mod tests {
         }
         let no_key = PlacesFile::from_csv(&format!("{HEADER},a,DE,1,2,\n")).unwrap_err();
         assert_eq!((no_key.line, no_key.column), (2, Some("id")));
-        assert!(no_key.problem.ends_with(": write the city's key as readings have it"), "{no_key}");
+        assert!(no_key.problem.ends_with(": write the key that readings have for the city"), "{no_key}");
         let empty = PlacesFile::from_csv("\n").unwrap_err().to_string();
         assert_eq!(
             empty,
@@ -264,6 +264,6 @@ mod tests {
             "line 1, column latitude: is missing: the header must name id, name, country, latitude, longitude, time_zone"
         );
         let twice = PlacesFile::from_csv(&format!("ID,{HEADER}")).unwrap_err().to_string();
-        assert_eq!(twice, "line 1, column id: is there twice: remove or rename one");
+        assert_eq!(twice, "line 1, column id: occurs twice: remove or rename one");
     }
 }

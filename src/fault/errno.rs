@@ -10,9 +10,9 @@ use std::path::Path;
 use rustix::io::Errno;
 
 pub const REMEDY_OPEN_FILES: &str =
-    "too many open files: raise `ulimit -n` (with systemd LimitNOFILE=), or end what holds them";
+    "too many open files: raise `ulimit -n` (with systemd LimitNOFILE=), or close some";
 const REMEDY_OPEN_FILES_OF_HOST: &str =
-    "too many open files on this host: raise fs.file-max (sysctl), or end what holds them";
+    "too many open files on this host: raise fs.file-max (sysctl), or end processes that hold them";
 const REMEDY_MEMORY: &str = "free memory on this host, or allow this process more";
 
 /// Whether an operation that failed may succeed later.
@@ -50,15 +50,15 @@ pub fn is_transient(error: &(dyn Error + 'static)) -> bool {
 
 /// What a person does about an error of the file or folder at `path`. It always has a text.
 pub fn remedy_for(error: &(dyn Error + 'static), path: &Path) -> String {
-    let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
-    known.unwrap_or_else(|| format!("check that {} is complete and can be read and written", path.display()))
+    let remedy = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
+    remedy.unwrap_or_else(|| format!("check that {} is complete and can be read and written", path.display()))
 }
 
 /// The remedy, with `": "` in front; empty if no remedy is known and the error's own text has to
 /// do.
 pub fn remedy_suffix(error: &(dyn Error + 'static), path: &Path) -> String {
-    let known = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
-    known.map_or(String::new(), |remedy| format!(": {remedy}"))
+    let remedy_text = find_errno(error).and_then(|errno| remedy_for_errno(errno, path));
+    remedy_text.map_or(String::new(), |remedy| format!(": {remedy}"))
 }
 
 /// What a person does if a limit of the process or of the host is reached; `None` for other errors.
@@ -74,9 +74,9 @@ pub fn limit_remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
 fn remedy_for_errno(errno: Errno, path: &Path) -> Option<String> {
     let path = path.display();
     Some(match errno {
-        Errno::NOSPC => format!("make room on the disk of {path}"),
+        Errno::NOSPC => format!("free space on the disk of {path}"),
         Errno::DQUOT => {
-            format!("make room within this user's quota on the disk of {path}, or raise the quota")
+            format!("free space within this user's quota on the disk of {path}, or raise the quota")
         }
         Errno::FBIG => {
             "larger files are not allowed: raise `ulimit -f` (with systemd LimitFSIZE=)".to_owned()
@@ -85,11 +85,11 @@ fn remedy_for_errno(errno: Errno, path: &Path) -> Option<String> {
         Errno::ROFS => format!("the file system of {path} is read-only: mount it writable"),
         Errno::IO => {
             format!(
-                "the disk of {path} fails: the kernel's log says how; repair it, then restore from a backup"
+                "the disk of {path} fails: see the kernel's log, repair the disk, then restore from a backup"
             )
         }
-        Errno::NOENT => format!("{path} is missing: put it back, or restore it from a backup"),
-        Errno::NOTDIR => format!("a part of the path {path} is no folder: move that away"),
+        Errno::NOENT => format!("{path} is missing: restore it, also from a backup"),
+        Errno::NOTDIR => format!("a part of the path {path} is not a folder: move that file away"),
         Errno::ISDIR | Errno::EXIST => {
             format!("something else is in the place of {path}: move that away")
         }
@@ -171,7 +171,7 @@ mod tests {
         for (errno, expected) in [
             (Errno::MFILE, "`ulimit -n`"),
             (Errno::NFILE, "fs.file-max"),
-            (Errno::NOSPC, "make room on the disk of /data/x"),
+            (Errno::NOSPC, "free space on the disk of /data/x"),
             (Errno::DQUOT, "quota on the disk of /data/x"),
             (Errno::FBIG, "`ulimit -f`"),
             (Errno::ACCESS, "make /data/x readable and writable by this user"),

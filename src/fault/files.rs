@@ -15,7 +15,7 @@ const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
 /// The cause inside the [`io::Error`] of a path that is not a regular file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a pipe, a device or a socket is in its place: move that away")]
+#[error("it is a pipe, a device or a socket, not a file: move it away")]
 pub struct NotRegularFile;
 
 impl NotRegularFile {
@@ -63,7 +63,7 @@ fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular_file(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        let line = format!("it is longer than {limit} bytes, so it is not the file that belongs there");
+        let line = format!("it is longer than {limit} bytes, so it is not the expected file");
         return Err(io::Error::new(io::ErrorKind::InvalidData, line));
     }
     Ok(bytes)

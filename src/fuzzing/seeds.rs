@@ -1,8 +1,9 @@
 //! Valid inputs of every target.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codec::{
@@ -16,7 +17,7 @@ struct SharedBytes(Arc<Mutex<Vec<u8>>>);
 
 impl Write for SharedBytes {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        self.0.lock().write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -43,7 +44,7 @@ fn sample_file(format: Format, records: usize) -> Vec<u8> {
         writer.write(city, *time, event).unwrap();
     }
     writer.finish().unwrap();
-    memory.0.lock().unwrap().clone()
+    memory.0.lock().clone()
 }
 
 fn owned_bytes(texts: &[&str]) -> Vec<Vec<u8>> {

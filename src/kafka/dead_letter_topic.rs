@@ -85,8 +85,10 @@ impl DeadLetterTopicReader {
         let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
         let metadata =
             metadata.map_err(|error| self.kafka_error(format!("describe topic {topic}"), error))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        Ok(found.map(|found| found.partitions().len() as i32).filter(|partitions| *partitions > 0))
+        let topic_metadata = metadata.topics().iter().find(|topic_metadata| topic_metadata.name() == topic);
+        Ok(topic_metadata
+            .map(|topic_metadata| topic_metadata.partitions().len() as i32)
+            .filter(|partitions| *partitions > 0))
     }
 
     /// The state of a topic; `None` if there is no such topic.
@@ -119,8 +121,9 @@ impl DeadLetterTopicReader {
         }
         self.consumer.assign(&assigned).map_err(|error| self.kafka_error("begin to read".into(), error))?;
         let read = self.read_assigned(partitions, next, each);
-        let left = self.consumer.unassign().map_err(|error| self.kafka_error("end reading".into(), error));
-        read.and(left)
+        let unassigned =
+            self.consumer.unassign().map_err(|error| self.kafka_error("end reading".into(), error));
+        read.and(unassigned)
     }
 
     fn read_assigned(
@@ -229,15 +232,15 @@ fn to_dead_letter_record(message: &BorrowedMessage<'_>) -> DeadLetterRecord {
 fn decode_dead_letter(message: &BorrowedMessage<'_>) -> Option<DeadLetter> {
     let headers = message.headers()?;
     let header = |name: &str| {
-        let found = headers.iter().filter(|header| header.key == name).last()?;
-        std::str::from_utf8(found.value?).ok()
+        let last_header = headers.iter().filter(|header| header.key == name).last()?;
+        std::str::from_utf8(last_header.value?).ok()
     };
-    let place: RecordAddress = header(dead_letter_headers::POSITION)?.parse().ok()?;
+    let address: RecordAddress = header(dead_letter_headers::POSITION)?.parse().ok()?;
     let first_seen = header(dead_letter_headers::FIRST_SEEN).and_then(|text| text.parse::<EventTime>().ok());
     let attempt: u32 = header(dead_letter_headers::ATTEMPT).map_or(Some(0), |text| text.parse().ok())?;
     let origin = header(dead_letter_headers::ORIGIN).filter(|_| attempt > 0);
     Some(DeadLetter {
-        address: place,
+        address,
         arrived_at: message.timestamp().to_millis().and_then(EventTime::from_millis),
         reason: header(dead_letter_headers::REASON)?.to_owned(),
         detail: header(dead_letter_headers::DETAIL).unwrap_or_default().to_owned(),

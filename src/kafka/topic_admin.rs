@@ -248,7 +248,7 @@ impl<'a> TopicClient<'a> {
         let mut warned = false;
         loop {
             let failure = match attempt() {
-                Ok(done) => return Ok(done),
+                Ok(result) => return Ok(result),
                 Err(failure) => failure,
             };
             let reason = match failure {
@@ -288,30 +288,32 @@ impl<'a> TopicClient<'a> {
         let doing = format!("describe topic {topic}");
         let metadata = self.metadata.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
         let metadata = metadata.map_err(|error| AttemptFailure::from_error(&doing, &error))?;
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        let Some(topic_metadata) =
+            metadata.topics().iter().find(|topic_metadata| topic_metadata.name() == topic)
+        else {
             return Ok(None);
         };
-        match found.error().map(RDKafkaErrorCode::from) {
+        match topic_metadata.error().map(RDKafkaErrorCode::from) {
             Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(None),
             Some(code) => Err(AttemptFailure::from_code(&doing, code)),
-            None => Ok(Some(found.partitions().len() as u32)),
+            None => Ok(Some(topic_metadata.partitions().len() as u32)),
         }
     }
 
     fn topic_states(&self, topics: &[&str]) -> Result<BTreeMap<String, TopicState>, AttemptFailure> {
         let doing = "describe topics (DescribeTopics)";
-        let found = native::describe_topic_ids(self.metadata.client(), topics, REQUEST_TIMEOUT);
-        let mut found = found.map_err(|error| AttemptFailure::from_error(doing, &error))?;
+        let ids = native::describe_topic_ids(self.metadata.client(), topics, REQUEST_TIMEOUT);
+        let mut ids = ids.map_err(|error| AttemptFailure::from_error(doing, &error))?;
         for topic in topics {
-            match found.get(*topic) {
+            match ids.get(*topic) {
                 Some(TopicState::Unknown(code)) => {
                     return Err(AttemptFailure::from_code(&format!("describe topic {topic}"), *code));
                 }
                 Some(_) => {}
-                None => drop(found.insert((*topic).to_owned(), TopicState::Missing)),
+                None => drop(ids.insert((*topic).to_owned(), TopicState::Missing)),
             }
         }
-        Ok(found)
+        Ok(ids)
     }
 
     fn written_topics(
@@ -417,8 +419,8 @@ impl<'a> TopicClient<'a> {
         let options = AdminOptions::new()
             .request_timeout(Some(REQUEST_TIMEOUT))
             .operation_timeout(Some(REQUEST_TIMEOUT));
-        let made = self.runtime.block_on(self.admin.create_topics(&[new], &options));
-        match made.map_err(|error| AttemptFailure::from_error(&doing, &error))?.into_iter().next() {
+        let results = self.runtime.block_on(self.admin.create_topics(&[new], &options));
+        match results.map_err(|error| AttemptFailure::from_error(&doing, &error))?.into_iter().next() {
             Some(Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
             Some(Err((_, code))) => Err(AttemptFailure::from_code(&doing, code)),
             None => Err(AttemptFailure::Permanent(format!("{doing}: no response"))),

@@ -44,7 +44,7 @@ pub enum TopicChange {
     Gone { topic: String },
     #[error("topic {topic} is another one: it has the id {id}, and had {recorded}")]
     AnotherId { topic: String, recorded: String, id: String },
-    #[error("topic {topic} is another one: it was written to, and is empty as a new one is")]
+    #[error("topic {topic} is another one: records were written to it, and it is empty")]
     Empty { topic: String },
 }
 
@@ -153,15 +153,15 @@ fn check_topics(
     topics: &mut TopicIdentities,
     written: &dyn Fn(&BTreeSet<String>) -> bool,
 ) -> Option<TopicChange> {
-    let found = describe_states(client, topics)?;
-    let change = first_change(topics, &found);
+    let states = describe_states(client, topics)?;
+    let change = first_change(topics, &states);
     if matches!(change, Some(TopicChange::Gone { .. })) {
         // This broker may lack metadata that the next one has.
         thread::sleep(RECHECK_DELAY);
         return self::first_change(topics, &describe_states(client, topics)?);
     }
     let is_new = |topic: &String| topics.get(topic).is_some_and(|record| !record.is_written);
-    let unwritten: BTreeMap<_, _> = found.into_iter().filter(|(topic, _)| is_new(topic)).collect();
+    let unwritten: BTreeMap<_, _> = states.into_iter().filter(|(topic, _)| is_new(topic)).collect();
     let now_written = find_written_topics(client, &unwritten, DESCRIBE_TIMEOUT).unwrap_or_default();
     if !now_written.is_empty() && written(&now_written) {
         for topic in now_written {
@@ -171,15 +171,15 @@ fn check_topics(
     change
 }
 
-fn first_change(topics: &TopicIdentities, found: &BTreeMap<String, TopicState>) -> Option<TopicChange> {
-    topics.iter().find_map(|(topic, record)| record.detect_change(topic, found.get(topic)?, true))
+fn first_change(topics: &TopicIdentities, states: &BTreeMap<String, TopicState>) -> Option<TopicChange> {
+    topics.iter().find_map(|(topic, record)| record.detect_change(topic, states.get(topic)?, true))
 }
 
 /// One request.
 fn describe_states(client: &BaseConsumer, topics: &TopicIdentities) -> Option<BTreeMap<String, TopicState>> {
     let names: Vec<&str> = topics.keys().map(String::as_str).collect();
-    let found = native::describe_topic_ids(client.client(), &names, DESCRIBE_TIMEOUT);
-    found.inspect_err(|error| tracing::debug!(%error, "topics cannot be described")).ok()
+    let ids = native::describe_topic_ids(client.client(), &names, DESCRIBE_TIMEOUT);
+    ids.inspect_err(|error| tracing::debug!(%error, "topics cannot be described")).ok()
 }
 
 /// The topics that were ever written to, as their end offsets say: one request a broker, whatever
@@ -199,9 +199,9 @@ pub fn find_written_topics<C: ConsumerContext>(
     if ends.count() == 0 {
         return Ok(BTreeSet::new());
     }
-    let found = client.offsets_for_times(ends, wait)?;
+    let offsets = client.offsets_for_times(ends, wait)?;
     let mut written = BTreeSet::new();
-    for element in found.elements() {
+    for element in offsets.elements() {
         element.error()?;
         if matches!(element.offset(), Offset::Offset(1..)) {
             written.insert(element.topic().to_owned());

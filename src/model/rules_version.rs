@@ -52,14 +52,14 @@ pub enum VersionedArtifact {
 /// Data that was written under another version of the rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{made} by {}, and this is {}: the same readings may have other results now, so nothing is added to it. {} \
+    "{artifact} by {}, and this is {}: the same readings may have other results now, so nothing is added to it. {} \
      (docs/troubleshooting.md, \"Made by another version\")",
     ProducerVersion(.version.as_deref()),
     ProducerVersion(Some(&RULES_VERSION.to_string())),
-    .made.recovery_steps()
+    .artifact.recovery_steps()
 )]
 pub struct RulesVersionMismatch {
-    made: VersionedArtifact,
+    artifact: VersionedArtifact,
     /// As recorded.
     version: Option<String>,
 }
@@ -69,12 +69,12 @@ impl RulesVersionMismatch {
     pub fn check_version(
         recorded: Option<&String>,
         current: Option<&String>,
-        made: impl FnOnce() -> VersionedArtifact,
+        artifact: impl FnOnce() -> VersionedArtifact,
     ) -> Result<(), RulesVersionMismatch> {
         if recorded == current {
             return Ok(());
         }
-        Err(RulesVersionMismatch { made: made(), version: recorded.cloned() })
+        Err(RulesVersionMismatch { artifact: artifact(), version: recorded.cloned() })
     }
 }
 
@@ -82,21 +82,17 @@ impl VersionedArtifact {
     fn recovery_steps(&self) -> &'static str {
         match self {
             VersionedArtifact::Checkpoint { .. } | VersionedArtifact::DeadLetters { .. } => {
-                "To begin anew, stop it, move dead-letters* and checkpoints out of the data directory (or name another checkpoints.url), and \
-                 start again: the logs are read from their beginnings; where they do not reach back, take an empty data directory and \
-                 send the readings again"
+                "To begin anew, stop the service, move dead-letters* and checkpoints out of the data directory (or name another checkpoints.url), and start again: the logs are read from their beginnings; if they do not reach back, use an empty data directory and send the readings again"
             }
             VersionedArtifact::Folder { .. } => {
-                "To begin anew, name another folder, or move this one away, and start again: where the logs do not reach back to their \
-                 beginnings, take an empty data directory and send the readings again"
+                "To begin anew, name another folder, or move this one away, and start again; if the logs do not reach back to their beginnings, use an empty data directory and send the readings again"
             }
             VersionedArtifact::Schema { .. } => {
                 "To begin anew, name another schema, or drop or rename this one, and start again: where the logs do not reach back to their \
                  beginnings, take an empty data directory and send the readings again"
             }
             VersionedArtifact::ProgressTopic { .. } => {
-                "To begin anew, name new result and progress topics and another place for checkpoints, or delete the topics of results, \
-                 progress and dead letters, and start again: the input is read from its beginning"
+                "To begin anew, name new result and progress topics and another location for checkpoints, or delete the topics of results, progress and dead letters, and start again: the input is read from its beginning"
             }
         }
     }

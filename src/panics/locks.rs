@@ -1,9 +1,11 @@
 //! Locks of state that clients share. A panic while one is held ends the process, also in a scope
-//! that catches panics.
+//! that catches panics: the locks do not poison, so other threads would go on with state that is
+//! half changed.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
-use std::sync::{self, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{IS_SHARED_STATE_BROKEN, SHARED_STATE_DEPTH};
 
@@ -51,39 +53,47 @@ impl<G: DerefMut> DerefMut for SharedLockGuard<G> {
     }
 }
 
-/// A mutex of shared state. It is never found poisoned: a panic that would poison it ends the
-/// process.
+/// The guard of a [`SharedMutex`].
+pub type SharedMutexGuard<'a, T> = SharedLockGuard<MutexGuard<'a, T>>;
+
+/// The guard of a reader of a [`SharedRwLock`].
+pub type SharedReadGuard<'a, T> = SharedLockGuard<RwLockReadGuard<'a, T>>;
+
+/// The guard of a writer of a [`SharedRwLock`].
+pub type SharedWriteGuard<'a, T> = SharedLockGuard<RwLockWriteGuard<'a, T>>;
+
+/// A mutex of shared state.
 #[derive(Debug, Default)]
-pub struct SharedMutex<T>(sync::Mutex<T>);
+pub struct SharedMutex<T>(Mutex<T>);
 
 impl<T> SharedMutex<T> {
     pub const fn new(value: T) -> SharedMutex<T> {
-        SharedMutex(sync::Mutex::new(value))
+        SharedMutex(Mutex::new(value))
     }
 
-    pub fn lock(&self) -> SharedLockGuard<sync::MutexGuard<'_, T>> {
+    pub fn lock(&self) -> SharedMutexGuard<'_, T> {
         let section = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.lock().unwrap_or_else(PoisonError::into_inner), _section: section }
+        SharedLockGuard { guard: self.0.lock(), _section: section }
     }
 }
 
 /// A read-write lock of shared state. Readers enter a section too: a reader may fail because the
 /// state is wrong already.
 #[derive(Debug, Default)]
-pub struct SharedRwLock<T>(sync::RwLock<T>);
+pub struct SharedRwLock<T>(RwLock<T>);
 
 impl<T> SharedRwLock<T> {
     pub const fn new(value: T) -> SharedRwLock<T> {
-        SharedRwLock(sync::RwLock::new(value))
+        SharedRwLock(RwLock::new(value))
     }
 
-    pub fn read(&self) -> SharedLockGuard<sync::RwLockReadGuard<'_, T>> {
+    pub fn read(&self) -> SharedReadGuard<'_, T> {
         let section = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.read().unwrap_or_else(PoisonError::into_inner), _section: section }
+        SharedLockGuard { guard: self.0.read(), _section: section }
     }
 
-    pub fn write(&self) -> SharedLockGuard<sync::RwLockWriteGuard<'_, T>> {
+    pub fn write(&self) -> SharedWriteGuard<'_, T> {
         let section = SharedStateSection::enter();
-        SharedLockGuard { guard: self.0.write().unwrap_or_else(PoisonError::into_inner), _section: section }
+        SharedLockGuard { guard: self.0.write(), _section: section }
     }
 }

@@ -117,39 +117,39 @@ impl RegistryClient {
     /// [`RegistryError::Unknown`] if the registry has no schema of the id,
     /// [`RegistryError::Unusable`] if a retry would not help either.
     pub fn fetch_schema(&self, id: u32) -> Result<RegistryResponse, RegistryError> {
-        let found: SchemaDocument = self.get(&format!("/schemas/ids/{id}"))?;
-        match found.schema_type {
+        let document: SchemaDocument = self.get(&format!("/schemas/ids/{id}"))?;
+        match document.schema_type {
             Some(kind) if kind != "AVRO" => return Ok(RegistryResponse::Other { schema_type: kind.into() }),
             _ => {}
         }
-        let references = self.fetch_references(found.references)?;
-        Ok(RegistryResponse::Avro { schema: found.schema.into(), references })
+        let references = self.fetch_references(document.references)?;
+        Ok(RegistryResponse::Avro { schema: document.schema.into(), references })
     }
 
     /// Fetches the referenced schemas, each once.
-    fn fetch_references(&self, mut open: Vec<SchemaReference>) -> Result<Vec<Arc<str>>, RegistryError> {
-        let mut seen = HashSet::new();
+    fn fetch_references(&self, mut pending: Vec<SchemaReference>) -> Result<Vec<Arc<str>>, RegistryError> {
+        let mut fetched = HashSet::new();
         let mut schemas = Vec::new();
-        while let Some(SchemaReference { subject, version }) = open.pop() {
+        while let Some(SchemaReference { subject, version }) = pending.pop() {
             let path =
                 format!("/subjects/{}/versions/{version}", utf8_percent_encode(&subject, PATH_SEGMENT));
-            if !seen.insert((subject, version)) {
+            if !fetched.insert((subject, version)) {
                 continue;
             }
-            if seen.len() > MAX_REFERENCES {
+            if fetched.len() > MAX_REFERENCES {
                 let detail = format!("it refers to more than {MAX_REFERENCES} others");
                 return Err(RegistryError::Unusable(detail));
             }
             // A version that was deleted since is still the schema that the data were written with.
-            let found: SchemaDocument =
+            let document: SchemaDocument =
                 self.get(&format!("{path}?deleted=true")).map_err(|error| match error {
                     RegistryError::Unknown => RegistryError::Unusable(format!(
                         "it refers to {path}, which the registry does not have"
                     )),
                     error => error,
                 })?;
-            schemas.push(found.schema.into());
-            open.extend(found.references);
+            schemas.push(document.schema.into());
+            pending.extend(document.references);
         }
         Ok(schemas)
     }
@@ -304,10 +304,10 @@ fn validated_url(url: &str) -> Result<String, RegistryError> {
 
 /// The certificates that the host trusts, as for every other connection.
 fn host_roots() -> RootCerts {
-    let found = rustls_native_certs::load_native_certs();
-    for error in found.errors {
+    let native_certificates = rustls_native_certs::load_native_certs();
+    for error in native_certificates.errors {
         tracing::warn!("a certificate of the host cannot be read: {error}");
     }
-    let certificates = found.certs.iter().map(|der| Certificate::from_der(der).to_owned());
+    let certificates = native_certificates.certs.iter().map(|der| Certificate::from_der(der).to_owned());
     RootCerts::from(certificates)
 }

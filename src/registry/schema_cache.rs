@@ -141,8 +141,8 @@ impl SchemaCache {
     /// # Errors
     ///
     /// If no thread can be started.
-    pub fn new(known: Vec<(u32, RegistryResponse)>, find: ResponseFetcher) -> io::Result<SchemaCache> {
-        SchemaCache::start_thread(known, find, None)
+    pub fn new(recorded: Vec<(u32, RegistryResponse)>, find: ResponseFetcher) -> io::Result<SchemaCache> {
+        SchemaCache::start_thread(recorded, find, None)
     }
 
     /// Like [`SchemaCache::new`]. Each response that is used is also compared with the registry's:
@@ -152,21 +152,21 @@ impl SchemaCache {
     ///
     /// If no thread can be started.
     pub fn with_verification(
-        known: Vec<(u32, RegistryResponse)>,
+        recorded: Vec<(u32, RegistryResponse)>,
         find: ResponseFetcher,
         registry: RegistryClient,
         after: Duration,
     ) -> io::Result<SchemaCache> {
-        SchemaCache::start_thread(known, find, Some((registry, after)))
+        SchemaCache::start_thread(recorded, find, Some((registry, after)))
     }
 
     fn start_thread(
-        known: Vec<(u32, RegistryResponse)>,
+        recorded: Vec<(u32, RegistryResponse)>,
         find: ResponseFetcher,
         verifier: Option<(RegistryClient, Duration)>,
     ) -> io::Result<SchemaCache> {
-        let unverified = known.iter().map(|(id, _)| *id).filter(|_| verifier.is_some()).collect();
-        let responses = known.into_iter().collect();
+        let unverified = recorded.iter().map(|(id, _)| *id).filter(|_| verifier.is_some()).collect();
+        let responses = recorded.into_iter().collect();
         let state = Mutex::new(CacheState { responses, unverified, ..CacheState::default() });
         let shared = Arc::new(CacheShared { fetch: find, verifier, state, changed: Condvar::new() });
         let running = shared.clone();
@@ -329,8 +329,9 @@ impl CacheShared {
     fn pause_before_retry(&self, pause: Duration) {
         let until = Instant::now() + pause;
         let mut state = self.lock();
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !state.is_stopped) {
-            self.changed.wait_for(&mut state, left);
+        while let Some(remaining) = until.checked_duration_since(Instant::now()).filter(|_| !state.is_stopped)
+        {
+            self.changed.wait_for(&mut state, remaining);
         }
     }
 }

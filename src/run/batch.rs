@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use timely::worker::Worker;
 
 pub use super::batch_plan::{BatchError, BatchPlan, OutputTarget, PlotPlan};
@@ -96,7 +97,7 @@ fn target_name(target: &Option<OutputTarget>) -> String {
 }
 
 fn join_changes_writer(thread: ChangesThread) -> io::Result<()> {
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread has panicked")))
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes the changes has panicked")))
 }
 
 /// State that the workers share.
@@ -141,12 +142,10 @@ fn run_workers(
     };
     let guards = timely::execute(config, move |worker| {
         let graph = dataflow::build_graph(worker, &graph_plan, InitialState::default(), None);
-        let lock =
-            |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let lock = |sinks: &Mutex<Vec<ChangesSink>>| sinks.lock().pop();
         let collector =
             Collector { table: ResultTable::default(), changes: lock(&shared.changes), first_rows: None };
-        let intake = (worker.index() == 0)
-            .then(|| shared.intake.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let intake = (worker.index() == 0).then(|| shared.intake.lock().take());
         let work = || run_worker(worker, graph, collector, intake.flatten(), &shared, &progress);
         // The other workers would wait for a panicked one for ever. The panic message is already
         // printed.
@@ -254,8 +253,8 @@ impl BatchOutput {
             results.extend(end.results);
             outcomes.add(&end.outcomes);
             first_rows.extend(end.first_rows);
-            if let Some(own) = end.read {
-                read = own?;
+            if let Some(statistics) = end.read {
+                read = statistics?;
             }
         }
         // UTF-8 has the same order by bytes as by code points.
@@ -309,7 +308,7 @@ impl BatchOutput {
             .map_or(Ok(()), DailyWriter::finish)
             .map_err(|e| BatchError::output(&target_name(&plan.daily), e))?;
         if plan.plot.is_some() && summary.accepted() == 0 {
-            summary.warnings.push("the plot is not drawn: there are no readings".into());
+            summary.warnings.push("the plot was not drawn: the log has no readings".into());
         }
         if let Some(plot) = plan.plot.as_ref().filter(|_| summary.accepted() > 0) {
             let missing =

@@ -63,7 +63,7 @@ pub enum BatchError {
     Input { name: String, error: DecodeError },
     #[error("{name} cannot be written: {error}{}", remedy_suffix(error, Path::new(name)))]
     Output { name: String, error: io::Error },
-    #[error("--plot: there is no city {city} with readings in the log: name another with --city")]
+    #[error("--plot: the log has no readings of city {city}: name another one with --city")]
     NoSuchCity { city: String },
     #[error("--plot: the log has no readings to draw")]
     NothingToDraw,

@@ -64,9 +64,7 @@ impl ReadSummary {
         let mut warnings: Vec<String> = self
             .refused_files
             .iter()
-            .map(|(name, records)| {
-                format!("nothing of {name} was taken: all of its {records} records were refused")
-            })
+            .map(|(name, records)| format!("all {records} records of {name} were refused"))
             .collect();
         warnings.extend(self.notes.warnings(&plan.read));
         warnings

@@ -21,8 +21,10 @@ pub fn claim_sinks(
     let mut authority: Option<SinkClaim> = None;
     for sink in 0..member.sinks()?.inspected().len() {
         let inspected = member.sinks()?.inspected();
-        if let Some(authority) = &authority {
+        if sink > 0 || !inspected.has_authority() {
             panic_point("between_claims");
+        }
+        if let Some(authority) = &authority {
             inspected.check_claim(0, authority).map_err(lost)?;
         }
         let counted = authority.as_ref().map(SinkClaim::generation);
@@ -37,7 +39,7 @@ pub fn claim_sinks(
             ControlEvent::SinkFenced { sink: fenced } if fenced == sink => Some(()),
             _ => None,
         };
-        lead.order(member, ControlCommand::FenceSink(order), is_fenced)?;
+        lead.execute_everywhere(member, ControlCommand::FenceSink(order), is_fenced)?;
         // From now on, only this run adds to the progress.
         progress.push(member.sinks()?.inspected().read_progress(sink, &claim).map_err(lost)?);
     }

@@ -4,10 +4,11 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -25,13 +26,12 @@ pub enum DataDirError {
     #[error("{}: {source}: {}, or choose another data directory", path.display(), remedy_for(source, path))]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "the data directory {} is in use by another process: stop that, or choose another data directory",
+        "the data directory {} is in use by another process: stop that process, or choose another data directory",
         .0.display()
     )]
     InUse(PathBuf),
     #[error(
-        "the data directory {} has lost its generation: neither {} nor {} can be read; restore one from a backup, or remove \
-         both to count from 1 again",
+        "the generation of the data directory {} is unknown, since neither {} nor {} can be read: restore one from a backup, or remove both to count from 1 again",
         .0.display(), RECORD_FILES[0], RECORD_FILES[1]
     )]
     Damaged(PathBuf),
@@ -100,7 +100,7 @@ impl DataDir {
 
     /// Makes durable that epochs below `upto` may be in use. Call it before their use.
     pub fn reserve_epochs(&self, upto: u64) -> Result<(), DataDirError> {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = self.record.lock();
         if upto <= record.epochs {
             return Ok(());
         }
@@ -228,7 +228,7 @@ mod tests {
         // Opening it would block until there is a writer.
         fs::remove_file(&file).unwrap();
         mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        refused("a pipe, a device or a socket is in its place");
+        refused("it is a pipe, a device or a socket");
     }
 
     #[test]

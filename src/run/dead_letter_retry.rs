@@ -65,7 +65,7 @@ impl JournalRetry {
     pub fn send(
         &mut self,
         journal: &Journal,
-        wanted: &DeadLetterFilter,
+        filter: &DeadLetterFilter,
     ) -> Result<RetryOutcome, DlqCommandError> {
         let mut outcome = RetryOutcome::default();
         loop {
@@ -77,11 +77,11 @@ impl JournalRetry {
                 // letters behind it.
                 let now = worker::ingest_clock_ms() as i64;
                 let is_old = |(before, at): (i64, EventTime)| at.millis() < before || at.millis() > now;
-                let is_old = wanted.written_before_ms.zip(letter.arrived_at).is_none_or(is_old);
+                let is_old = filter.written_before_ms.zip(letter.arrived_at).is_none_or(is_old);
                 if more || !is_old {
                     return Some(letter);
                 }
-                if wanted.matches_reason(&letter.reason) {
+                if filter.matches_reason(&letter.reason) {
                     match decide(sent, &letter) {
                         RetryDecision::Send => batch.push(retry_record(decoder, letter, &mut outcome)),
                         RetryDecision::Already => outcome.already_sent += 1,
@@ -113,11 +113,11 @@ enum RetryDecision {
     Homeless,
 }
 
-fn decide(sent: &RetryLedger, letter: &DeadLetter) -> RetryDecision {
+fn decide(sent: &RetryLedger, dead_letter: &DeadLetter) -> RetryDecision {
     match () {
-        () if &*letter.address.source != journal::SOURCE_NAME => RetryDecision::Homeless,
-        () if sent.origins.contains(&letter.address.to_string()) => RetryDecision::Already,
-        () if letter.is_withdrawal() => RetryDecision::Withdrawal,
+        () if &*dead_letter.address.source != journal::SOURCE_NAME => RetryDecision::Homeless,
+        () if sent.origins.contains(&dead_letter.address.to_string()) => RetryDecision::Already,
+        () if dead_letter.is_withdrawal() => RetryDecision::Withdrawal,
         () => RetryDecision::Send,
     }
 }
@@ -139,7 +139,7 @@ pub(super) fn append_all(appender: &dyn Appender, records: &[NewRecord]) -> Resu
     let deadline = Instant::now() + APPEND_TIMEOUT;
     loop {
         let (sender, appended) = mpsc::sync_channel(1);
-        appender.append(records.to_vec(), Box::new(move |done| drop(sender.send(done))));
+        appender.append(records.to_vec(), Box::new(move |result| drop(sender.send(result))));
         match appended.recv_timeout(APPEND_TIMEOUT) {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(AppendError::Busy)) if Instant::now() < deadline => thread::sleep(BUSY_BACKOFF),
@@ -175,11 +175,11 @@ impl RetryLedger {
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(failed)?;
         // An incomplete line was never acted on.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        file.set_len(whole as u64).map_err(failed)?;
+        let complete_bytes = text.rfind('\n').map_or(0, |end| end + 1);
+        file.set_len(complete_bytes as u64).map_err(failed)?;
         file.seek(SeekFrom::End(0)).map_err(failed)?;
         let (mut origins, mut open) = (HashSet::new(), None);
-        for (number, line) in (1..).zip(text[..whole].lines()) {
+        for (number, line) in (1..).zip(text[..complete_bytes].lines()) {
             match serde_json::from_str(line) {
                 Ok(LedgerEntry::Sending(ends)) => open = Some(ends),
                 Ok(LedgerEntry::Sent(sent)) => {
@@ -200,13 +200,15 @@ impl RetryLedger {
     /// Checks that the positions belong to this journal. Those of another one would prevent
     /// retries.
     fn check_journal(&self, journal: &Journal) -> Result<(), DlqCommandError> {
-        let places = self.origins.iter().filter_map(|origin| origin.parse::<RecordAddress>().ok());
-        let mut beyond = places.filter(|place| place.position >= journal.log_end(place.partition));
+        let addresses = self.origins.iter().filter_map(|origin| origin.parse::<RecordAddress>().ok());
+        let mut beyond = addresses.filter(|address| address.position >= journal.log_end(address.partition));
         match beyond.next() {
             None => Ok(()),
-            Some(place) => Err(damaged_ledger(
+            Some(address) => Err(damaged_ledger(
                 &self.path,
-                format!("the journal has no {place}: it is of another journal"),
+                format!(
+                    "it names {address}, which the journal does not have, so it belongs to another journal"
+                ),
             )),
         }
     }
@@ -235,21 +237,23 @@ fn cannot_write_ledger(path: &Path, error: &io::Error) -> DlqCommandError {
 }
 
 fn damaged_ledger(path: &Path, problem: String) -> DlqCommandError {
-    let problem = format!("{problem}: repair the file, or move it away, and all letters can be sent again");
+    let problem = format!(
+        "{problem}: repair the file, or move it away; without it, all dead letters can be sent again"
+    );
     DlqCommandError::Sent { path: path.into(), problem }
 }
 
 /// The origins of the retried records behind these ends of a journal.
 fn origins_since(journal: &Journal, ends: &[u64]) -> Result<Vec<String>, DlqCommandError> {
-    let mut found = OriginCollector(Vec::new());
+    let mut collector = OriginCollector(Vec::new());
     for (partition, from) in (0..journal.partitions()).zip(ends) {
         // Records trimmed since are missing. Their dead letters are retried once more, which
         // changes no result.
         let from = journal.log_start(partition).max(*from);
         let mut reader = Source::open_partition(journal, partition, from, thread::current())?;
-        while reader.poll(RETRY_BATCH, u64::MAX, &mut found)?.next == NextPoll::Now {}
+        while reader.poll(RETRY_BATCH, u64::MAX, &mut collector)?.next == NextPoll::Now {}
     }
-    Ok(found.0)
+    Ok(collector.0)
 }
 
 struct OriginCollector(Vec<String>);
@@ -324,16 +328,16 @@ impl RetryThreads {
         delay: Millis,
         mut pass: impl FnMut() -> Result<RetryOutcome, DlqCommandError> + Send + 'static,
     ) -> io::Result<()> {
-        let often = (Duration::from_millis(delay.millis().unsigned_abs()) / 4)
+        let interval = (Duration::from_millis(delay.millis().unsigned_abs()) / 4)
             .clamp(MIN_PASS_INTERVAL, MAX_PASS_INTERVAL);
         let (stop, stopped) = mpsc::channel();
         let work = move || {
-            let mut wait = often;
+            let mut wait = interval;
             while stopped.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-                wait = often;
+                wait = interval;
                 match pass() {
                     Ok(outcome) if outcome.total_sent() > 0 => {
-                        tracing::info!(letters = outcome.total_sent(), "dead letters were sent again");
+                        tracing::info!(letters = outcome.total_sent(), "dead letters were retried");
                     }
                     Ok(_) => {}
                     Err(error @ DlqCommandError::Topics(DlqTopicError::Fenced(_))) => {
@@ -341,7 +345,7 @@ impl RetryThreads {
                         wait = FAULT_BACKOFF;
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "dead letters cannot be sent again yet");
+                        tracing::warn!(%error, "dead letters cannot be retried now; the next attempt follows");
                         wait = FAULT_BACKOFF;
                     }
                 }

@@ -56,16 +56,16 @@ impl<'a> DeadLetterStores<'a> {
     /// Checks that a source can have dead letters. Those of files are in the journal's data
     /// directory.
     pub fn check_source_has_dead_letters(&self, source: Option<&str>) -> Result<(), DlqCommandError> {
-        let Some(asked) = source else { return Ok(()) };
+        let Some(requested) = source else { return Ok(()) };
         let of_files = self.plan.sources.iter().filter(|source| matches!(source.kind, SourceKind::File(_)));
-        let mut known: Vec<&str> = self.topics().map(|(name, _)| name).collect();
+        let mut names: Vec<&str> = self.topics().map(|(name, _)| name).collect();
         if self.has_journal() {
-            known.push(journal::SOURCE_NAME);
-            known.extend(of_files.map(|source| &*source.name));
+            names.push(journal::SOURCE_NAME);
+            names.extend(of_files.map(|source| &*source.name));
         }
-        match known.contains(&asked) {
+        match names.contains(&requested) {
             true => Ok(()),
-            false => Err(DlqCommandError::UnknownSource { asked: asked.into(), known: known.join(", ") }),
+            false => Err(DlqCommandError::UnknownSource { asked: requested.into(), known: names.join(", ") }),
         }
     }
 
@@ -117,7 +117,7 @@ impl<'a> DeadLetterStores<'a> {
     pub fn retry(
         &self,
         source: Option<&str>,
-        wanted: &DeadLetterFilter,
+        filter: &DeadLetterFilter,
     ) -> Result<RetryOutcome, DlqCommandError> {
         let is_asked = |name: &str| source.is_none_or(|source| source == name);
         self.check_source(source)?;
@@ -128,7 +128,7 @@ impl<'a> DeadLetterStores<'a> {
         {
             let mut retrier = DeadLetterRetrier::open(cluster, progress_topic)?;
             for kafka in topics {
-                outcome.add(&retrier.retry_topic(&kafka.topic, wanted)?);
+                outcome.add(&retrier.retry_topic(&kafka.topic, filter)?);
             }
         }
         if is_asked(journal::SOURCE_NAME)
@@ -137,24 +137,24 @@ impl<'a> DeadLetterStores<'a> {
         {
             let (dir, journal) = self.open_journal(ingest)?;
             let mut retry = JournalRetry::open(dir.path(), &journal)?;
-            outcome.add(&retry.send(&journal, wanted)?);
+            outcome.add(&retry.send(&journal, filter)?);
         }
         Ok(outcome)
     }
 
     fn check_source(&self, source: Option<&str>) -> Result<(), DlqCommandError> {
-        let Some(asked) = source else { return Ok(()) };
-        let mut known: Vec<&str> = self.topics().map(|(name, _)| name).collect();
-        known.extend(self.journal().map(|_| journal::SOURCE_NAME));
-        match known.contains(&asked) {
+        let Some(requested) = source else { return Ok(()) };
+        let mut names: Vec<&str> = self.topics().map(|(name, _)| name).collect();
+        names.extend(self.journal().map(|_| journal::SOURCE_NAME));
+        match names.contains(&requested) {
             true => Ok(()),
-            false => Err(DlqCommandError::UnknownSource { asked: asked.into(), known: known.join(", ") }),
+            false => Err(DlqCommandError::UnknownSource { asked: requested.into(), known: names.join(", ") }),
         }
     }
 
     fn read_options(&self, source: &str) -> ReadOptions {
-        let found = self.plan.sources.iter().find(|known| known.name == source);
-        found.map_or(self.plan.decode.into(), |found| found.read_options.clone())
+        let source_plan = self.plan.sources.iter().find(|plan| plan.name == source);
+        source_plan.map_or(self.plan.decode.into(), |plan| plan.read_options.clone())
     }
 
     fn open_journal(&self, ingest: &IngestPlan) -> Result<(DataDir, Journal), DlqCommandError> {
@@ -180,24 +180,28 @@ impl<'a> DeadLetterStores<'a> {
         let mut topics: BTreeMap<&str, (&KafkaSourcePlan, Vec<KeyedRecord>)> = BTreeMap::new();
         let mut posted = Vec::new();
         for (line, text) in (1..).zip(lines).filter(|(_, text)| !text.trim().is_empty()) {
-            let wrong = |problem: String| DlqCommandError::Line { line, problem };
+            let line_error = |problem: String| DlqCommandError::Line { line, problem };
             let edited: ExportedDeadLetter = serde_json::from_str(text)
-                .map_err(|error| wrong(format!("is not one of export ({error})")))?;
-            let bytes =
-                edited.record_bytes().ok_or_else(|| wrong("has neither raw nor raw_base64".into()))?;
+                .map_err(|error| line_error(format!("is not a line that export writes ({error})")))?;
+            let bytes = edited.record_bytes().ok_or_else(|| {
+                line_error(
+                    "has neither raw nor raw_base64: keep one of them, with the bytes of the record".into(),
+                )
+            })?;
             let source = edited.source.clone();
             let kafka = self.topics().find(|(name, _)| *name == source);
             let is_journal = source == journal::SOURCE_NAME && self.journal().is_some();
             if kafka.is_none() && !is_journal {
-                let problem =
-                    format!("{source:?} is no source that takes records: correct them where they are");
-                return Err(wrong(problem));
+                let problem = format!("source {source:?} accepts no records: correct them in its files");
+                return Err(line_error(problem));
             }
             if kafka.is_some_and(|(_, kafka)| kafka.format != RecordFormat::Json) {
-                return Err(wrong(format!("{source} reads Avro: write it with `swelter produce` instead")));
+                return Err(line_error(format!(
+                    "{source} reads Avro: write it with `swelter produce` instead"
+                )));
             }
             let mut decoder = JsonRecordDecoder::new(self.read_options(&source));
-            let upsert = decoder.decode(&bytes).map_err(|refusal| wrong(refusal.to_string()))?;
+            let upsert = decoder.decode(&bytes).map_err(|refusal| line_error(refusal.to_string()))?;
             match kafka {
                 Some((name, kafka)) => {
                     let city = upsert.city.to_owned();
@@ -225,17 +229,17 @@ impl<'a> DeadLetterStores<'a> {
     /// Finds the dead letters of the record at a position, by its source or its topic.
     pub fn find_by_position(
         &self,
-        place: &RecordAddress,
+        address: &RecordAddress,
     ) -> Result<Vec<(String, DeadLetter)>, DlqCommandError> {
-        let mut found = Vec::new();
+        let mut dead_letters = Vec::new();
         self.read_all(|source, letter| {
-            let named = letter.address.source == place.source || *source == *place.source;
+            let named = letter.address.source == address.source || *source == *address.source;
             let same =
-                (letter.address.partition, letter.address.position) == (place.partition, place.position);
+                (letter.address.partition, letter.address.position) == (address.partition, address.position);
             if named && same {
-                found.push((source.to_owned(), letter));
+                dead_letters.push((source.to_owned(), letter));
             }
         })?;
-        Ok(found)
+        Ok(dead_letters)
     }
 }

@@ -16,7 +16,7 @@ pub enum DlqCommandError {
     Files(#[from] DlqFileError),
     #[error(transparent)]
     Topics(#[from] DlqTopicError),
-    #[error("{0}; a service that runs retries by itself where ingest.retry_after is set")]
+    #[error("{0}; a running service retries dead letters itself if ingest.retry_after is set")]
     DataDir(#[from] DataDirError),
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -24,16 +24,16 @@ pub enum DlqCommandError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Append(#[from] AppendError),
-    #[error("the journal does not answer: look at its disk, then try again")]
+    #[error("the journal does not answer: check its disk, then try again")]
     Hangs,
     #[error("{}: {problem}", path.display())]
     Sent { path: PathBuf, problem: String },
     #[error(
-        "{} is no data directory of a service: there is no folder journal in it; --data-dir or --config says where it is",
+        "{} is not the data directory of a service, since it has no folder journal: name the data directory with --data-dir or --config",
         .0.display()
     )]
     NoJournal(PathBuf),
-    #[error("there is no source {asked:?} with dead letters: there are {known}")]
+    #[error("there is no source {asked:?} with dead letters: name one of {known}")]
     UnknownSource { asked: String, known: String },
     #[error("line {line}: {problem}; nothing was sent")]
     Line { line: u64, problem: String },

@@ -81,7 +81,7 @@ impl<'a> Follower<'a> {
         restored.first_epoch = restored.member.shared.newest_epoch() + 1;
         let generation = restored.generation.clone();
         let owner = Owner::begin(restored)?;
-        tracing::info!(took = ?began.elapsed(), generation = &*generation, "taken over");
+        tracing::info!(took = ?began.elapsed(), generation = &*generation, "the run has taken over: this generation owns the results from now on");
         Ok(owner)
     }
 }

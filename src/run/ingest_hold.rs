@@ -19,11 +19,11 @@ impl HeldAppender {
 }
 
 impl Appender for HeldAppender {
-    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+    fn append(&self, records: Vec<NewRecord>, acknowledge: AppendCallback) {
         let client = records.first().and_then(|record| record.client);
         match self.shared.refusals.hold(client) {
-            Some(hold) => done(Err(AppendError::OnHold(hold))),
-            None => self.to.append(records, done),
+            Some(hold) => acknowledge(Err(AppendError::OnHold(hold))),
+            None => self.to.append(records, acknowledge),
         }
     }
 }

@@ -40,7 +40,7 @@ impl<'a> Inspected<'a> {
         }
         if sinks.is_empty() || self.member.logs().data_dir().is_some() || !plan.sources.iter().all(is_topic) {
             return Err(RunError::Failed(
-                "cluster.start: only a run whose sources are all topics of Kafka can take over from another one: a journal has one owner".into(),
+                "cluster.start: only a run whose sources are all topics of Kafka can take over, since a journal has one owner: start without --takeover and --standby".into(),
             ));
         }
         let primary = PrimaryFollower::new(start_mode, standby_after, sinks, &self.progress)?;
@@ -65,7 +65,7 @@ impl<'a> Inspected<'a> {
     /// Restores the newest checkpoint, and starts the workers beside the primary.
     pub fn follow(self, primary: Arc<PrimaryFollower>) -> Result<Restored<'a, FollowedBasis>, RunError> {
         primary.spawn_followers(self.member.sinks()?.inspected())?;
-        tracing::info!("another generation is followed");
+        tracing::info!("the run follows the generation that owns the results, and takes over later");
         let progress: Vec<&ProgressSnapshot> = self.progress.iter().collect();
         let registry = self.member.sinks()?.inspected().source_registry(&progress)?;
         Restored::restore(self.lead, self.member, Arc::new(registry), self.progress, FollowedBasis(primary))

@@ -55,18 +55,21 @@ impl Lead {
 
     /// Appends a command, executes it here, and waits for the answers of all processes. Returns
     /// them by process.
-    pub fn order<T>(
+    pub fn execute_everywhere<T>(
         &self,
         member: &mut impl Member,
         command: ControlCommand,
         answer: impl Fn(ControlEvent) -> Option<T>,
     ) -> Result<Vec<T>, RunError> {
         self.execute(member, command)?;
-        self.answers(answer)
+        self.wait_for_answers(answer)
     }
 
     /// Waits for the answers of all processes.
-    pub fn answers<T>(&self, answer: impl Fn(ControlEvent) -> Option<T>) -> Result<Vec<T>, RunError> {
+    pub fn wait_for_answers<T>(
+        &self,
+        answer: impl Fn(ControlEvent) -> Option<T>,
+    ) -> Result<Vec<T>, RunError> {
         let mut answers: Vec<Option<T>> = (0..self.processes).map(|_| None).collect();
         while answers.iter().any(Option::is_none) {
             match self.next()? {
@@ -89,7 +92,7 @@ impl Lead {
     }
 
     fn next(&self) -> Result<MainEvent, RunError> {
-        self.events.recv().map_err(|_| RunError::Failed("a bug: the control thread has ended".into()))
+        self.events.recv().map_err(|_| RunError::bug("the control thread has ended"))
     }
 }
 
@@ -99,10 +102,16 @@ pub fn ended_by(event: MainEvent) -> RunError {
         MainEvent::Command(ControlCommand::Stop) => RunError::Cluster(ClusterError::Stopped),
         MainEvent::Failed(failure) => failure.into(),
         MainEvent::WorkersExited(Err(error)) => error,
-        MainEvent::WorkersExited(Ok(())) => RunError::Failed("the workers have ended".into()),
-        MainEvent::Command(command) => RunError::Failed(format!("a bug: {command:?} comes out of turn")),
-        MainEvent::Reported { process, event } => {
-            RunError::Failed(format!("a bug: process {process} reports {event:?} out of turn"))
+        MainEvent::WorkersExited(Ok(())) => {
+            RunError::Failed("the workers ended before the run was stopped: see the errors above".into())
         }
+        MainEvent::Command(command) => RunError::bug(format!(
+            "the command `{}` came while process 0 waited for something else",
+            command.kind()
+        )),
+        MainEvent::Reported { process, event } => RunError::bug(format!(
+            "process {process} reported `{}` while process 0 waited for something else",
+            event.kind()
+        )),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::protocol::{ControlCommand, ControlEvent, Phase, RefusedCounts};
 use crate::model::{PartitionIndex, PartitionName, PartitionTable, Reason};
+use crate::panics::bug_text;
 use crate::worker::{LogPartition, SharedState, WorkerCommand, WorkerCommandSender, WorkerEvent};
 
 /// Opens a partition that was added after the start, if this process can read it.
@@ -71,10 +72,11 @@ impl LocalControl {
     /// Applies the next command of the log.
     pub fn apply(&mut self, command: ControlCommand) -> Option<Effect> {
         if !command.is_allowed_in(self.phase) {
-            return Some(Effect::Fail(format!(
-                "a bug: process 0 sent {command:?} in the phase {:?}",
-                self.phase
-            )));
+            return Some(Effect::Fail(bug_text(&format!(
+                "process 0 sent the command `{}` in the phase `{}`",
+                command.kind(),
+                self.phase.name()
+            ))));
         }
         self.phase = command.phase_after(self.phase);
         match command {
@@ -131,9 +133,10 @@ impl LocalControl {
     fn add_partition(&mut self, index: PartitionIndex, name: PartitionName, start: u64) -> Option<Effect> {
         let workers = self.workers.as_ref()?;
         if workers.partitions.push(name.clone()) != index {
-            return Some(Effect::Fail(format!(
-                "the partitions have other numbers here than at process 0: {name:?}"
-            )));
+            return Some(Effect::Fail(bug_text(&format!(
+                "partition {} of source {} has another index here than at process 0",
+                name.partition, name.source
+            ))));
         }
         self.added.insert(index, (name, start));
         Some(Effect::Report(ControlEvent::PartitionKnown { index }))
@@ -173,25 +176,8 @@ mod tests {
 
     use super::*;
     use crate::model::CheckpointBarrier;
-    use crate::run::protocol::StartPlan;
+    use crate::run::protocol::{partition_name, start_command};
     use crate::worker::{Refusals, Release};
-
-    fn name(partition: u32) -> PartitionName {
-        PartitionName { source: "readings".into(), partition }
-    }
-
-    fn start() -> ControlCommand {
-        ControlCommand::Start(StartPlan {
-            generation: "1-a".into(),
-            partitions: vec![(name(0), 0.into())],
-            first_epoch: 1,
-            reserved_until: 0,
-            progress: Vec::new(),
-            checkpoints: None,
-            restore: None,
-            follows: false,
-        })
-    }
 
     /// Process 1 of several, with two workers that are not run.
     fn started() -> (LocalControl, Arc<SharedState>, Vec<Receiver<WorkerCommand>>) {
@@ -199,11 +185,11 @@ mod tests {
         let commands = WorkerCommandSender::new(2);
         let queues = (0..2).map(|worker| commands.subscribe(worker).unwrap()).collect();
         let mut control = LocalControl::new(1);
-        assert!(matches!(control.apply(start()), Some(Effect::Execute(ControlCommand::Start(_)))));
+        assert!(matches!(control.apply(start_command()), Some(Effect::Execute(ControlCommand::Start(_)))));
         control.attach(LocalWorkers {
             shared: Arc::clone(&shared),
             commands,
-            partitions: PartitionTable::new(vec![name(0)]),
+            partitions: PartitionTable::new(vec![partition_name(0)]),
             open_partition: Box::new(|_, _, _| None),
             count: 2,
         });
@@ -249,7 +235,7 @@ mod tests {
     #[test]
     fn congestion_and_refusals_of_others_count_also_if_said_before_the_workers_run() {
         let mut control = LocalControl::new(1);
-        let _ = control.apply(start());
+        let _ = control.apply(start_command());
         assert!(control.apply(ControlCommand::Pause { congested: 0b101 }).is_none());
         assert!(
             control
@@ -276,7 +262,7 @@ mod tests {
         let _ = control.apply(release());
         let add = |index, partition| ControlCommand::AddPartition {
             index: PartitionIndex(index),
-            name: name(partition),
+            name: partition_name(partition),
             start: 17,
         };
         let known = control.apply(add(1, 1));

@@ -6,6 +6,7 @@ use super::durable_sinks::{DurableSinks, FencedSink, InspectedSinks};
 use super::protocol::FenceOrder;
 use super::run_error::RunError;
 use crate::model::Topology;
+use crate::panics::panic_point;
 use crate::sinks::progress::ProgressSnapshot;
 
 /// The sinks of this process and their state.
@@ -28,6 +29,9 @@ impl LocalSinks {
     /// Fences every earlier writer of the shards that this process writes.
     pub fn fence(&mut self, order: FenceOrder) -> Result<(), RunError> {
         let FenceOrder { sink, claim, is_takeover } = order;
+        if sink > 0 || !self.inspected.has_authority() {
+            panic_point("between_fences");
+        }
         let fenced = self.inspected.fence(sink, claim, self.topology);
         self.fenced.push(fenced.map_err(|error| if is_takeover { error.into_lost_race() } else { error })?);
         Ok(())
@@ -51,5 +55,5 @@ impl LocalSinks {
 }
 
 fn not_claimed() -> RunError {
-    RunError::Failed("a bug: the sinks are to be written before they are claimed".into())
+    RunError::bug("the sinks were to be written before they were claimed")
 }

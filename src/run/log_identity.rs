@@ -106,11 +106,11 @@ pub fn compare_log(
     let ids = format!("the log has the id {id}, and {recorded_id} was read");
     Ok(match verdict {
         LogVerdict::Same if has_records && !is_comparable => {
-            LogVerdict::Another(of_source(format!("{ids}; nothing of its records can be compared")))
+            LogVerdict::Another(of_source(format!("{ids}; none of its records can be compared")))
         }
-        LogVerdict::Same => {
-            LogVerdict::Copy(of_source(format!("{ids}, though what can be compared of its records fits")))
-        }
+        LogVerdict::Same => LogVerdict::Copy(of_source(format!(
+            "{ids}, though its records match as far as they can be compared"
+        ))),
         LogVerdict::Another(why) => LogVerdict::Another(format!("{why}; {ids}")),
         // The log is another one, so how to recover these positions is of no use.
         LogVerdict::Copy(_) | LogVerdict::Behind(_) | LogVerdict::Unreachable(_) => {

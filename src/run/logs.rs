@@ -14,7 +14,7 @@ use super::protocol::ControlEvent;
 use super::run_error::RunError;
 use crate::admission::AdmissionRules;
 use crate::checkpoint;
-use crate::config::{FileSourcePlan, GeneratorSourcePlan, IngestPlan, ServicePlan, SourceKind, SourcePlan};
+use crate::config::{FileSourcePlan, IngestPlan, ServicePlan, SourceKind, SourcePlan};
 use crate::kafka::topic_identity::TopicIdentity;
 use crate::model::rules_version::RULES_VERSION_KEY;
 use crate::model::{
@@ -24,7 +24,7 @@ use crate::registry::{RegistryClient, RegistrySettings, ResponseFetcher, SchemaC
 use crate::sinks::dead_letters::DeadLetterFiles;
 use crate::sources::file::{FileSource, InputFile};
 use crate::sources::generator::feed::GeneratorFeed;
-use crate::sources::generator::paced::{PacedLog, PacedPlan};
+use crate::sources::generator::paced::PacedLog;
 use crate::sources::journal::{Journal, JournalPlan};
 use crate::sources::kafka::{AppendLimits, KafkaAppender, KafkaSource, RecordFormat, RegistryPlan};
 use crate::sources::{Source, SourceError};
@@ -151,10 +151,10 @@ impl Logs {
             let Some(RegistryPlan { urls, user }) = topic.registry_plan() else { continue };
             let settings =
                 RegistrySettings { urls: urls.clone(), user: user.clone(), timeout: REGISTRY_TIMEOUT };
-            let (known, record) = registry.answers(topic.name())?;
+            let (responses, record) = registry.schema_responses(topic.name())?;
             let ask = fetch_and_record(RegistryClient::new(&settings)?, record);
             let schemas = SchemaCache::with_verification(
-                known,
+                responses,
                 find(topic.name(), ask),
                 RegistryClient::new(&settings)?,
                 SCHEMA_VERIFY_DELAY,
@@ -173,8 +173,8 @@ impl Logs {
         requests: &Arc<PeerRequests>,
     ) -> Result<(), RunError> {
         for topic in self.topics.iter().filter(|topic| topic.registry_plan().is_some()) {
-            let (known, _) = registry.answers(topic.name())?;
-            let schemas = SchemaCache::new(known, requests.find_schemas_of(topic.name()));
+            let (responses, _) = registry.schema_responses(topic.name())?;
+            let schemas = SchemaCache::new(responses, requests.find_schemas_of(topic.name()));
             topic.set_schema_cache(schemas.map_err(RunError::Threads)?);
         }
         Ok(())
@@ -212,7 +212,7 @@ impl Logs {
             if let Some(path) = letters.file_beyond(&name, journal.log_end(partition)) {
                 let path = path.display();
                 return Err(RunError::Failed(format!(
-                    "{path} has dead letters of records that the journal does not have: move it away with the full files beside it (dead-letters*.part-*.jsonl), they are of another journal"
+                    "{path} has dead letters of records that the journal does not have, so it belongs to another journal: move it away, and with it the full files beside it (dead-letters*.part-*.jsonl)"
                 )));
             }
         }
@@ -244,7 +244,7 @@ impl Logs {
     pub fn check_position(&self, source: &str, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let log = self.sources.iter().find(|log| log.name() == source);
         let log = log.filter(|log| partition < log.partitions());
-        let log = log.ok_or_else(|| SourceError::Fatal(format!("partition {partition} is not there")))?;
+        let log = log.ok_or_else(|| SourceError::Fatal(format!("it has no partition {partition}")))?;
         log.check_position(partition, at)
     }
 
@@ -281,14 +281,14 @@ impl Logs {
         partitions: &PartitionTable,
         control: &Control,
     ) -> Result<(), RunError> {
-        let known = partitions.names();
+        let known_partitions = partitions.names();
         for source in &self.sources {
             let name: Arc<str> = source.name().into();
             let is_known = |partition: u32| {
-                known.iter().any(|known| known.source == name && known.partition == partition)
+                known_partitions.iter().any(|known| known.source == name && known.partition == partition)
             };
             for partition in (0..source.partitions()).filter(|partition| !is_known(*partition)) {
-                tracing::info!(source = &*name, partition, "a partition has come");
+                tracing::info!(source = &*name, partition, "a source has a new partition");
                 let start = match registry.start_of(source, partition) {
                     // It is tried again soon.
                     Err(RunError::Source { error: SourceError::Transient(error), .. }) => {
@@ -296,7 +296,7 @@ impl Logs {
                             source = &*name,
                             partition,
                             error,
-                            "a partition that has come cannot be read yet"
+                            "a new partition cannot be read yet; it is retried"
                         );
                         return Ok(());
                     }
@@ -334,7 +334,7 @@ impl Logs {
                 let name = source.name.clone();
                 let feed = GeneratorFeed::spawn(
                     &name,
-                    paced_plan(generator),
+                    generator.clone(),
                     &dir.path().join("feeds"),
                     appender.clone(),
                 );
@@ -355,7 +355,7 @@ fn open_source(
     match &source.kind {
         SourceKind::Generator(generator) => {
             let now = EventTime::from_millis(worker::ingest_clock_ms() as i64).unwrap_or_default();
-            let paced = PacedLog::new(&name, paced_plan(generator), now);
+            let paced = PacedLog::new(&name, generator.clone(), now);
             let paced = paced.map_err(|error| RunError::Generator { name, error })?;
             Ok(Arc::new(Arc::new(paced)))
         }
@@ -410,20 +410,4 @@ fn refusal_rules(plan: &ServicePlan) -> String {
     identity.extend(plan.sources.iter().filter_map(file_identity));
     let lines = identity.iter().map(|(key, value)| format!("{key} = {value}\n"));
     format!("{RULES_VERSION_KEY} = {version}\n{}", lines.collect::<String>())
-}
-
-fn paced_plan(generator: &GeneratorSourcePlan) -> PacedPlan {
-    PacedPlan {
-        cities: generator.cities,
-        interval: generator.interval,
-        history: generator.history,
-        history_interval: generator.history_interval,
-        late: generator.late,
-        corrections: generator.corrections,
-        withdrawals: generator.withdrawals,
-        duplicates: generator.duplicates,
-        invalid: generator.invalid,
-        weather: generator.weather,
-        seed: generator.seed,
-    }
 }

@@ -46,7 +46,8 @@ impl<'a> Owner<'a> {
         let points = sinks.resume_points(&member.local_partitions)?;
         let reserved_until = bound.reserve_first(floor)?;
         let is_installed = |event| matches!(event, ControlEvent::ResumePointsInstalled).then_some(());
-        let installed = lead.order(&mut member, ControlCommand::InstallResumePoints(points), is_installed);
+        let installed =
+            lead.execute_everywhere(&mut member, ControlCommand::InstallResumePoints(points), is_installed);
         if let Err(error) = installed {
             return Err(member.stop_unreleased(error, lead.events()));
         }
@@ -57,11 +58,11 @@ impl<'a> Owner<'a> {
         let (control, shared) = (lead.control().clone(), Arc::clone(&member.shared));
         spawn_epoch_reservation(bound, control, shared, reserved_until, Arc::clone(&has_ended))?;
         let reporter = member.part_reporter.as_ref();
-        let place = reporter.map(|reporter| reporter.repository().location().to_string());
+        let location = reporter.map(|reporter| reporter.repository().location().to_string());
         let backups = logs.journal().and_then(|(journal, dir)| {
-            let started = BackupService::start(journal, &dir, place);
+            let started = BackupService::start(journal, &dir, location);
             started
-                .inspect_err(|error| tracing::warn!(%error, "backups cannot be taken while this runs"))
+                .inspect_err(|error| tracing::warn!(%error, "this process cannot serve `swelter backup`: back up while it is stopped, or remove the cause and restart it"))
                 .ok()
         });
         let coordinator = reporter.map(|reporter| {
@@ -137,7 +138,7 @@ impl<'a> Owner<'a> {
             self.retries.stop();
             for (name, feed) in self.feeds.drain(..) {
                 if let Err(error) = feed.stop() {
-                    tracing::warn!(source = name, %error, "a generator has ended early");
+                    tracing::warn!(source = name, %error, "a generator has stopped, and its source sends no more readings until a restart");
                 }
             }
         }

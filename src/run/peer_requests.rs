@@ -4,9 +4,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::protocol::{AppendedParts, PeerMessage};
 use crate::cluster::{Links, SendError};
@@ -41,7 +43,7 @@ struct PendingAppends {
 }
 
 struct PendingAppend {
-    done: AppendCallback,
+    acknowledge: AppendCallback,
     records: usize,
     bytes: usize,
 }
@@ -100,7 +102,7 @@ impl PeerRequests {
 
     fn schema(&self, source: &str, id: u32) -> Result<String, String> {
         let schemas = locked(&self.schemas).get(source).cloned();
-        let schemas = schemas.ok_or_else(|| "it is still starting".to_owned())?;
+        let schemas = schemas.ok_or_else(|| "process 0 is still starting".to_owned())?;
         match schemas.lookup(id) {
             SchemaLookup::Known(answer) => serde_json::to_string(&answer).map_err(|error| error.to_string()),
             SchemaLookup::Pending => Err(String::new()),
@@ -120,10 +122,10 @@ impl PeerRequests {
             let result = Err(AppendError::Busy);
             return self.send(process, &PeerMessage::Appended { call, result });
         };
-        let done: AppendCallback = Box::new(move |result| {
+        let acknowledge: AppendCallback = Box::new(move |result| {
             links.send(process, &PeerMessage::Appended { call, result: result.map(parts_of) });
         });
-        appender.append(records, done);
+        appender.append(records, acknowledge);
     }
 
     pub fn on_appended(&self, call: u64, result: Result<AppendedParts, AppendError>) {
@@ -132,7 +134,7 @@ impl PeerRequests {
         appends.records -= append.records;
         appends.bytes -= append.bytes;
         drop(appends);
-        (append.done)(result.map(report_of));
+        (append.acknowledge)(result.map(report_of));
     }
 
     fn send(&self, process: usize, message: &PeerMessage) {
@@ -154,7 +156,7 @@ struct ForwardingAppender {
 }
 
 impl Appender for ForwardingAppender {
-    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+    fn append(&self, records: Vec<NewRecord>, acknowledge: AppendCallback) {
         let bytes = records.iter().map(|record| record.bytes.len()).sum::<usize>();
         let count = records.len();
         let mut appends = locked(&self.requests.appends);
@@ -162,7 +164,7 @@ impl Appender for ForwardingAppender {
         let links = self.requests.links.get().filter(|_| fits || appends.by_call.is_empty());
         let Some(links) = links else {
             drop(appends);
-            return done(Err(AppendError::Busy));
+            return acknowledge(Err(AppendError::Busy));
         };
         let call = self.requests.next_call();
         // Sent while holding the lock, so the records of one connection keep their order.
@@ -170,13 +172,13 @@ impl Appender for ForwardingAppender {
             Ok(()) => {
                 appends.records += count;
                 appends.bytes += bytes;
-                appends.by_call.insert(call, PendingAppend { done, records: count, bytes });
+                appends.by_call.insert(call, PendingAppend { acknowledge, records: count, bytes });
                 return;
             }
             Err(failure) => failure,
         };
         drop(appends);
-        done(Err(match failure {
+        acknowledge(Err(match failure {
             SendError::Full => AppendError::Busy,
             SendError::TooLong => AppendError::Failed(failure.to_string().into()),
         }));
@@ -184,7 +186,7 @@ impl Appender for ForwardingAppender {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 fn parts_of(report: AppendReport) -> AppendedParts {

@@ -128,10 +128,10 @@ impl PeerFailures {
         let (why, reason) = match end {
             PeerEnd::TakenOver(why) => (why, ExitReason::TakenOver),
             PeerEnd::Failed(why) => (why, ExitReason::Failed),
-            PeerEnd::Lost(why) => (format!("it is gone: {why}"), ExitReason::Failed),
+            PeerEnd::Lost(why) => (format!("its connection is lost: {why}"), ExitReason::Failed),
             PeerEnd::StopRequested => return,
         };
-        tracing::error!(peer = process, "a process of the cluster has failed, so all end: {why}");
+        tracing::error!(peer = process, "a process of the cluster has failed, so all processes end: {why}");
         if let (true, Some(links)) = (self.is_first, self.links.get()) {
             let text = format!("process {process}: {why}");
             let is_takeover = reason == ExitReason::TakenOver;

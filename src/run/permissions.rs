@@ -59,10 +59,10 @@ impl Drop for SharedFolder {
 fn share_files(folder: &Path) {
     each_entry(folder, &mut |path, metadata| {
         let mode = metadata.permissions().mode();
-        let wanted = if metadata.is_dir() { 0o050 } else { 0o040 };
-        if mode & wanted != wanted && !metadata.is_symlink() {
+        let group_bits = if metadata.is_dir() { 0o050 } else { 0o040 };
+        if mode & group_bits != group_bits && !metadata.is_symlink() {
             // The file may be gone by now.
-            let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode | wanted));
+            let _ = fs::set_permissions(path, fs::Permissions::from_mode(mode | group_bits));
         }
     });
 }
@@ -82,7 +82,7 @@ pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
         let (folder, others) = (folder.display(), if mode == DataDirMode::Private { "go" } else { "o" });
         tracing::warn!(
             entries = count, example = %example.display(),
-            "others may read or change what is in {folder}: close it with `chmod -R {others}-rwx {folder}`, or see data_dir_mode"
+            "other users can read or change the files in {folder}: run `chmod -R {others}-rwx {folder}`, or see data_dir_mode"
         );
     }
 }
@@ -90,23 +90,23 @@ pub fn warn_where_open(folder: &Path, mode: DataDirMode) {
 /// The first entry that is too open, the folder itself before its content, and the number of such
 /// entries.
 fn find_open(folder: &Path, closed: u32) -> Option<(PathBuf, usize)> {
-    let mut found: Option<(PathBuf, usize)> = None;
+    let mut open_entries: Option<(PathBuf, usize)> = None;
     each_entry(folder, &mut |path, metadata| {
         if !metadata.is_symlink() && metadata.permissions().mode() & closed != 0 {
-            found.get_or_insert_with(|| (path.to_path_buf(), 0)).1 += 1;
+            open_entries.get_or_insert_with(|| (path.to_path_buf(), 0)).1 += 1;
         }
     });
-    found
+    open_entries
 }
 
 fn each_entry(folder: &Path, each: &mut dyn FnMut(&Path, &Metadata)) {
     let mut waiting = vec![(folder.to_path_buf(), 0)];
-    let mut seen = 0;
+    let mut count = 0;
     while let Some((path, depth)) = waiting.pop() {
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        seen += 1;
+        count += 1;
         each(&path, &metadata);
-        if metadata.is_dir() && depth < MAX_DEPTH && seen < MAX_ENTRIES {
+        if metadata.is_dir() && depth < MAX_DEPTH && count < MAX_ENTRIES {
             let entries = fs::read_dir(&path).into_iter().flatten().flatten();
             waiting.extend(entries.take(MAX_ENTRIES).map(|entry| (entry.path(), depth + 1)));
         }

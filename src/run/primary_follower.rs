@@ -2,10 +2,12 @@
 //! alive.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::durable_sinks::InspectedSinks;
 use super::run_error::RunError;
@@ -42,13 +44,13 @@ struct PrimaryState {
     /// The partitions that the primary reads and their start positions, by key of the progress
     /// topic.
     starts: BTreeMap<String, BTreeMap<u32, u64>>,
-    answers: HashMap<String, Vec<u8>>,
+    schema_responses: HashMap<String, Vec<u8>>,
     /// By sink: the offset of the last record, and how long no record has followed while the
     /// cluster answered.
-    heard: Vec<Option<i64>>,
+    last_offsets: Vec<Option<i64>>,
     silence: Vec<Duration>,
     /// Why the primary cannot be followed any more.
-    trouble: Option<String>,
+    failure: Option<String>,
     /// A past position of the primary: the follower has caught up once it reaches it.
     target: Option<(Instant, HashMap<PartitionIndex, u64>)>,
 }
@@ -58,27 +60,27 @@ impl PrimaryFollower {
     pub fn new(
         kind: StartMode,
         standby_after: Duration,
-        prepared: &InspectedSinks,
-        kept: &[ProgressSnapshot],
+        sinks: &InspectedSinks,
+        progress: &[ProgressSnapshot],
     ) -> Result<Option<PrimaryFollower>, RunError> {
         // Other sinks follow the authority.
-        let counts: Vec<u16> = prepared.progress_topics().map(|(_, _, shards)| shards).collect();
+        let counts: Vec<u16> = sinks.progress_topics().map(|(_, _, shards)| shards).collect();
         let successors: Option<Vec<SuccessorClaim>> =
-            kept[..counts.len()].iter().map(SuccessorClaim::after).collect::<Result<_, _>>()?;
+            progress[..counts.len()].iter().map(SuccessorClaim::after).collect::<Result<_, _>>()?;
         let Some(successors) = successors.filter(|successors| !successors.is_empty()) else {
             return Ok(None);
         };
-        Ok(Some(PrimaryFollower::of(kind, standby_after, successors, PrimaryState::new(counts, kept))))
+        Ok(Some(PrimaryFollower::of(kind, standby_after, successors, PrimaryState::new(counts, progress))))
     }
 
     fn of(
         kind: StartMode,
         standby_after: Duration,
         successors: Vec<SuccessorClaim>,
-        seen: PrimaryState,
+        state: PrimaryState,
     ) -> PrimaryFollower {
         let (ended, is_ours) = (AtomicBool::new(false), AtomicBool::new(false));
-        PrimaryFollower { kind, standby_after, successors, seen: Mutex::new(seen), ended, is_ours }
+        PrimaryFollower { kind, standby_after, successors, seen: Mutex::new(state), ended, is_ours }
     }
 
     /// The claims that this run makes when it takes over.
@@ -92,16 +94,17 @@ impl PrimaryFollower {
     }
 
     /// Follows the sinks on threads of its own, until the takeover or until this is dropped.
-    pub fn spawn_followers(self: &Arc<PrimaryFollower>, prepared: &InspectedSinks) -> Result<(), RunError> {
-        for (outlet, (cluster, topic, _)) in prepared.progress_topics().enumerate() {
-            let (following, of) = (Arc::clone(self), (cluster.clone(), topic.to_owned()));
+    pub fn spawn_followers(self: &Arc<PrimaryFollower>, sinks: &InspectedSinks) -> Result<(), RunError> {
+        for (sink, (cluster, topic, _)) in sinks.progress_topics().enumerate() {
+            let (follower, of) = (Arc::clone(self), (cluster.clone(), topic.to_owned()));
             let follow =
-                move || follow::follow_committed(&of.0, &of.1, |sign| following.on_committed(outlet, sign));
-            self.spawn_one(format!("follow {outlet}"), follow)?;
-            let (following, of) = (Arc::clone(self), (cluster.clone(), topic.to_owned()));
-            let listen =
-                move || follow::follow_liveness(&of.0, &of.1, |life| following.on_liveness(outlet, life));
-            self.spawn_one(format!("listen {outlet}"), listen)?;
+                move || follow::follow_committed(&of.0, &of.1, |record| follower.on_committed(sink, record));
+            self.spawn_one(format!("follow {sink}"), follow)?;
+            let (follower, of) = (Arc::clone(self), (cluster.clone(), topic.to_owned()));
+            let listen = move || {
+                follow::follow_liveness(&of.0, &of.1, |liveness| follower.on_liveness(sink, liveness))
+            };
+            self.spawn_one(format!("listen {sink}"), listen)?;
         }
         Ok(())
     }
@@ -111,63 +114,63 @@ impl PrimaryFollower {
         name: String,
         work: impl FnOnce() -> Result<(), KafkaSinkError> + Send + 'static,
     ) -> Result<(), RunError> {
-        let following = Arc::clone(self);
+        let follower = Arc::clone(self);
         let work = move || {
             if let Err(error) = work() {
-                following.state().trouble.get_or_insert(error.to_string());
+                follower.state().failure.get_or_insert(error.to_string());
             }
         };
         thread::Builder::new().name(name).spawn(work).map(drop).map_err(RunError::Threads)
     }
 
     /// Records a shard's committed progress: only a committed position is durable.
-    fn on_committed(&self, outlet: usize, sign: Option<ProgressRecord>) -> bool {
-        if let Some(ProgressRecord::Shard(shard, progress)) = sign {
-            self.state().shards[outlet].insert(shard, progress.positions);
+    fn on_committed(&self, sink: usize, record: Option<ProgressRecord>) -> bool {
+        if let Some(ProgressRecord::Shard(shard, progress)) = record {
+            self.state().shards[sink].insert(shard, progress.positions);
         }
         !self.ended.load(Ordering::Relaxed)
     }
 
     /// Records a sign of life. Any record counts once it is written, committed or not.
-    fn on_liveness(&self, outlet: usize, life: Liveness) -> bool {
-        let mut seen = self.state();
-        match life {
-            Liveness::Record(offset, sign) => {
-                seen.heard[outlet] = Some(offset);
-                seen.silence.fill(Duration::ZERO);
-                self.on_record(&mut seen, outlet, sign);
+    fn on_liveness(&self, sink: usize, liveness: Liveness) -> bool {
+        let mut state = self.state();
+        match liveness {
+            Liveness::Record(offset, record) => {
+                state.last_offsets[sink] = Some(offset);
+                state.silence.fill(Duration::ZERO);
+                self.on_record(&mut state, sink, record);
             }
-            Liveness::Silence(silence) => seen.silence[outlet] += silence,
+            Liveness::Silence(silence) => state.silence[sink] += silence,
             // The primary may need as long to reconnect as this follower did.
-            Liveness::Unreachable => seen.silence[outlet] = Duration::ZERO,
+            Liveness::Unreachable => state.silence[sink] = Duration::ZERO,
             Liveness::TooEarly => {}
         }
         !self.ended.load(Ordering::Relaxed)
     }
 
-    fn on_record(&self, seen: &mut PrimaryState, outlet: usize, sign: Option<ProgressRecord>) {
-        match sign {
-            Some(ProgressRecord::Claim(claim)) => self.on_claim(seen, outlet, &claim),
+    fn on_record(&self, state: &mut PrimaryState, sink: usize, record: Option<ProgressRecord>) {
+        match record {
+            Some(ProgressRecord::Claim(claim)) => self.on_claim(state, sink, &claim),
             Some(ProgressRecord::Shard(_, progress)) => {
                 for (source, partitions) in &progress.positions {
-                    seen.on_partitions(&progress::start_key(source), partitions.keys());
+                    state.on_partitions(&progress::start_key(source), partitions.keys());
                 }
             }
             Some(ProgressRecord::Other(key, value)) if key.starts_with(START_PREFIX) => {
                 let partitions: BTreeMap<u32, u64> = serde_json::from_slice(&value).unwrap_or_default();
-                seen.on_partitions(&key, partitions.keys());
+                state.on_partitions(&key, partitions.keys());
             }
-            Some(ProgressRecord::Other(key, value)) => drop(seen.answers.insert(key, value)),
+            Some(ProgressRecord::Other(key, value)) => drop(state.schema_responses.insert(key, value)),
             None => {}
         }
     }
 
     /// Checks a claim. The topic also has all earlier claims.
-    fn on_claim(&self, seen: &mut PrimaryState, outlet: usize, claim: &Claim) {
-        let expected = self.successors.get(outlet);
+    fn on_claim(&self, state: &mut PrimaryState, sink: usize, claim: &Claim) {
+        let expected = self.successors.get(sink);
         if expected.is_some_and(|expected| expected.is_overtaken_by(claim)) {
-            seen.trouble.get_or_insert(format!(
-                "generation {} has taken over from the one that was followed: this one begins anew",
+            state.failure.get_or_insert(format!(
+                "generation {} has taken over from the followed one, so this process ends: start it again to follow the new one",
                 claim.generation
             ));
         }
@@ -175,19 +178,19 @@ impl PrimaryFollower {
 
     /// The lowest durable position of each partition over all shards. Leaves out partitions for
     /// which a shard has no position.
-    pub fn durable_positions(&self, slots: &PartitionTable) -> Vec<(PartitionIndex, u64)> {
-        let seen = self.state();
-        let whole =
-            seen.shards.iter().zip(&seen.counts).all(|(shards, count)| shards.len() == usize::from(*count));
-        if !whole {
+    pub fn durable_positions(&self, partitions: &PartitionTable) -> Vec<(PartitionIndex, u64)> {
+        let state = self.state();
+        let has_all_shards =
+            state.shards.iter().zip(&state.counts).all(|(shards, count)| shards.len() == usize::from(*count));
+        if !has_all_shards {
             return Vec::new();
         }
-        let least = |(slot, name): (PartitionIndex, crate::model::PartitionName)| {
-            let each = seen.shards.iter().flat_map(BTreeMap::values);
+        let least = |(index, name): (PartitionIndex, crate::model::PartitionName)| {
+            let each = state.shards.iter().flat_map(BTreeMap::values);
             let at = |positions: &Positions| positions.get(&name.source)?.get(&name.partition).copied();
-            each.map(at).collect::<Option<Vec<u64>>>()?.into_iter().min().map(|position| (slot, position))
+            each.map(at).collect::<Option<Vec<u64>>>()?.into_iter().min().map(|position| (index, position))
         };
-        (0..).map(PartitionIndex).zip(slots.names()).filter_map(least).collect()
+        (0..).map(PartitionIndex).zip(partitions.names()).filter_map(least).collect()
     }
 
     /// Whether to take over now, given how far this run has read.
@@ -196,23 +199,24 @@ impl PrimaryFollower {
         least: &[(PartitionIndex, u64)],
         read: &HashMap<PartitionIndex, u64>,
     ) -> Result<bool, RunError> {
-        let mut seen = self.state();
-        if let Some(trouble) = &seen.trouble {
-            return Err(RunError::Failed(trouble.clone()));
+        let mut state = self.state();
+        if let Some(failure) = &state.failure {
+            return Err(RunError::Failed(failure.clone()));
         }
         match self.kind {
-            StartMode::Standby => Ok(seen.is_silent_for(self.standby_after)),
+            StartMode::Standby => Ok(state.is_silent_for(self.standby_after)),
             StartMode::Claim | StartMode::Takeover => {
                 let (since, target) =
-                    seen.target.get_or_insert_with(|| (Instant::now(), least.iter().copied().collect()));
-                let is_there =
-                    target.iter().all(|(slot, at)| *at == 0 || read.get(slot).is_some_and(|read| read >= at));
+                    state.target.get_or_insert_with(|| (Instant::now(), least.iter().copied().collect()));
+                let has_reached_target = target.iter().all(|(index, position)| {
+                    *position == 0 || read.get(index).is_some_and(|read| read >= position)
+                });
                 let is_recent = since.elapsed() < CAUGHT_UP_WITHIN;
                 if !is_recent {
-                    seen.target = None;
+                    state.target = None;
                 }
                 // A silent primary makes no progress to wait for.
-                Ok(is_there && (is_recent || seen.is_silent_for(self.standby_after)))
+                Ok(has_reached_target && (is_recent || state.is_silent_for(self.standby_after)))
             }
         }
     }
@@ -223,19 +227,15 @@ impl PrimaryFollower {
     /// # Errors
     ///
     /// If a claim would end both generations.
-    pub fn may_claim(
-        &self,
-        prepared: &InspectedSinks,
-        partitions: &[LogPartition],
-    ) -> Result<bool, RunError> {
-        let looked = prepared.inspect_progress(LAST_INSPECTION_TIMEOUT).and_then(|kept| {
-            prepared.check_resumable(&kept, partitions)?;
-            Ok(kept)
+    pub fn may_claim(&self, sinks: &InspectedSinks, partitions: &[LogPartition]) -> Result<bool, RunError> {
+        let inspected = sinks.inspect_progress(LAST_INSPECTION_TIMEOUT).and_then(|progress| {
+            sinks.check_resumable(&progress, partitions)?;
+            Ok(progress)
         });
-        match looked {
-            Ok(kept) => self.recheck_takeover(&kept),
+        match inspected {
+            Ok(progress) => self.recheck_takeover(&progress),
             Err(error) if is_transient(&error) => {
-                tracing::warn!(%error, "it cannot be taken over yet");
+                tracing::warn!(%error, "the takeover is not possible yet; the run keeps following");
                 self.state().restart_observation();
                 Ok(false)
             }
@@ -243,65 +243,68 @@ impl PrimaryFollower {
         }
     }
 
-    fn recheck_takeover(&self, kept: &[ProgressSnapshot]) -> Result<bool, RunError> {
-        let mut seen = self.state();
-        for (outlet, kept) in kept.iter().enumerate() {
-            if let Some(claim) = kept.get::<Claim>(CLAIM)? {
-                self.on_claim(&mut seen, outlet, &claim);
+    fn recheck_takeover(&self, snapshots: &[ProgressSnapshot]) -> Result<bool, RunError> {
+        let mut state = self.state();
+        for (sink, snapshot) in snapshots.iter().enumerate() {
+            if let Some(claim) = snapshot.get::<Claim>(CLAIM)? {
+                self.on_claim(&mut state, sink, &claim);
             }
-            for (key, partitions) in start_positions(kept) {
-                seen.on_partitions(&key, partitions.keys());
+            for (key, partitions) in start_positions(snapshot) {
+                state.on_partitions(&key, partitions.keys());
             }
         }
-        if let Some(trouble) = &seen.trouble {
-            return Err(RunError::Failed(trouble.clone()));
+        if let Some(failure) = &state.failure {
+            return Err(RunError::Failed(failure.clone()));
         }
-        let is_new = kept.iter().zip(&seen.heard).any(|(kept, heard)| kept.last_offset() > *heard);
+        let is_new = snapshots
+            .iter()
+            .zip(&state.last_offsets)
+            .any(|(snapshot, last_offset)| snapshot.last_offset() > *last_offset);
         if is_new && self.kind == StartMode::Standby {
-            seen.restart_observation();
+            state.restart_observation();
             return Ok(false);
         }
         Ok(true)
     }
 
     /// Ends following: this run has claimed the sinks, which have this progress.
-    pub fn finish(&self, kept: &[&ProgressSnapshot]) {
-        let all = kept.iter().flat_map(|kept| kept.with_prefix(""));
+    pub fn finish(&self, snapshots: &[&ProgressSnapshot]) {
+        let all = snapshots.iter().flat_map(|snapshot| snapshot.with_prefix(""));
         let all = all.map(|(key, value)| (key.to_owned(), value.to_vec()));
-        self.state().answers.extend(all);
+        self.state().schema_responses.extend(all);
         self.ended.store(true, Ordering::Relaxed);
         self.is_ours.store(true, Ordering::Relaxed);
     }
 
     /// Finds a registry's responses. While the primary runs, only responses that it has recorded.
-    pub fn find_schema(self: &Arc<PrimaryFollower>, source: &str, ask: ResponseFetcher) -> ResponseFetcher {
-        let (following, prefix) = (Arc::clone(self), progress::schema_prefix(source));
+    pub fn find_schema(self: &Arc<PrimaryFollower>, source: &str, fetch: ResponseFetcher) -> ResponseFetcher {
+        let (follower, prefix) = (Arc::clone(self), progress::schema_prefix(source));
         Box::new(move |id| {
-            let recorded = following.state().answers.get(&format!("{prefix}{id}")).cloned();
+            let recorded = follower.state().schema_responses.get(&format!("{prefix}{id}")).cloned();
             match recorded.and_then(|json| serde_json::from_slice::<RegistryResponse>(&json).ok()) {
                 Some(answer) => Ok(answer),
-                None if following.is_ours.load(Ordering::Relaxed) => ask(id),
-                None => Err("the generation that is followed has not recorded it yet".into()),
+                None if follower.is_ours.load(Ordering::Relaxed) => fetch(id),
+                None => Err("the followed generation has not recorded the response yet".into()),
             }
         })
     }
 
     fn state(&self) -> MutexGuard<'_, PrimaryState> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock()
     }
 }
 
 impl PrimaryState {
-    fn new(counts: Vec<u16>, kept: &[ProgressSnapshot]) -> PrimaryState {
-        let outlets = counts.len();
+    fn new(counts: Vec<u16>, progress: &[ProgressSnapshot]) -> PrimaryState {
+        let sinks = counts.len();
         PrimaryState {
-            shards: vec![BTreeMap::new(); outlets],
+            shards: vec![BTreeMap::new(); sinks],
             counts,
-            starts: kept.iter().flat_map(start_positions).collect(),
-            answers: HashMap::new(),
-            heard: vec![None; outlets],
-            silence: vec![Duration::ZERO; outlets],
-            trouble: None,
+            starts: progress.iter().flat_map(start_positions).collect(),
+            schema_responses: HashMap::new(),
+            last_offsets: vec![None; sinks],
+            silence: vec![Duration::ZERO; sinks],
+            failure: None,
             target: None,
         }
     }
@@ -318,23 +321,23 @@ impl PrimaryState {
     /// Checks the primary's partitions. This run has assigned its partition indexes at its start,
     /// so it cannot continue with others.
     fn on_partitions<'a>(&mut self, key: &str, mut partitions: impl Iterator<Item = &'a u32>) {
-        let known = self.starts.get(key);
-        let is_new = |partition: &&u32| known.is_none_or(|known| !known.contains_key(partition));
+        let starts = self.starts.get(key);
+        let is_new = |partition: &&u32| starts.is_none_or(|starts| !starts.contains_key(partition));
         if let Some(partition) = partitions.find(is_new) {
             let source = key.strip_prefix(START_PREFIX).unwrap_or(key);
-            self.trouble.get_or_insert(format!(
-                "the generation that is followed reads partition {partition} of source {source}, which has come since: this one begins anew"
+            self.failure.get_or_insert(format!(
+                "the followed generation reads partition {partition} of source {source}, which was added after this start, so this process ends: start it again"
             ));
         }
     }
 }
 
 /// The first read positions of the sources' partitions, by their keys.
-fn start_positions(kept: &ProgressSnapshot) -> BTreeMap<String, BTreeMap<u32, u64>> {
+fn start_positions(snapshot: &ProgressSnapshot) -> BTreeMap<String, BTreeMap<u32, u64>> {
     let start = |(source, value): (&str, &[u8])| {
         Some((progress::start_key(source), serde_json::from_slice(value).ok()?))
     };
-    kept.with_prefix(START_PREFIX).filter_map(start).collect()
+    snapshot.with_prefix(START_PREFIX).filter_map(start).collect()
 }
 
 /// Whether a later attempt may succeed.

@@ -81,8 +81,7 @@ const CLIENT_THREADS: usize = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     #[error(
-        "this process may open {limit} files, of which this run needs {reserve} for itself: that leaves {connections} connections, fewer than \
-         {FEWEST_CONNECTIONS}; allow at least {needed} open files (`ulimit -n {needed}`, with systemd LimitNOFILE={needed})"
+        "this process may open {limit} files, of which the run itself needs {reserve}: that leaves {connections} connections, fewer than {FEWEST_CONNECTIONS}; allow at least {needed} open files (`ulimit -n {needed}`, with systemd LimitNOFILE={needed})"
     )]
     OpenFiles { limit: u64, reserve: u64, connections: u64, needed: u64 },
     #[error("this run needs {needed} threads: {}", start_failure_text(error))]

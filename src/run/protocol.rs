@@ -282,7 +282,63 @@ pub enum Phase {
     Stopping,
 }
 
+impl Phase {
+    /// The name in error texts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Inspecting => "inspecting",
+            Phase::Hydrating => "hydrating",
+            Phase::Owning => "owning",
+            Phase::Stopping => "stopping",
+        }
+    }
+}
+
+impl ControlEvent {
+    /// The name of the kind in error texts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ControlEvent::SinkFenced { .. } => "sink fenced",
+            ControlEvent::CheckpointLoaded(_) => "checkpoint loaded",
+            ControlEvent::Started => "started",
+            ControlEvent::ResumePointsInstalled => "resume points installed",
+            ControlEvent::Progress { .. } => "progress",
+            ControlEvent::Congested(_) => "congested",
+            ControlEvent::Refused(_) => "refused counts",
+            ControlEvent::PartitionFound { .. } => "partition found",
+            ControlEvent::PartitionKnown { .. } => "partition known",
+            ControlEvent::BarrierAligned(_) => "barrier aligned",
+            ControlEvent::CheckpointPart { .. } => "checkpoint part",
+            ControlEvent::StopRequested => "stop requested",
+        }
+    }
+}
+
 impl ControlCommand {
+    /// The name of the kind in error texts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ControlCommand::OpenSinks(_) => "open sinks",
+            ControlCommand::FenceSink(_) => "fence sink",
+            ControlCommand::ClaimSinks(_) => "claim sinks",
+            ControlCommand::LoadCheckpoint(_) => "load checkpoint",
+            ControlCommand::Start(_) => "start",
+            ControlCommand::RunWorkers => "run workers",
+            ControlCommand::ReadUntil(_) => "read until",
+            ControlCommand::InstallResumePoints(_) => "install resume points",
+            ControlCommand::Release(_) => "release",
+            ControlCommand::ReserveEpochs { .. } => "reserve epochs",
+            ControlCommand::AddPartition { .. } => "add partition",
+            ControlCommand::ReadPartition { .. } => "read partition",
+            ControlCommand::StartCheckpoint(_) => "start checkpoint",
+            ControlCommand::SealCheckpoint { .. } => "seal checkpoint",
+            ControlCommand::CancelCheckpoint { .. } => "cancel checkpoint",
+            ControlCommand::Pause { .. } => "pause",
+            ControlCommand::SetRefused(_) => "set refused counts",
+            ControlCommand::Stop => "stop",
+        }
+    }
+
     /// Whether the command is allowed in a phase.
     pub fn is_allowed_in(&self, phase: Phase) -> bool {
         use ControlCommand as C;
@@ -308,4 +364,25 @@ impl ControlCommand {
             _ => phase,
         }
     }
+}
+
+/// A partition in tests of control.
+#[cfg(test)]
+pub fn partition_name(partition: u32) -> PartitionName {
+    PartitionName { source: "readings".into(), partition }
+}
+
+/// The first start of a run with one partition, in tests of control.
+#[cfg(test)]
+pub fn start_command() -> ControlCommand {
+    ControlCommand::Start(StartPlan {
+        generation: "1-a".into(),
+        partitions: vec![(partition_name(0), 0.into())],
+        first_epoch: 1,
+        reserved_until: 0,
+        progress: Vec::new(),
+        checkpoints: None,
+        restore: None,
+        follows: false,
+    })
 }

@@ -201,10 +201,10 @@ fn start_everywhere<'a>(
     plan: StartPlan,
 ) -> Result<RunningMember<'a>, RunError> {
     let ControlCommand::Start(plan) = lead.append_and_take(ControlCommand::Start(plan))? else {
-        return Err(RunError::Failed("a bug: the start comes out of turn".into()));
+        return Err(RunError::bug("another command came in place of `start`"));
     };
     let mut running = member.start(plan)?;
-    lead.answers(|event| matches!(event, ControlEvent::Started).then_some(()))?;
+    lead.wait_for_answers(|event| matches!(event, ControlEvent::Started).then_some(()))?;
     lead.execute(&mut running, ControlCommand::RunWorkers)?;
     Ok(running)
 }

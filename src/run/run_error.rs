@@ -7,6 +7,7 @@ use crate::checkpoint::CheckpointError;
 use crate::cluster::ClusterError;
 use crate::fault::start_failure_text;
 use crate::kafka::topic_admin::TopicAdminError;
+use crate::panics::bug_text;
 use crate::registry::RegistryError;
 use crate::serve::ServeError;
 use crate::sinks::dead_letters::DlqFileError;
@@ -54,6 +55,11 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// An error that only a bug of this program can cause.
+    pub fn bug(problem: impl AsRef<str>) -> RunError {
+        RunError::Failed(bug_text(problem.as_ref()))
+    }
+
     /// Whether another generation has taken over, so that this run should not be restarted.
     pub fn is_takeover(&self) -> bool {
         matches!(self, RunError::TakenOver(_) | RunError::Sink(SinkError::Fenced(_)))

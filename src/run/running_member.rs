@@ -70,11 +70,7 @@ pub struct Housekeeping {
 impl Default for Housekeeping {
     fn default() -> Housekeeping {
         Housekeeping {
-            dead_letter_retries: RetryBackoff::new(
-                "dead_letters",
-                "write dead letters",
-                "the logs are not read on",
-            ),
+            dead_letter_retries: RetryBackoff::new("dead_letters", "write dead letters", "sources wait"),
             reported_refused: RefusedCounts::new(),
             next_report: Instant::now(),
         }
@@ -237,7 +233,7 @@ impl RunningMember<'_> {
         if error.is_stop_request() {
             let end = RunEnd { have_workers_exited: false, result: Ok(()) };
             if let Err(error) = self.stop(end, events) {
-                tracing::warn!(%error, "the stop before the takeover is not in order");
+                tracing::warn!(%error, "the run was stopped before its takeover, and its workers did not end in order; it had not written results");
             }
         }
         error
@@ -245,7 +241,7 @@ impl RunningMember<'_> {
 
     /// Stops this process's part of the run: records that were read are processed to the end.
     pub fn stop(mut self, end: RunEnd, events: &Receiver<MainEvent>) -> Result<(), RunError> {
-        tracing::info!("stopping");
+        tracing::info!("the service stops: it processes what it has read, and ends");
         if end.result.is_err() && !self.context.topology.is_single_process() {
             // Workers that have lost some of the others cannot end in order.
             return end.result;
@@ -264,7 +260,7 @@ impl RunningMember<'_> {
         end.result?;
         stopped?;
         synced?;
-        tracing::info!("stopped");
+        tracing::info!("the service has stopped");
         Ok(())
     }
 }
@@ -278,7 +274,7 @@ fn wait_for_workers(events: &Receiver<MainEvent>, failure: &mut Option<Failure>)
             Ok(MainEvent::WorkersExited(result)) => return result,
             Ok(MainEvent::Failed(first)) => drop(failure.get_or_insert(first)),
             Ok(_) => {}
-            Err(_) => return Err(RunError::Failed("the workers do not come to an end".into())),
+            Err(_) => return Err(RunError::Failed("the workers did not end in time".into())),
         }
     }
 }
@@ -298,5 +294,8 @@ fn finish_writing(
             _ => None,
         })
     });
-    Err(failure.map_or_else(|| RunError::Failed("a sink has failed".into()), RunError::from))
+    Err(failure.map_or_else(
+        || RunError::Failed("a durable sink has failed, so the process ends".into()),
+        RunError::from,
+    ))
 }

@@ -27,7 +27,7 @@ pub struct Sequencer {
     /// All partitions, by index.
     partitions: Vec<PartitionName>,
     /// How many processes know each added partition.
-    known: BTreeMap<PartitionIndex, usize>,
+    processes_by_partition: BTreeMap<PartitionIndex, usize>,
 }
 
 impl Sequencer {
@@ -39,7 +39,7 @@ impl Sequencer {
             refused: BTreeMap::new(),
             newest_epoch: 0,
             partitions: Vec::new(),
-            known: BTreeMap::new(),
+            processes_by_partition: BTreeMap::new(),
         }
     }
 
@@ -93,17 +93,17 @@ impl Sequencer {
         }
         let index = PartitionIndex(self.partitions.len() as u16);
         self.partitions.push(name.clone());
-        self.known.insert(index, 0);
+        self.processes_by_partition.insert(index, 0);
         Some(ControlCommand::AddPartition { index, name, start })
     }
 
     fn note_known(&mut self, index: PartitionIndex) -> Option<ControlCommand> {
-        let known = self.known.get_mut(&index)?;
-        *known += 1;
-        if *known < self.processes {
+        let process_count = self.processes_by_partition.get_mut(&index)?;
+        *process_count += 1;
+        if *process_count < self.processes {
             return None;
         }
-        self.known.remove(&index);
+        self.processes_by_partition.remove(&index);
         Some(ControlCommand::ReadPartition { index })
     }
 }
@@ -113,30 +113,13 @@ mod tests {
     use std::fmt::Write as _;
 
     use super::*;
-    use crate::run::protocol::StartPlan;
+    use crate::run::protocol::{partition_name, start_command};
     use crate::worker::Release;
-
-    fn name(partition: u32) -> PartitionName {
-        PartitionName { source: "readings".into(), partition }
-    }
-
-    fn plan() -> StartPlan {
-        StartPlan {
-            generation: "1-a".into(),
-            partitions: vec![(name(0), 0.into())],
-            first_epoch: 1,
-            reserved_until: 0,
-            progress: Vec::new(),
-            checkpoints: None,
-            restore: None,
-            follows: false,
-        }
-    }
 
     /// A sequencer of three processes whose run owns its results.
     fn owning() -> Sequencer {
         let mut sequencer = Sequencer::new(3);
-        assert!(sequencer.append(&ControlCommand::Start(plan())));
+        assert!(sequencer.append(&start_command()));
         assert!(sequencer.append(&ControlCommand::Release(Release { floor: 1, reserved_until: 9 })));
         sequencer
     }
@@ -159,8 +142,8 @@ mod tests {
         let release = ControlCommand::Release(Release { floor: 1, reserved_until: 9 });
         assert!(!sequencer.append(&release), "nothing runs");
         assert!(!sequencer.append(&ControlCommand::ReserveEpochs { until: 5 }));
-        assert!(sequencer.append(&ControlCommand::Start(plan())));
-        assert!(!sequencer.append(&ControlCommand::Start(plan())));
+        assert!(sequencer.append(&start_command()));
+        assert!(!sequencer.append(&start_command()));
         assert!(sequencer.append(&ControlCommand::ReadUntil(Vec::new())));
         assert!(!sequencer.append(&ControlCommand::CancelCheckpoint { checkpoint: 1 }));
         assert!(sequencer.append(&release));
@@ -171,7 +154,7 @@ mod tests {
     #[test]
     fn nothing_is_released_behind_a_stop() {
         let mut sequencer = Sequencer::new(2);
-        assert!(sequencer.append(&ControlCommand::Start(plan())));
+        assert!(sequencer.append(&start_command()));
         assert_eq!(on(&mut sequencer, 1, ControlEvent::StopRequested), "Stop");
         assert!(!sequencer.append(&ControlCommand::RunWorkers));
         assert_eq!(on(&mut sequencer, 0, ControlEvent::StopRequested), "", "one is enough");
@@ -195,7 +178,7 @@ mod tests {
     #[test]
     fn partition_is_read_once_all_processes_know_it() {
         let mut sequencer = owning();
-        let found = |partition| ControlEvent::PartitionFound { name: name(partition), start: 17 };
+        let found = |partition| ControlEvent::PartitionFound { name: partition_name(partition), start: 17 };
         assert_eq!(on(&mut sequencer, 0, found(0)), "", "it was there at the start");
         let added = on(&mut sequencer, 0, found(1));
         assert!(added.starts_with("AddPartition { index: PartitionIndex(1)"), "{added}");

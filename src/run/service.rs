@@ -73,7 +73,7 @@ pub fn run(
     let ran = run_process(context, data_dir, server, Box::new(announce), events);
     let ran = match ran {
         Err(error) if error.is_stop_request() => {
-            tracing::info!("asked to stop while it starts: ending");
+            tracing::info!("a stop was requested during the start: the process ends");
             peers.abandon_start();
             Ok(())
         }
@@ -130,7 +130,7 @@ fn follow_commands(lead: &Lead, mut member: StartingMember<'_>) -> Result<(), Ru
                 member.execute(command)?;
             }
             Ok(event) => return Err(ended_by(event)),
-            Err(_) => return Err(RunError::Failed("a bug: the control thread has ended".into())),
+            Err(_) => return Err(RunError::bug("the control thread has ended")),
         }
     };
     let mut member = member.start(start)?;

@@ -1,10 +1,12 @@
 //! Handles requests to stop: by a signal, the supervisor or another process, at any time of a run.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::cluster::{StopFlag, signals};
 use crate::fault::exit::{ExitReason, end_process};
@@ -43,7 +45,7 @@ impl Shutdown {
         let (shutdown, mut requested) = (self.clone(), None::<Instant>);
         signals::handle_signals(move || {
             if requested.is_some_and(|since| since.elapsed() > REPEATED_SIGNAL_WINDOW) {
-                tracing::warn!("a second signal to stop: ending at once");
+                tracing::warn!("a second stop signal: the process ends at once");
                 end_process(ExitReason::StoppedAgain);
             }
             requested.get_or_insert_with(Instant::now);
@@ -98,7 +100,7 @@ impl Shutdown {
             let shutdown = self.clone();
             let watch = move || shutdown.end_start_that_hangs();
             if let Err(error) = thread::Builder::new().name("stop".into()).spawn(watch) {
-                tracing::warn!(%error, "a start that waits for something is not ended");
+                tracing::warn!(%error, "a stop cannot end this start if it hangs: no thread can be started");
             }
         }
         is_first
@@ -113,18 +115,18 @@ impl Shutdown {
             }
             thread::sleep(POLL_INTERVAL);
         }
-        tracing::info!("a stop was requested while the service starts: ending");
+        tracing::info!("a stop was requested during the start: the process ends");
         call(&self.0.on_abandon);
         end_process(ExitReason::Stopped);
     }
 }
 
 fn set(callback: &Mutex<Option<Callback>>, to: Callback) {
-    *callback.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
+    *callback.lock() = Some(to);
 }
 
 fn call(callback: &Mutex<Option<Callback>>) {
-    let callback = callback.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let callback = callback.lock().clone();
     if let Some(callback) = callback {
         callback();
     }

@@ -184,7 +184,7 @@ impl Member for StartingMember<'_> {
 }
 
 fn not_inspected() -> RunError {
-    RunError::Failed("a bug: process 0 has not said which sinks there are".into())
+    RunError::bug("process 0 has not sent the command `open sinks`")
 }
 
 /// The initial states of the workers, and the reporter of the checkpoint parts that they write.
@@ -200,7 +200,7 @@ fn restore_workers(
         (None, _) => None,
         (Some(name), Some((loaded, state))) if *name == loaded => Some(state),
         (Some(name), _) => {
-            return Err(RunError::Failed(format!("a bug: the checkpoint {name} was not loaded")));
+            return Err(RunError::bug(format!("the checkpoint {name} was not loaded")));
         }
     };
     let (workers, parts) = (context.topology.workers_per_process, Arc::<WrittenParts>::default());
@@ -219,7 +219,7 @@ fn serve<'a>(
     let (address, generation) = (server.address(), Arc::clone(&info.generation));
     let server = server.start_serving(context.runtime.handle(), info, backends)?;
     announce(address);
-    tracing::info!(%address, generation = &*generation, "listening");
+    tracing::info!(%address, generation = &*generation, "the service listens");
     Ok(server)
 }
 

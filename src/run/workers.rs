@@ -57,6 +57,8 @@ fn build_allocators(topology: Topology, streams: Vec<Option<PeerStream>>) -> Res
     let hooks = Hooks::default();
     let within = ProcessBuilder::new_typed_vector(workers, hooks.refill.clone(), hooks.spill.clone());
     let (builders, guard) = initialize_networking_from_sockets(within, streams, process, workers, hooks)
-        .map_err(|error| format!("the dataflow's connections fail: {error}"))?;
+        .map_err(|error| {
+            format!("the connections of the dataflow between the processes cannot be made: {error}")
+        })?;
     Ok((builders.into_iter().map(AllocatorBuilder::Tcp).collect(), Box::new(guard)))
 }

@@ -49,9 +49,9 @@ impl HoldCheck for FatalOnPanic<dyn HoldCheck> {
 }
 
 impl Appender for FatalOnPanic<dyn Appender> {
-    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+    fn append(&self, records: Vec<NewRecord>, acknowledge: AppendCallback) {
         let _section = SharedStateSection::enter();
         panic_point("append");
-        self.0.append(records, done);
+        self.0.append(records, acknowledge);
     }
 }

@@ -42,14 +42,14 @@ impl ByteQuota {
 impl QuotaShare {
     /// Holds `bytes` more; false if that would be too large a share.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
-        let wanted = self.bytes + bytes;
+        let new_bytes = self.bytes + bytes;
         let fits = |used: usize| {
-            let left = self.quota.total.saturating_sub(used - self.bytes);
-            (wanted <= left / SHARE_DIVISOR).then_some(used + bytes)
+            let free_bytes = self.quota.total.saturating_sub(used - self.bytes);
+            (new_bytes <= free_bytes / SHARE_DIVISOR).then_some(used + bytes)
         };
         let has_grown = self.quota.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
         if has_grown {
-            self.bytes = wanted;
+            self.bytes = new_bytes;
         }
         has_grown
     }

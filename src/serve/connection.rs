@@ -287,8 +287,8 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.lingering_close.is_none() {
-            let shut = Pin::new(&mut this.inner).poll_shutdown(cx);
-            ready!(this.check_write(cx, shut, |()| 0))?;
+            let shutdown = Pin::new(&mut this.inner).poll_shutdown(cx);
+            ready!(this.check_write(cx, shutdown, |()| 0))?;
         }
         let timer = || Box::pin(tokio::time::sleep_until(Instant::now() + LINGER_TIMEOUT));
         let linger = this.lingering_close.get_or_insert_with(|| LingeringClose { timer: timer(), bytes: 0 });

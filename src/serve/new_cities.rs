@@ -167,10 +167,10 @@ impl PartitionCapacity {
     /// The share of a client that has used a part of it. The share counts from the room that was
     /// left before the client used any.
     fn client_allowance(self, pending: u32, used: f64) -> f64 {
-        let left = f64::from(self.max_cities.saturating_sub(self.cities).saturating_sub(pending));
-        let allowed = ((left + used) * f64::from(self.client_percent) / 100.0).floor();
+        let free_cities = f64::from(self.max_cities.saturating_sub(self.cities).saturating_sub(pending));
+        let allowed = ((free_cities + used) * f64::from(self.client_percent) / 100.0).floor();
         // One city at least, so that the last of the room can be used.
-        if self.client_percent > 0 && left > 0.0 { allowed.max(1.0) } else { allowed }
+        if self.client_percent > 0 && free_cities > 0.0 { allowed.max(1.0) } else { allowed }
     }
 }
 
@@ -204,9 +204,9 @@ impl NewCityUsage {
             }
             let used = self.usage_by_client.get(&key).map_or(0.0, |usage| usage.used_cities(now));
             let allowed = capacity.client_allowance(pending.posted_names, used);
-            let wanted = used + names.len() as f64;
-            if wanted > allowed {
-                let days = ((wanted - allowed) / used.max(1.0)).clamp(0.0, 1.0);
+            let wanted_cities = used + names.len() as f64;
+            if wanted_cities > allowed {
+                let days = ((wanted_cities - allowed) / used.max(1.0)).clamp(0.0, 1.0);
                 return Err(NewCityQuotaExhausted {
                     allowed: allowed as u32,
                     retry_after: REFILL_PERIOD.mul_f64(days),
@@ -217,7 +217,7 @@ impl NewCityUsage {
                 updated_at: now,
                 ..pending
             };
-            charges.push((key, ClientUsage { used_cities: wanted, updated_at: now }, pending));
+            charges.push((key, ClientUsage { used_cities: wanted_cities, updated_at: now }, pending));
         }
         for (key, usage, pending) in charges {
             self.usage_by_client.insert(key, usage);

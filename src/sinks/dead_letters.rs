@@ -153,8 +153,7 @@ impl DeadLetterFiles {
     /// What to do if the files are full.
     pub fn full_remedy(&self) -> String {
         format!(
-            "the dead letters in {} have reached dead_letters.limit_bytes, so their sources wait: move files dead-letters*.jsonl away that \
-             are not needed any more (but dead-letters.jsonl and dead-letters.2.jsonl), or raise the limit, or set dead_letters.full = \"drop_oldest\"",
+            "the dead letters in {} have reached dead_letters.limit_bytes, so their sources wait: move files dead-letters*.jsonl away that you no longer need, except dead-letters.jsonl and dead-letters.2.jsonl, or raise the limit, or set dead_letters.full = \"drop_oldest\"",
             self.folder.display()
         )
     }
@@ -208,7 +207,9 @@ impl DeadLetterFiles {
         }
         if self.is_full && self.used_bytes < self.limits.limit_bytes {
             self.is_full = false;
-            tracing::info!("there is room for dead letters again: their sources go on");
+            tracing::info!(
+                "the dead letters are below dead_letters.limit_bytes again: their sources continue"
+            );
         }
         Ok(())
     }

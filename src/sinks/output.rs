@@ -47,7 +47,7 @@ impl OutputFile {
             return Ok(OutputFile { file, destination: None });
         }
         if !parent_folder(path).is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "its folder is not there: make it first"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "its folder does not exist: make it first"));
         }
         let path = resolve_destination(path);
         let mut temporary = tempfile::Builder::new();

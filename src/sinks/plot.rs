@@ -128,11 +128,11 @@ impl Plot<'_> {
         legend: bool,
     ) -> Result<(), DrawError<'s>> {
         let unit = self.unit;
-        let shown: Vec<&ResultRow> =
+        let shown_rows: Vec<&ResultRow> =
             self.rows.iter().filter(|row| (x.start..=x.end).contains(&row.reading_at.millis())).collect();
         let firsts: Vec<(i64, Row)> =
             self.corrected.range(x.start..=x.end).map(|(at, row)| (*at, *row)).collect();
-        let values = shown
+        let values = shown_rows
             .iter()
             .map(|row| unit.heat_index(row.heat_index))
             .chain(firsts.iter().filter(|_| legend).map(|(_, row)| unit.heat_index(row.heat_index())));
@@ -155,12 +155,12 @@ impl Plot<'_> {
             .x_labels(12)
             .x_label_formatter(&|at| axis_label(*at, days))
             .draw()?;
-        let heat = shown.iter().map(|row| (row.reading_at.millis(), unit.heat_index(row.heat_index)));
+        let heat = shown_rows.iter().map(|row| (row.reading_at.millis(), unit.heat_index(row.heat_index)));
         chart
             .draw_series(LineSeries::new(heat, HEAT_INDEX_COLOR.stroke_width(1)))?
             .label("heat index")
             .legend(legend_key(HEAT_INDEX_COLOR));
-        let rolling = shown.iter().map(|row| (row.reading_at.millis(), unit.mean(row.sum, row.count)));
+        let rolling = shown_rows.iter().map(|row| (row.reading_at.millis(), unit.mean(row.sum, row.count)));
         chart
             .draw_series(LineSeries::new(rolling, ROLLING_COLOR.stroke_width(2)))?
             .label("rolling mean")

@@ -203,20 +203,24 @@ pub struct ProgressSnapshot {
     values: BTreeMap<String, Vec<u8>>,
     /// The topic or folder that it was read from, for error messages.
     #[serde(rename = "topic")]
-    place: String,
+    shown_as: String,
     /// The offset of the last record that was read, if the sink is a log.
     #[serde(rename = "last")]
     last_offset: Option<i64>,
 }
 
 impl ProgressSnapshot {
-    pub fn new(place: &str) -> ProgressSnapshot {
-        ProgressSnapshot { place: place.to_owned(), ..ProgressSnapshot::default() }
+    pub fn new(shown_as: &str) -> ProgressSnapshot {
+        ProgressSnapshot { shown_as: shown_as.to_owned(), ..ProgressSnapshot::default() }
     }
 
     #[cfg(test)]
-    pub fn of(place: &str, values: impl Iterator<Item = (String, Vec<u8>)>, last: i64) -> ProgressSnapshot {
-        ProgressSnapshot { values: values.collect(), place: place.to_owned(), last_offset: Some(last) }
+    pub fn of(
+        shown_as: &str,
+        values: impl Iterator<Item = (String, Vec<u8>)>,
+        last: i64,
+    ) -> ProgressSnapshot {
+        ProgressSnapshot { values: values.collect(), shown_as: shown_as.to_owned(), last_offset: Some(last) }
     }
 
     /// The offset of the last record that was read.
@@ -248,7 +252,7 @@ impl ProgressSnapshot {
     pub fn get<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>, SinkError> {
         let parse = |value: &Vec<u8>| {
             serde_json::from_slice(value).map_err(|error| {
-                let place = &self.place;
+                let place = &self.shown_as;
                 SinkError::Fatal(format!("{place}, key {key}: {error}: is it a progress topic of swelter?"))
             })
         };

@@ -1,10 +1,12 @@
 //! Writes the shards of a sink: one thread each, one transaction after the other.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::error::{SinkError, WriteFailure};
 use super::progress::{Fingerprints, Positions, ShardProgress};
@@ -149,7 +151,7 @@ impl ShardThread {
                 Err(WriteFailure::Reopen(error)) => (error, false),
                 Err(WriteFailure::Final(error)) => return Err(error),
             };
-            tracing::warn!(shard = self.number, %error, "results could not be written; they are written again");
+            tracing::warn!(shard = self.number, %error, "a transaction of results failed; it is retried");
             self.pause_before_retry(retry)?;
             retry = (retry * 2).min(MAX_RETRY);
             let is_rolled_back = may_roll_back && self.writer.roll_back();
@@ -159,13 +161,13 @@ impl ShardThread {
             }
         }
         if retry > FIRST_RETRY {
-            tracing::info!(shard = self.number, took = ?begun.elapsed(), "results are written again");
+            tracing::info!(shard = self.number, took = ?begun.elapsed(), "results can be written again");
         }
         let settings = &self.settings;
         let metrics = self.metrics.get_or_insert_with(|| ShardMetrics::new(settings, self.number));
         metrics.count_written(transaction);
         if let Some(last) = transaction.last() {
-            let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut durable = self.durable.lock();
             durable.clone_from(&last.positions);
         }
         Ok(())
@@ -217,7 +219,7 @@ impl ShardThread {
             match self.writer.reopen(last_epoch) {
                 Err(error @ SinkError::Fenced(_)) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(shard = self.number, %error, "the sink is tried again");
+                    tracing::warn!(shard = self.number, %error, "the sink is retried");
                     self.pause_before_retry(retry)?;
                     retry = (retry * 2).min(MAX_RETRY);
                 }
@@ -305,7 +307,7 @@ impl ShardSenders {
     /// positions.
     pub fn have_written(&self, positions: &Positions) -> bool {
         self.durable.iter().all(|durable| {
-            let durable = durable.lock().unwrap_or_else(PoisonError::into_inner);
+            let durable = durable.lock();
             positions.iter().all(|(source, partitions)| {
                 let written = durable.get(source);
                 partitions.iter().all(|(partition, position)| {

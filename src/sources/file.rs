@@ -17,8 +17,10 @@ mod reader;
 mod tests;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::Thread;
+
+use parking_lot::Mutex;
 
 use self::file_log::FileLog;
 use self::history::FileHistory;
@@ -55,7 +57,7 @@ impl FileSource {
             let (called, InputFile { path, format, compression }) = (input.name(), input);
             let path = path.ok_or_else(|| {
                 let line =
-                    "standard input cannot be read again after a restart: write it to a file, or post it";
+                    "standard input cannot be read again after a restart: write it to a file, or post its readings";
                 SourceError::Fatal(line.into())
             })?;
             if format == Format::Parquet {
@@ -65,8 +67,9 @@ impl FileSource {
                 return Err(SourceError::Fatal(line));
             }
             if follow && compression != Compression::None {
-                let line =
-                    format!("{called} cannot be followed: only plain CSV and JSON lines can, read it once");
+                let line = format!(
+                    "{called} cannot be followed, because only uncompressed CSV and JSON lines can: set follow = false"
+                );
                 return Err(SourceError::Fatal(line));
             }
             let history_path = folder.map(|folder| match number {
@@ -102,7 +105,7 @@ impl Source for FileSource {
 
     /// Reads the file up to the position, and compares all of it.
     fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
-        self.file_log(partition)?.lock().unwrap_or_else(PoisonError::into_inner).check_position(at)
+        self.file_log(partition)?.lock().check_position(at)
     }
 
     fn open_partition(

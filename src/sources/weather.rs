@@ -47,7 +47,7 @@ impl FromStr for WeatherKind {
 
     fn from_str(text: &str) -> Result<WeatherKind, String> {
         let kind = WeatherKind::ALL.into_iter().find(|kind| kind.name() == text);
-        kind.ok_or_else(|| format!("{text:?} is not a weather: plausible or uniform"))
+        kind.ok_or_else(|| format!("{text:?} is not a kind of weather: write plausible or uniform"))
     }
 }
 
@@ -77,7 +77,7 @@ impl Weather {
                 let all = Directory::shipped().cities();
                 let chosen = all.get(..cities as usize).ok_or_else(|| {
                     format!(
-                        "plausible weather is of the {} cities of the directory, and these are {cities}: uniform weather has any number",
+                        "plausible weather has at most the {} cities of the directory, not {cities}: ask for fewer, or for uniform weather",
                         all.len()
                     )
                 })?;
@@ -107,7 +107,7 @@ impl Weather {
             WeatherModel::Plausible { stations, seed } => stations[city as usize].measure(at, *seed),
         };
         Measurement::new(temperature, humidity, Some(wind_speed))
-            .expect("made-up weather stays within what is accepted")
+            .expect("generated weather stays within the accepted ranges")
     }
 }
 

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::reader::LogPartition;
@@ -101,6 +102,6 @@ impl WorkerCommandSender {
     pub fn subscribe(&self, worker: usize) -> Option<Receiver<WorkerCommand>> {
         let queue = self.0.get(worker)?;
         let _ = queue.thread.set(std::thread::current());
-        queue.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+        queue.receiver.lock().take()
     }
 }

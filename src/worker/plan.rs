@@ -1,7 +1,9 @@
 //! The plan of a process's workers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::commands::WorkerCommandSender;
 use super::reader::LogPartition;
@@ -70,7 +72,7 @@ impl RestoredWorkers {
     }
 
     pub(super) fn take_worker_state(&self, worker: usize) -> WorkerState {
-        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut workers = self.workers.lock();
         workers.get_mut(worker).map(std::mem::take).unwrap_or_default()
     }
 

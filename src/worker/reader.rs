@@ -52,7 +52,7 @@ pub struct DeadLetterTargets {
 pub struct EpochInput<'a> {
     pub cities: &'a mut Vec<CityIntroduction>,
     pub arrivals: &'a mut Vec<Arrival>,
-    pub letters: &'a mut BatchBuilder,
+    pub dead_letters: &'a mut BatchBuilder,
     /// Whether arrivals have the times at which their log appended them.
     pub with_arrival_times: bool,
     /// Approximate number of rows that the arrivals may change.
@@ -106,8 +106,8 @@ pub struct PartitionReader {
     name: PartitionName,
     partition: Box<dyn Partition>,
     start: u64,
-    letters: Option<DeadLetterTargets>,
-    letter_rows: Vec<Shard>,
+    dead_letters: Option<DeadLetterTargets>,
+    dead_letter_rows: Vec<Shard>,
     admission: Admission,
     position: u64,
     /// Fingerprint of the last record before the position, read by this run or recorded by an
@@ -120,7 +120,7 @@ pub struct PartitionReader {
     caught_up: bool,
     due: PollTime,
     /// The last report.
-    said: Option<(u64, bool, u64)>,
+    last_report: Option<(u64, bool, u64)>,
 }
 
 impl PartitionReader {
@@ -130,7 +130,7 @@ impl PartitionReader {
         rules: AdmissionRules,
         resume: impl FnOnce(&mut Admission),
     ) -> Result<PartitionReader, SourceError> {
-        let LogPartition { index, name, source, start, dead_letters: letters, dead_letter_rows, .. } = log;
+        let LogPartition { index, name, source, start, dead_letters, dead_letter_rows, .. } = log;
         let partition = source.open_partition(name.partition, start.position, thread::current())?;
         let first_end = partition.end();
         let mut admission = Admission::new(index.0, rules);
@@ -141,15 +141,15 @@ impl PartitionReader {
             partition,
             admission,
             start: start.position,
-            letters: letters.clone(),
-            letter_rows: dead_letter_rows.clone(),
+            dead_letters: dead_letters.clone(),
+            dead_letter_rows: dead_letter_rows.clone(),
             position: start.position,
             before: start.before,
             held_at: u64::MAX,
             first_end,
             caught_up: first_end <= start.position,
             due: PollTime::Next(NextPoll::Now),
-            said: None,
+            last_report: None,
         })
     }
 
@@ -178,13 +178,14 @@ impl PartitionReader {
         {
             return Ok(());
         }
-        if self.letters.is_none() && into.refusals.is_full() {
+        if self.dead_letters.is_none() && into.refusals.is_full() {
             self.due = PollTime::Next(NextPoll::At(now + DLQ_FULL_RETRY));
             return Ok(());
         }
-        let PartitionReader { admission, name, letters, letter_rows, position, .. } = self;
-        let letters = letters.as_ref();
-        let mut admitting = AdmissionHandler { admission, name, letters, letter_rows, into, position };
+        let PartitionReader { admission, name, dead_letters, dead_letter_rows, position, .. } = self;
+        let dead_letters = dead_letters.as_ref();
+        let mut admitting =
+            AdmissionHandler { admission, name, dead_letters, dead_letter_rows, into, position };
         match self.partition.poll(limit, until, &mut admitting) {
             Ok(PollResult { next: NextPoll::UntilReached, .. }) => {
                 self.position = until;
@@ -195,7 +196,7 @@ impl PartitionReader {
                 let faults = if let PollTime::Retry { faults, .. } = self.due { faults + 1 } else { 0 };
                 if faults == 0 {
                     let PartitionReader { name, position, .. } = self;
-                    tracing::warn!(source = %name.source, partition = name.partition, position, error, "a partition cannot be read; it is tried again");
+                    tracing::warn!(source = %name.source, partition = name.partition, position, error, "a partition cannot be read; it is retried");
                 }
                 self.due = PollTime::Retry {
                     at: now + (FIRST_RETRY * 2u32.pow(faults.min(10))).min(MAX_RETRY),
@@ -231,10 +232,10 @@ impl PartitionReader {
     pub fn take_progress(&mut self) -> Option<ReaderProgress> {
         let withheld = self.partition.withheld();
         let news = Some((self.position, self.caught_up, withheld));
-        if self.said == news {
+        if self.last_report == news {
             return None;
         }
-        self.said = news;
+        self.last_report = news;
         let end = self.partition.end();
         // A generator's end is not known.
         let end = if end == u64::MAX { self.position } else { end.saturating_add(withheld) };
@@ -260,8 +261,8 @@ pub fn read_failure(name: &PartitionName, error: &SourceError) -> String {
 struct AdmissionHandler<'a> {
     admission: &'a mut Admission,
     name: &'a PartitionName,
-    letters: Option<&'a DeadLetterTargets>,
-    letter_rows: &'a [Shard],
+    dead_letters: Option<&'a DeadLetterTargets>,
+    dead_letter_rows: &'a [Shard],
     into: EpochInput<'a>,
     /// The position behind the last record.
     position: &'a mut u64,
@@ -269,33 +270,35 @@ struct AdmissionHandler<'a> {
 
 impl RecordHandler for AdmissionHandler<'_> {
     #[inline]
-    fn handle_upsert(&mut self, place: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal> {
-        *self.position = place.position + 1;
-        let admitted = self.admission.admit(upsert, place.arrived)?;
+    fn handle_upsert(&mut self, record_position: RecordPosition, upsert: &Upsert<'_>) -> Result<(), Refusal> {
+        *self.position = record_position.position + 1;
+        let admitted = self.admission.admit(upsert, record_position.arrived)?;
         *self.into.rows += admitted.estimated_rows as usize;
         if admitted.is_new {
             self.into.cities.push(admitted.introduction(upsert.city));
         }
-        let arrived = place.arrived.filter(|_| self.into.with_arrival_times);
-        self.into.arrivals.push(admitted.arrival(upsert, place.position).with_arrival_time(arrived));
+        let RecordPosition { position, arrived } = record_position;
+        let arrived = arrived.filter(|_| self.into.with_arrival_times);
+        self.into.arrivals.push(admitted.arrival(upsert, position).with_arrival_time(arrived));
         Ok(())
     }
 
     fn is_full(&self) -> bool {
-        self.into.is_full() || self.letters.is_none() && self.into.refusals.is_full()
+        self.into.is_full() || self.dead_letters.is_none() && self.into.refusals.is_full()
     }
 
-    fn handle_refusal(&mut self, place: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>) {
-        *self.position = place.position + 1;
+    fn handle_refusal(&mut self, record_position: RecordPosition, refusal: &Refusal, raw: &RawRecord<'_>) {
+        *self.position = record_position.position + 1;
         self.into.refusals.count(refusal);
-        for shard in self.letter_rows {
-            let (partition, position) = (self.name, place.position);
-            let record = RefusedRecord { partition, position, arrived_at: place.arrived, refusal, raw: *raw };
-            render_dead_letter(&record, *shard, self.into.letters);
+        for shard in self.dead_letter_rows {
+            let RecordPosition { position, arrived } = record_position;
+            let partition = self.name;
+            let record = RefusedRecord { partition, position, arrived_at: arrived, refusal, raw: *raw };
+            render_dead_letter(&record, *shard, self.into.dead_letters);
         }
-        match self.letters {
-            Some(places) => self.write_dead_letter(places, place, refusal, raw),
-            None => self.into.refusals.write(self.name, place, refusal, raw),
+        match self.dead_letters {
+            Some(targets) => self.write_dead_letter(targets, record_position, refusal, raw),
+            None => self.into.refusals.write(self.name, record_position, refusal, raw),
         }
     }
 }
@@ -305,14 +308,14 @@ impl AdmissionHandler<'_> {
     #[cold]
     fn write_dead_letter(
         &mut self,
-        letters: &DeadLetterTargets,
-        place: RecordPosition,
+        targets: &DeadLetterTargets,
+        record_position: RecordPosition,
         refusal: &Refusal,
         raw: &RawRecord<'_>,
     ) {
-        let position = format!("{}/{}/{}", letters.topic, self.name.partition, place.position);
-        let (shard, topic, partition) = letters.targets[usize::from(raw.retry.is_some())];
-        let mut draft = self.into.letters.begin_undated_record(shard, topic, partition);
+        let position = format!("{}/{}/{}", targets.topic, self.name.partition, record_position.position);
+        let (shard, topic, partition) = targets.targets[usize::from(raw.retry.is_some())];
+        let mut draft = self.into.dead_letters.begin_undated_record(shard, topic, partition);
         if let Some(key) = raw.key {
             draft.buffer().extend_from_slice(key);
             draft.end_key();
@@ -323,12 +326,12 @@ impl AdmissionHandler<'_> {
         }
         let (origin, attempt, first_seen) = match raw.retry {
             Some(retried) => (&*retried.origin, retried.attempt, retried.first_seen),
-            None => (&*position, 0, place.arrived),
+            None => (&*position, 0, record_position.arrived),
         };
         draft.push_header(dead_letter_headers::POSITION, position.as_bytes());
         draft.push_header(dead_letter_headers::REASON, refusal.reason.code().as_bytes());
         draft.push_header(dead_letter_headers::DETAIL, refusal.detail.as_bytes());
-        draft.push_header(dead_letter_headers::PROGRESS, letters.progress.as_bytes());
+        draft.push_header(dead_letter_headers::PROGRESS, targets.progress.as_bytes());
         draft.push_header(dead_letter_headers::ORIGIN, origin.as_bytes());
         draft.push_header(dead_letter_headers::ATTEMPT, attempt.to_string().as_bytes());
         if let Some(first_seen) = first_seen {

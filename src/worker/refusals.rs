@@ -1,8 +1,10 @@
 //! Handles refused records: counts them, and writes those of the journal and of files to
 //! dead-letter files.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::model::{AppendHold, ClientId, HoldCause, PartitionName, RawRecord, Reason, Refusal};
 use crate::sinks::dead_letters::{ClientQuotas, DeadLetterFiles, DlqFileError};
@@ -19,7 +21,7 @@ pub struct Refusals {
     others: [AtomicU64; Reason::ALL.len()],
     letters: Option<Mutex<DeadLetterFiles>>,
     /// Dead letters could not be written: partitions are not read until they are.
-    waits: AtomicBool,
+    is_waiting: AtomicBool,
     /// There is no space for more dead letters.
     is_full: AtomicBool,
     /// The remedy for full files, and the quotas of clients; readable without the lock of the
@@ -30,24 +32,25 @@ pub struct Refusals {
 
 impl Refusals {
     /// Without files for dead letters, refused records are only counted.
-    pub fn new(letters: Option<DeadLetterFiles>) -> Refusals {
+    pub fn new(dead_letter_files: Option<DeadLetterFiles>) -> Refusals {
         let [counts, others] = [(), ()].map(|()| std::array::from_fn(|_| AtomicU64::new(0)));
-        let full = letters.as_ref().map(DeadLetterFiles::full_remedy).unwrap_or_default().into();
+        let full = dead_letter_files.as_ref().map(DeadLetterFiles::full_remedy).unwrap_or_default().into();
         Refusals {
             counts,
             others,
-            shares: letters.as_ref().map(DeadLetterFiles::client_quotas),
-            letters: letters.map(Mutex::new),
+            shares: dead_letter_files.as_ref().map(DeadLetterFiles::client_quotas),
+            letters: dead_letter_files.map(Mutex::new),
             is_full: AtomicBool::new(false),
             full,
-            waits: AtomicBool::new(false),
+            is_waiting: AtomicBool::new(false),
         }
     }
 
     /// Records refused since the start, at all processes.
     pub fn counts(&self) -> Vec<(Reason, u64)> {
         let all = self.counts.iter().zip(&self.others);
-        let counts = all.map(|(own, others)| own.load(Ordering::Relaxed) + others.load(Ordering::Relaxed));
+        let counts =
+            all.map(|(local, remote)| local.load(Ordering::Relaxed) + remote.load(Ordering::Relaxed));
         Reason::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
@@ -63,20 +66,20 @@ impl Refusals {
 
     /// Whether dead letters in memory could not be written, so no partition may be read.
     pub fn must_wait(&self) -> bool {
-        self.waits.load(Ordering::Relaxed)
+        self.is_waiting.load(Ordering::Relaxed)
     }
 
     /// Makes the dead letters durable, including those that could not be written before. If it
     /// fails, no partition is read until it succeeds.
     pub fn sync(&self) -> Result<(), DlqFileError> {
         let synced = self.sync_all();
-        self.waits.store(synced.is_err(), Ordering::Relaxed);
+        self.is_waiting.store(synced.is_err(), Ordering::Relaxed);
         synced
     }
 
     fn sync_all(&self) -> Result<(), DlqFileError> {
         let Some(letters) = &self.letters else { return Ok(()) };
-        let mut locked = letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut locked = letters.lock();
         let flushed = locked.flush_and_rotate()?;
         self.is_full.store(locked.is_full(), Ordering::Relaxed);
         drop(locked);
@@ -99,33 +102,32 @@ impl Refusals {
             return Some(AppendHold { cause, detail, retry_after_s: DLQ_FULL_RETRY_AFTER_S });
         }
         let wait = self.shares.as_ref()?.retry_after(client?)?;
-        let detail = "too many of the readings that you have sent within a day were refused after they were taken (dead letters): send \
-                      readings of the present, dated right";
+        let detail = "too many of the readings that you sent within a day were refused later and became dead letters: send current readings with the right time";
         let retry_after_s = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX);
         Some(AppendHold { cause: HoldCause::DeadLetterShare, detail: detail.into(), retry_after_s })
     }
 
     pub(super) fn count(&self, refusal: &Refusal) {
-        if let Some(place) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
-            self.counts[place].fetch_add(1, Ordering::Relaxed);
+        if let Some(reason_index) = Reason::ALL.iter().position(|reason| *reason == refusal.reason) {
+            self.counts[reason_index].fetch_add(1, Ordering::Relaxed);
         }
     }
 
     pub(super) fn write(
         &self,
         name: &PartitionName,
-        place: RecordPosition,
+        record_position: RecordPosition,
         refusal: &Refusal,
         raw: &RawRecord<'_>,
     ) {
         if let Some(letters) = &self.letters {
-            let RecordPosition { position, arrived } = place;
-            let mut letters = letters.lock().unwrap_or_else(PoisonError::into_inner);
+            let RecordPosition { position, arrived } = record_position;
+            let mut letters = letters.lock();
             let written = letters.write_dead_letter(name, position, arrived, refusal, raw);
             self.is_full.store(letters.is_full(), Ordering::Relaxed);
             if written.is_err() {
                 // The dead letter is in memory; the next sync tries again, and reports the error.
-                self.waits.store(true, Ordering::Relaxed);
+                self.is_waiting.store(true, Ordering::Relaxed);
             }
         }
     }

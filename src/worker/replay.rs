@@ -64,8 +64,8 @@ impl Replay {
     /// decrease.
     pub fn read_until(&mut self, positions: &[(PartitionIndex, u64)]) {
         for (index, position) in positions {
-            let known = self.read_until.entry(*index).or_insert(*position);
-            *known = (*position).max(*known);
+            let until = self.read_until.entry(*index).or_insert(*position);
+            *until = (*position).max(*until);
         }
     }
 

@@ -137,7 +137,7 @@ impl ServingSink {
         if counts.split_city > 0 {
             tracing::warn!(
                 cities = counts.split_city,
-                "cities come from more than one partition: their results hold for this run only; give each city one log"
+                "readings of the same cities come from more than one partition, so their results may differ after a restart: send all readings of a city to one partition"
             );
         }
         if counts != OutcomeCounts::default() {
@@ -167,20 +167,20 @@ impl ServingSink {
 fn drop_superseded(current: &mut Vec<CurrentRowUpdate>) {
     // The last row of each city's presence, unless it is the first one.
     let mut last: HashMap<&str, Option<usize>> = HashMap::new();
-    let mut kept = vec![true; current.len()];
-    for (place, CurrentRowUpdate { city, row, .. }) in current.iter().enumerate() {
+    let mut is_current = vec![true; current.len()];
+    for (index, CurrentRowUpdate { city, row, .. }) in current.iter().enumerate() {
         match (row, last.get_mut(&**city)) {
             (None, _) => drop(last.remove(&**city)),
             (Some(_), None) => drop(last.insert(city, None)),
             (Some(_), Some(last)) => {
-                if let Some(superseded) = last.replace(place) {
-                    kept[superseded] = false;
+                if let Some(superseded) = last.replace(index) {
+                    is_current[superseded] = false;
                 }
             }
         }
     }
-    let mut kept = kept.into_iter();
-    current.retain(|_| kept.next().unwrap_or(true));
+    let mut is_current = is_current.into_iter();
+    current.retain(|_| is_current.next().unwrap_or(true));
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 //! flags and counters. Instructions come as [`WorkerCommand`](super::commands::WorkerCommand)s.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
+
+use parking_lot::Mutex;
 
 use super::commands::{ReportWorkerEvent, WorkerEvent};
 use super::refusals::Refusals;
@@ -76,11 +78,11 @@ impl SharedState {
 
     /// The current positions of the partitions that were read.
     pub fn positions(&self) -> HashMap<PartitionIndex, u64> {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.positions.lock().clone()
     }
 
     pub(super) fn set_positions(&self, positions: impl Iterator<Item = (PartitionIndex, u64)>) {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner).extend(positions);
+        self.positions.lock().extend(positions);
         self.has_moved.store(true, Ordering::Relaxed);
     }
 
@@ -107,7 +109,7 @@ impl SharedState {
     }
 
     pub(super) fn take_queries(&self, queries: &mut Vec<Query>, process: u8) {
-        let queued = self.queries.lock().unwrap_or_else(PoisonError::into_inner);
+        let queued = self.queries.lock();
         let queued = queued.try_iter().take(MAX_QUEUED_QUERIES).flatten();
         queries.extend(queued.map(|query| Query { process, ..query }));
     }

@@ -30,6 +30,7 @@ use crate::dataflow::{self, Graph};
 use crate::model::{
     Arrival, BatchBuilder, CheckpointBarrier, CityIntroduction, EncodedBatch, Query, SnapshotSink,
 };
+use crate::panics::bug_text;
 use crate::sources::SourceError;
 
 /// Interval between two epochs of a worker. While it catches up, an epoch holds more records.
@@ -46,34 +47,34 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs one worker until it is stopped.
 pub fn run_worker(worker: &mut Worker, plan: &WorkerPlan) {
-    let own = worker.index() % plan.topology.workers_per_process;
-    let WorkerState { cities, snapshots } = plan.restored.take_worker_state(own);
+    let local_index = worker.index() % plan.topology.workers_per_process;
+    let WorkerState { cities, snapshots } = plan.restored.take_worker_state(local_index);
     let initial = InitialState { epoch: plan.first_epoch, cities };
     let snapshots = snapshots.map(|sink| sink as Box<dyn SnapshotSink>);
     let graph = dataflow::build_graph(worker, &plan.graph, initial, snapshots);
-    let Some(commands) = plan.commands.subscribe(own) else {
-        return plan.shared.fail("a bug: a worker is started twice".into());
+    let Some(commands) = plan.commands.subscribe(local_index) else {
+        return plan.shared.fail(bug_text("a worker was started twice"));
     };
-    let mut own = WorkerLoop::new(worker.index(), graph, plan, commands);
+    let mut worker_loop = WorkerLoop::new(worker.index(), graph, plan, commands);
     loop {
         let now = Instant::now();
-        own.apply_commands();
-        if !own.is_stopping {
-            own.poll_partitions(now);
+        worker_loop.apply_commands();
+        if !worker_loop.is_stopping {
+            worker_loop.poll_partitions(now);
         }
-        own.advance_epoch(now);
-        if own.is_stopping && own.may_end(now) {
+        worker_loop.advance_epoch(now);
+        if worker_loop.is_stopping && worker_loop.may_end(now) {
             break;
         }
-        worker.step_or_park(Some(own.park_time(now)));
-        own.hand_on_closed();
+        worker.step_or_park(Some(worker_loop.park_time(now)));
+        worker_loop.hand_on_closed();
     }
-    own.graph.close_inputs();
+    worker_loop.graph.close_inputs();
     while worker.has_dataflows() {
         worker.step_or_park(Some(MAX_PARK));
-        own.hand_on_closed();
+        worker_loop.hand_on_closed();
     }
-    own.finish();
+    worker_loop.finish();
 }
 
 /// An added partition that could not be opened yet.
@@ -86,7 +87,7 @@ struct PendingPartition {
 impl PendingPartition {
     fn retry_later(self, now: Instant, error: &SourceError) -> PendingPartition {
         let LogPartition { name, .. } = &self.log;
-        tracing::warn!(source = %name.source, partition = name.partition, %error, "a partition that has come cannot be opened; it is tried again");
+        tracing::warn!(source = %name.source, partition = name.partition, %error, "a new partition cannot be opened; it is retried");
         let backoff = (self.backoff * 2).min(MAX_RETRY);
         PendingPartition { at: now + self.backoff, backoff, ..self }
     }
@@ -246,7 +247,7 @@ impl<'a> WorkerLoop<'a> {
             let into = EpochInput {
                 cities: &mut self.cities,
                 arrivals: &mut self.arrivals,
-                letters: &mut self.dead_letters,
+                dead_letters: &mut self.dead_letters,
                 with_arrival_times: self.graph.wants_arrival_times(),
                 rows: &mut self.rows,
                 refusals: &self.plan.shared.refusals,
@@ -361,8 +362,8 @@ impl<'a> WorkerLoop<'a> {
     fn park_time(&self, now: Instant) -> Duration {
         if !self.has_sent_all() {
             // Until the next epoch is due; or, if no epoch may be used, until more are reserved.
-            let left = self.next_send_at.saturating_duration_since(now);
-            return if left.is_zero() { HELD_BACK_PARK } else { left.min(HELD_BACK_PARK) };
+            let wait = self.next_send_at.saturating_duration_since(now);
+            return if wait.is_zero() { HELD_BACK_PARK } else { wait.min(HELD_BACK_PARK) };
         }
         if self.egress.is_held_back() {
             return HELD_BACK_PARK;
@@ -400,8 +401,8 @@ impl<'a> WorkerLoop<'a> {
 
 /// Opens the readers of the partitions that a worker reads.
 fn open_readers(index: usize, plan: &WorkerPlan) -> Vec<PartitionReader> {
-    let own = plan.partitions.iter();
-    let own = own.filter(|log| plan.topology.reader_worker_of(log.index, log.shared) == index);
+    let logs = plan.partitions.iter();
+    let logs = logs.filter(|log| plan.topology.reader_worker_of(log.index, log.shared) == index);
     let open = |log: &LogPartition| {
         let restore = |admission: &mut Admission| {
             plan.restored.restore_admission(log.index, plan.graph.retention, admission);
@@ -409,5 +410,5 @@ fn open_readers(index: usize, plan: &WorkerPlan) -> Vec<PartitionReader> {
         let opened = PartitionReader::open(log, plan.rules, restore);
         opened.map_err(|error| plan.shared.fail(read_failure(&log.name, &error))).ok()
     };
-    own.filter_map(open).collect()
+    logs.filter_map(open).collect()
 }

@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::support::checkpoint_files::published_manifests;
@@ -76,7 +77,7 @@ impl LoadPoster {
         for entry in &entries {
             self.oracle.apply_arrival(entry);
         }
-        self.acked.lock().unwrap().push(entries);
+        self.acked.lock().push(entries);
     }
 }
 
@@ -161,21 +162,21 @@ fn backup_and_restore_under_load(place: &str, variables: &[(&str, String)]) {
         }
         poster
     });
-    wait_for("posts on their way", || (acked.lock().unwrap().len() > 40).then_some(()));
-    let before = acked.lock().unwrap().len();
+    wait_for("posts on their way", || (acked.lock().len() > 40).then_some(()));
+    let before = acked.lock().len();
     let taken = run_json(&["backup", "--to", place, "--data-dir", path_str(&data)], variables);
     assert_eq!(taken["online"], true, "{taken}");
     assert!(taken["checkpoints"].as_u64().unwrap() >= 1 && taken["left_out"] == json!([]), "{taken}");
-    let ended = acked.lock().unwrap().len() + 1;
-    wait_for("posts behind it", || (acked.lock().unwrap().len() > ended + 5).then_some(()));
+    let ended = acked.lock().len() + 1;
+    wait_for("posts behind it", || (acked.lock().len() > ended + 5).then_some(()));
     stop.store(true, Ordering::Relaxed);
     let mut poster = posting.join().unwrap();
 
     let restored = run_json(&["restore", "--from", place, "--data-dir", path_str(&other)], variables);
     assert_eq!(restored["records"], taken["records"]);
     let mut copied = ServiceProcess::start(&other, &config()).wait_until_ready();
-    assert!(copied.log().contains("a checkpoint is taken up"), "{}", copied.log());
-    let mine = acked.lock().unwrap().clone();
+    assert!(copied.log().contains("a checkpoint was restored"), "{}", copied.log());
+    let mine = acked.lock().clone();
     let mut theirs = restored_batches(&mine, before, wait_until_applied(&copied.address).0);
     assert!(theirs.len() <= ended, "a backup has nothing from behind its end");
     check_service(&copied, &other, &theirs);
@@ -193,9 +194,9 @@ fn backup_and_restore_under_load(place: &str, variables: &[(&str, String)]) {
     });
     copied.kill();
     copied = ServiceProcess::start(&other, &config()).wait_until_ready();
-    theirs = another.acked.lock().unwrap().clone();
+    theirs = another.acked.lock().clone();
     check_service(&copied, &other, &theirs);
-    check_service(&service, &data, &acked.lock().unwrap().clone());
+    check_service(&service, &data, &acked.lock().clone());
     copied.terminate();
     service.terminate();
 }
@@ -233,7 +234,7 @@ fn stopped_data_directory(data: &Path) -> Vec<Vec<LogEntry>> {
     wait_for("checkpoints", || wait_for_checkpoints(data, 1));
     (0..5).for_each(|_| poster.post(&service.address));
     service.terminate();
-    poster.acked.lock().unwrap().clone()
+    poster.acked.lock().clone()
 }
 
 #[test]
@@ -314,6 +315,6 @@ fn backup_of_missing_or_locked_directory_is_refused() {
     assert_eq!(mode & 0o777, 0o600);
     fs::remove_file(data.join("backup.sock")).unwrap();
     let line = run_refused(&["backup", "--to", path_str(&place), "--data-dir", path_str(&data)]);
-    assert!(line.contains("in use by a process that takes no backups"), "{line}");
+    assert!(line.contains("in use by a process that does not answer backups"), "{line}");
     service.terminate();
 }

@@ -298,7 +298,7 @@ fn failed_run_names_cause_and_leaves_no_output() {
         ("batch absent.csv", "absent.csv"),
         ("batch good.csv no-city.csv", "no column city"),
         ("batch good.csv cut.csv.gz", "cut.csv.gz"),
-        ("batch good.csv --plot x.svg --city y", "no city y"),
+        ("batch good.csv --plot x.svg --city y", "no readings of city y"),
     ] {
         let stderr = run.run_failing(&format!("{args} {outputs}"), 1);
         assert!(stderr.contains(says), "{stderr}");
@@ -331,8 +331,8 @@ fn usage_error_exits_with_2() {
         ("batch good.csv --formula steadman", "possible values"),
         ("batch good.csv -o rows.txt", "does not say its format"),
         ("batch good.csv --city x", "--plot"),
-        ("batch good.csv -o a.csv --daily a.csv", "give each its own"),
-        ("batch good.csv -o a.csv --daily ./a.csv", "give each its own"),
+        ("batch good.csv -o a.csv --daily a.csv", "name a file of its own for each"),
+        ("batch good.csv -o a.csv --daily ./a.csv", "name a file of its own for each"),
         ("batch good.csv -o ./good.csv", "is an input"),
         ("batch good.csv --assume-offset noon", "not an offset"),
         ("batch good.csv --assume-offset +24:00", "from -23:59 to +23:59"),
@@ -449,6 +449,6 @@ fn plot_shows_withdrawn_readings() {
     run.run_ok("batch gone.csv --epoch-size 1 -o rows.csv --plot gone.svg");
     run.write("empty.csv", header);
     assert!(
-        run.run_failing("batch empty.csv -o rows.csv --plot empty.svg", 4).contains("the plot is not drawn")
+        run.run_failing("batch empty.csv -o rows.csv --plot empty.svg", 4).contains("the plot was not drawn")
     );
 }

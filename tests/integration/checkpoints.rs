@@ -92,14 +92,14 @@ fn s3_store_keeps_checkpoints() {
     });
     service.kill();
     let service = start();
-    assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
+    assert!(service.log().contains("a checkpoint was restored"), "{}", service.log());
     assert_eq!(wait_for_readings(&service.address, 20), before);
 
     // While the store is down a warning is logged; when it is back, a checkpoint is made though no
     // reading has arrived.
     drop(store);
     post_minutes(&service.address, 20..30);
-    wait_for("that it is missed", || service.log().contains("a checkpoint could not be made").then_some(()));
+    wait_for("that it is missed", || service.log().contains("a checkpoint failed").then_some(()));
     let _store = S3Server::start(&python, port);
     wait_for("the next one", || (!list_checkpoints(&url, &variables).is_empty()).then_some(()));
     let verified = swelter(&[&["checkpoints", "verify"], &url[..]].concat(), &variables);
@@ -296,7 +296,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
         "none of the checkpoints",
         file,
         "has 6442450944 bytes",
-        "put the right files back",
+        "restore the missing or damaged files",
         "swelter restore",
     ] {
         assert!(last.contains(says), "{says}: {last}");
@@ -314,7 +314,7 @@ fn start_falls_back_over_a_damaged_base_and_refuses_if_all_are_damaged() {
     assert_eq!(wait_for_readings(&service.address, 3), expected);
     let log = service.log();
     assert!(
-        log.contains("a file of a checkpoint is damaged") && log.contains("a checkpoint is taken up"),
+        log.contains("a file of a checkpoint is damaged") && log.contains("a checkpoint was restored"),
         "{log}"
     );
     service.terminate();
@@ -341,7 +341,7 @@ fn new_journal_needs_another_checkpoint_location() {
     let known = list_checkpoints(&url, &[]);
     let (code, said) = ServiceBuilder::new(config(kept.to_str().unwrap())).data(&data).run_to_end();
     let last = said.lines().last().unwrap_or_default();
-    assert!(code == Some(1) && last.contains("a place of its own"), "{said}");
+    assert!(code == Some(1) && last.contains("a location of its own"), "{said}");
     assert_eq!(list_checkpoints(&url, &[]), known);
 
     let (config, url) = (config(other.to_str().unwrap()), ["--url", other.to_str().unwrap()]);
@@ -379,6 +379,6 @@ fn restarted_generation_counter_still_makes_checkpoints() {
     let service = ServiceProcess::start(&data, &config).wait_until_ready();
     post_minutes(&service.address, 10..15);
     wait_for("a newer checkpoint", || (list_checkpoints(&url, &[])[0]["name"] != newest).then_some(()));
-    assert!(!service.log().contains("is not published"), "{}", service.log());
+    assert!(!service.log().contains("was not published"), "{}", service.log());
     service.terminate();
 }

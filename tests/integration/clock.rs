@@ -81,7 +81,7 @@ fn clock_ahead_for_one_post_holds_it_back_and_keeps_future_bound() {
     host.set_clock_offset(30 * DAY_MS);
     let held = post_reading(&service, &reading("a", now() + 30 * DAY_MS));
     assert_eq!((held.status, &*held.error_code()), (503, "clock_ahead"), "{}", held.body);
-    assert!(held.body.contains("ahead of what it should"), "{}", held.body);
+    assert!(held.body.contains("ahead of the expected time"), "{}", held.body);
     let ready = get(&service.address, "/readyz").unwrap();
     assert_eq!((ready.status, &*ready.error_code()), (503, "clock_ahead"));
     assert_eq!(get(&service.address, "/v1/cities/a").unwrap().status, 200);

@@ -5,7 +5,7 @@ mod strangers;
 mod tls;
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -17,16 +17,13 @@ use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
 use tokio_tungstenite::tungstenite::{Message, connect};
 
 use crate::support::{
-    ServiceBuilder, ServiceProcess, get, is_ready, post, remove_ages, send_signal, wait_for,
+    CLUSTER_SECRET, HostsCluster, ServiceBuilder, ServiceProcess, consecutive_free_ports, get, is_ready,
+    post, remove_ages, send_signal, terminate_together, wait_for,
 };
 
-/// `swelter run` with further arguments, and the secret of the cluster.
-fn start_cluster(data: &Path, config: &str, arguments: &[&str], secret: Option<&str>) -> ServiceProcess {
-    let builder = ServiceBuilder::new(config).data(data).args(arguments);
-    match secret {
-        Some(secret) => builder.env("SWELTER_CLUSTER__SECRET", secret).spawn(),
-        None => builder.spawn(),
-    }
+/// `swelter run` with further arguments.
+fn start_cluster(data: &Path, config: &str, arguments: &[&str]) -> ServiceProcess {
+    ServiceBuilder::new(config).data(data).args(arguments).spawn()
 }
 
 /// The addresses that the next lines print, once each of these processes is ready.
@@ -36,6 +33,11 @@ fn ready_addresses(program: &mut ServiceProcess, processes: usize) -> Vec<String
         wait_for("readiness", || is_ready(address).then_some(()));
     }
     addresses
+}
+
+/// The addresses of both processes of a cluster, once they are ready.
+fn both_ready_addresses(first: &mut ServiceProcess, second: &mut ServiceProcess) -> Vec<String> {
+    [ready_addresses(first, 1), ready_addresses(second, 1)].concat()
 }
 
 fn is_alive(pid: Pid) -> bool {
@@ -81,6 +83,12 @@ fn wait_for_equal_responses(addresses: &[String], readings: usize) -> (Value, Va
     all[0].clone()
 }
 
+/// Posts a reading of each city to each process, and waits until all serve the same results.
+fn check_results(addresses: &[String]) {
+    post_readings(addresses, 0);
+    wait_for_equal_responses(addresses, addresses.len());
+}
+
 /// A lost process is noticed by its closed connections: its silence would be noticed later than a
 /// test waits.
 const CONFIG: &str =
@@ -89,7 +97,7 @@ const CONFIG: &str =
 #[test]
 fn every_process_serves_all_cities_and_recovers() {
     let data = tempfile::tempdir().unwrap();
-    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "3", "--workers", "2"], None);
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "3", "--workers", "2"]);
     let addresses = ready_addresses(&mut program, 3);
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 3);
@@ -106,7 +114,7 @@ fn every_process_serves_all_cities_and_recovers() {
     program.terminate();
 
     // The same data with other numbers of processes and workers.
-    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2", "--workers", "1"], None);
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2", "--workers", "1"]);
     let addresses = ready_addresses(&mut program, 2);
     wait_for_equal_responses(&addresses, 6);
     program.terminate();
@@ -115,7 +123,7 @@ fn every_process_serves_all_cities_and_recovers() {
 #[test]
 fn children_end_with_their_supervisor() {
     let data = tempfile::tempdir().unwrap();
-    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2"], None);
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2"]);
     ready_addresses(&mut program, 2);
     let children = program.child_processes();
     send_signal(program.pid(), Signal::KILL);
@@ -139,7 +147,7 @@ fn request_message(
 #[test]
 fn resume_token_continues_at_another_process() {
     let data = tempfile::tempdir().unwrap();
-    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2"], None);
+    let mut program = start_cluster(data.path(), CONFIG, &["--processes", "2"]);
     let addresses = ready_addresses(&mut program, 2);
     post_readings(&addresses, 0);
     wait_for_equal_responses(&addresses, 2);
@@ -167,93 +175,61 @@ fn resume_token_continues_at_another_process() {
     program.terminate();
 }
 
-/// A cluster port that is free now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn mismatched_peer_is_refused_and_strangers_do_not_delay_start() {
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ports = [free_port(), free_port()];
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("# by process\n127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1]))
-        .unwrap();
-    let hosts = hosts.to_str().unwrap();
-    let of = |process: &'static str| ["--processes", "2", "--process", process, "--hosts", hosts];
-    let mut first = start_cluster(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
+    let cluster = HostsCluster::with_secret("s3cr3t");
+    let mut first = cluster.start(0, CONFIG);
     // Strangers: one that says nothing, one that says nonsense.
-    let silent = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
-    let mut loud = TcpStream::connect(("127.0.0.1", ports[0])).unwrap();
+    let (silent, mut loud) = (cluster.connect_to(0), cluster.connect_to(0));
     loud.write_all(&[0xFF; 4096]).unwrap();
     // A process without the secret trusts no refusal that it gets, and retries until its connect
     // time is over.
     let short = CONFIG.replace("20s", "2s");
-    for (config, arguments, secret, expected) in [
-        ("[results]\nformula = \"lu-romps\"\n", &of("1")[..], "s3cr3t", "results.formula = \"lu-romps\""),
-        ("", &of("1")[..], "other", "cluster secret"),
-        ("", &[&of("1")[..], &["--workers", "3"]].concat(), "s3cr3t", "--workers"),
+    let other_formula = format!("{short}[results]\nformula = \"lu-romps\"\n");
+    for (refused, expected) in [
+        (cluster.process(1, &other_formula), "results.formula = \"lu-romps\""),
+        (cluster.process(1, &short).env(CLUSTER_SECRET, "other"), "cluster secret"),
+        (cluster.process(1, &short).args(&["--workers", "3"]), "--workers"),
     ] {
-        let config = format!("{short}{config}");
-        let mut refused = start_cluster(data.path(), &config, arguments, Some(secret));
-        assert_eq!(refused.wait_for_exit().code(), Some(1));
-        let log = refused.log();
+        let (code, log) = refused.run_to_end();
+        assert_eq!(code, Some(1));
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
         assert!(!log.contains("s3cr3t"), "no secret is shown: {log}");
     }
-    let mut second = start_cluster(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
-    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
-    post_readings(&addresses, 0);
-    wait_for_equal_responses(&addresses, 2);
+    let mut second = cluster.start(1, CONFIG);
+    check_results(&both_ready_addresses(&mut first, &mut second));
     drop((silent, loud));
     // A stop of one process stops all.
-    second.send_terminate();
-    assert_eq!(
-        (first.wait_for_exit().code(), second.wait_for_exit().code()),
-        (Some(0), Some(0)),
-        "{}",
-        second.log()
-    );
+    terminate_together([second, first]);
 }
 
 #[test]
 fn missing_peer_ends_start_after_timeout() {
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
-    let config = "[cluster]\nconnect_time = \"1s\"\n";
+    let cluster = HostsCluster::new(2);
     for (process, expected) in
-        [("0", "process 1 of 2 has not come within 1 s"), ("1", "process 0 at 127.0.0.1")]
+        [(0, "process 1 of 2 has not connected within 1 s"), (1, "process 0 at 127.0.0.1")]
     {
-        let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
-        let mut alone = start_cluster(data.path(), config, &arguments, None);
-        assert_eq!(alone.wait_for_exit().code(), Some(1));
-        let log = alone.log();
+        let (code, log) = cluster.process(process, "[cluster]\nconnect_time = \"1s\"\n").run_to_end();
+        assert_eq!(code, Some(1));
         assert!(log.lines().last().unwrap().contains(expected), "{log}");
     }
 }
 
-/// Starts both processes of a cluster with a hosts file.
-fn start_two_by_hosts(folder: &Path, config: &str) -> [ServiceProcess; 2] {
-    let hosts = folder.join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", free_port(), free_port())).unwrap();
-    let hosts = hosts.to_str().unwrap();
-    ["0", "1"].map(|process| {
-        let arguments = ["--processes", "2", "--process", process, "--hosts", hosts];
-        start_cluster(&folder.join("data"), config, &arguments, None)
-    })
+/// Sends a signal to one of two processes that are ready; the other ends with an error.
+fn check_lost_peer(config: &str, lost: usize, signal: Signal, expected: &str) {
+    let cluster = HostsCluster::new(2);
+    let mut both = [0, 1].map(|process| cluster.start(process, config));
+    both.iter_mut().for_each(|one| drop(ready_addresses(one, 1)));
+    send_signal(both[lost].pid(), signal);
+    let other = &mut both[1 - lost];
+    assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
+    assert!(other.log().contains(expected), "{expected}: {}", other.log());
 }
 
 #[test]
 fn lost_peer_ends_process_soon_with_error() {
     for killed in 0..2 {
-        let folder = tempfile::tempdir().unwrap();
-        let mut both = start_two_by_hosts(folder.path(), CONFIG);
-        both.iter_mut().for_each(|one| drop(ready_addresses(one, 1)));
-        send_signal(both[killed].pid(), Signal::KILL);
-        let other = &mut both[1 - killed];
-        assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
-        assert!(other.log().contains("it is gone"), "{}", other.log());
+        check_lost_peer(CONFIG, killed, Signal::KILL, "its connection is lost");
     }
 }
 
@@ -261,16 +237,9 @@ fn lost_peer_ends_process_soon_with_error() {
 fn stop_during_start_succeeds_soon() {
     // Longer than a test waits: the stop must not wait for the third process.
     let config = "[cluster]\nconnect_time = \"5m\"\n";
-    let folder = tempfile::tempdir().unwrap();
-    let hosts = folder.path().join("hosts");
-    std::fs::write(
-        &hosts,
-        format!("127.0.0.1:{0}\n127.0.0.1:{1}\n127.0.0.1:{2}\n", free_port(), free_port(), free_port()),
-    )
-    .unwrap();
+    let cluster = HostsCluster::new(3);
     // The third process never starts, so the others wait.
-    let of = |process| ["--processes", "3", "--process", process, "--hosts", hosts.to_str().unwrap()];
-    let mut two = ["0", "1"].map(|process| start_cluster(folder.path(), config, &of(process), None));
+    let mut two = [0, 1].map(|process| cluster.start(process, config));
     wait_for("a handler of signals", || {
         let caught = |program: &ServiceProcess| {
             let status =
@@ -294,7 +263,7 @@ fn stop_during_start_succeeds_soon() {
     ];
     for (number, point) in points.iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
-        let program = start_cluster(&folder.path().join("data"), CONFIG, &["--processes", "2"], None);
+        let program = start_cluster(&folder.path().join("data"), CONFIG, &["--processes", "2"]);
         wait_for(&format!("point {number} of the start"), || point(&program).then_some(()));
         program.terminate();
     }
@@ -304,14 +273,10 @@ fn stop_during_start_succeeds_soon() {
 fn processes_serve_on_consecutive_ports() {
     let data = tempfile::tempdir().unwrap();
     for _ in 0..5 {
-        let port = free_port();
-        let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if port > u16::MAX - 2 || !is_free(port + 1) || !is_free(port + 2) {
-            continue;
-        }
+        let port = consecutive_free_ports(3);
         let listen = format!("127.0.0.1:{port}");
         let arguments = ["--processes", "3", "--listen", &listen];
-        let mut program = start_cluster(data.path(), CONFIG, &arguments, None);
+        let mut program = start_cluster(data.path(), CONFIG, &arguments);
         let addresses = match program.next_addresses_unless_ended(3) {
             // Another process has taken one of them.
             Err(status) if status.code() == Some(1) => continue,

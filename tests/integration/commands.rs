@@ -140,7 +140,7 @@ fn refused_subscriber_reports_reason() {
     stream.write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n").unwrap();
     let (code, err) = wait_for_exit(child);
     assert_eq!(code, Some(1));
-    assert_eq!(err, "error: the service asks for a token (401): --token-file names it\n");
+    assert_eq!(err, "error: the service requires a token (401): name its file with --token-file\n");
 
     let wrong = swelter("subscribe ftp://example.org 1").output().unwrap();
     assert_eq!(wrong.status.code(), Some(1));

@@ -86,7 +86,7 @@ fn data_files_are_private_to_user_or_group() {
         // Modes of an older version are warned of.
         fs::set_permissions(data.join("journal"), fs::Permissions::from_mode(0o755)).unwrap();
         let service = ServiceProcess::start(&data, &config).wait_until_ready();
-        assert!(service.log().contains("others may read or change"), "{}", service.log());
+        assert!(service.log().contains("other users can read or change"), "{}", service.log());
         service.terminate();
     }
 }
@@ -165,7 +165,7 @@ fn dead_letter_limit_pauses_source() {
     });
     let service = service.wait_until_ready();
     let all: BTreeSet<u64> = (1..=sent).collect();
-    wait_for("all letters", || (dead_letter_positions(&[&data, &away])? == all).then_some(()));
+    wait_for("all dead letters", || (dead_letter_positions(&[&data, &away])? == all).then_some(()));
     service.terminate();
     let here = dead_letter_positions(&[&data]).unwrap();
     // The last file may have been full with the last dead letter.

@@ -18,10 +18,16 @@ pub fn run_dead_letters(data: &Path, args: &[&str]) -> Output {
     command.arg("--data-dir").arg(data).output().unwrap()
 }
 
-fn run_dead_letters_ok(data: &Path, args: &[&str]) -> String {
+pub fn run_dead_letters_ok(data: &Path, args: &[&str]) -> String {
     let output = run_dead_letters(data, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The counts of `swelter dead-letters list --json`, in their order.
+pub fn counts_by_reason(list: &Value) -> Vec<(&str, u64)> {
+    let counts = list["counts"].as_array().unwrap().iter();
+    counts.map(|count| (count["reason"].as_str().unwrap(), count["letters"].as_u64().unwrap())).collect()
 }
 
 fn time(millis: i64) -> String {
@@ -98,19 +104,16 @@ fn retried_reading_counts_only_if_nothing_newer_arrived() {
     let data = folder.path().join("data");
     make_dead_letters(&data);
     let list: Value = serde_json::from_str(&run_dead_letters_ok(&data, &["list", "--json"])).unwrap();
-    let counts: Vec<(&str, u64)> = list["counts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|count| (count["reason"].as_str().unwrap(), count["letters"].as_u64().unwrap()))
-        .collect();
-    assert_eq!(counts, [("in_the_future", 4), ("too_late", 1)]);
+    assert_eq!(counts_by_reason(&list), [("in_the_future", 4), ("too_late", 1)]);
     assert_eq!(list["newest"].as_array().unwrap().len(), 5);
     let first = run_dead_letters_ok(&data, &["retry"]);
     assert!(first.contains("sent 3 dead letters") && first.contains("1 are withdrawals"), "{first}");
     for _ in 0..2 {
         let again = run_dead_letters_ok(&data, &["retry"]);
-        assert!(again.contains("sent 0 dead letters") && again.contains("3 were sent before"), "{again}");
+        assert!(
+            again.contains("sent 0 dead letters") && again.contains("3 were sent by an earlier retry"),
+            "{again}"
+        );
         let service = ServiceProcess::start(&data, CONFIG).wait_until_ready();
         assert_eq!(current_row(&service, "a").unwrap()["temperature"], 90);
         assert_eq!(current_row(&service, "b").unwrap()["temperature"], 70);
@@ -195,5 +198,5 @@ fn service_retries_dead_letters_after_delay() {
     assert_eq!(row["temperature"], 90);
     assert_eq!(service.get_json("/v1/status")["refused"]["too_late"], 1);
     service.terminate();
-    assert!(run_dead_letters_ok(&data, &["retry"]).contains("1 were sent before"));
+    assert!(run_dead_letters_ok(&data, &["retry"]).contains("1 were sent by an earlier retry"));
 }

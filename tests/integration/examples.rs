@@ -6,9 +6,10 @@ use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::support::prepared::prepared_variable;
@@ -187,14 +188,14 @@ impl CutProxy {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 // Without a target the connection is dropped.
-                let _ = forward(client, &mut shared.lock().unwrap());
+                let _ = forward(client, &mut shared.lock());
             }
         });
         CutProxy { address, state }
     }
 
     fn set_target(&self, target: Option<&str>) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         state.target = target.map(str::to_string);
         for stream in state.open.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);

@@ -1,53 +1,43 @@
 //! A folder sink beside the journal: the service killed at any moment, as one process and as two.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::getuid;
+
 use crate::checkpoints::{config as checkpoint_config, make_trimmed_journal};
-use crate::folder_reader::{check_folder, finished_files, open_files};
-use crate::kafka::random_log::{ValueHistory, push_value, row_key};
+use crate::folder_reader::{check_folder, check_positions, finished_files, is_rows_file, open_files};
 use crate::support::{
-    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, ServiceBuilder, ServiceProcess, ServiceStatus,
-    WAIT_TIMEOUT, city_name, keep_accepted_entries, post, random_entry, record_json, row_json, wait_for,
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, RowHistory, ServiceBuilder, ServiceProcess,
+    ServiceStatus, WAIT_TIMEOUT, keep_accepted_entries, post, random_entry, record_json, wait_for,
 };
 
 const ROUNDS: usize = 8;
 const POSTS_PER_ROUND: usize = 4;
+/// In so many posts a file is full.
+const MAX_POSTS_UNTIL_FULL: usize = 1_000;
 
-/// The rows that each key has had, if each arrival were applied by itself.
+/// What the log has, and the rows that it makes.
 struct ExpectedRows {
     oracle: Oracle,
-    values: ValueHistory,
-    /// Times that the log has had, of each city.
-    times: BTreeMap<u32, Vec<i64>>,
+    rows: RowHistory,
     records: u64,
 }
 
 impl ExpectedRows {
     fn new() -> ExpectedRows {
-        let (values, times) = (ValueHistory::new(), BTreeMap::new());
-        ExpectedRows { oracle: Oracle::new(RUN_SETTINGS), values, times, records: 0 }
+        ExpectedRows { oracle: Oracle::new(RUN_SETTINGS), rows: RowHistory::default(), records: 0 }
     }
 
     fn apply(&mut self, entries: &[LogEntry]) {
         self.records += entries.len() as u64;
         for entry in entries {
-            if self.oracle.apply_arrival(entry).is_none() {
-                continue;
-            }
-            let times = self.times.entry(entry.city).or_default();
-            if let Err(place) = times.binary_search(&entry.millis) {
-                times.insert(place, entry.millis);
-            }
-            let reached = entry.millis..=entry.millis + RUN_SETTINGS.window;
-            for millis in times.iter().filter(|at| reached.contains(at)) {
-                let city = city_name(entry.city);
-                let row = self.oracle.row(entry.city, *millis).map(|row| row_json(&city, *millis, &row));
-                push_value(&mut self.values, &row_key(&city, *millis), row);
+            if self.oracle.apply_arrival(entry).is_some() {
+                self.rows.note_arrival(&self.oracle, entry);
             }
         }
     }
@@ -58,6 +48,8 @@ struct FolderCase {
     data: PathBuf,
     archive: PathBuf,
     processes: u32,
+    /// A command of the shell that each start is behind.
+    behind: &'static str,
     expected: ExpectedRows,
     now: i64,
 }
@@ -70,12 +62,13 @@ impl FolderCase {
             data: root.join("data"),
             archive: root.join("archive"),
             processes,
+            behind: "true",
             expected: ExpectedRows::new(),
             now: now - now.rem_euclid(MINUTE_MS),
         }
     }
 
-    fn start(&mut self) -> ServiceProcess {
+    fn builder(&mut self) -> ServiceBuilder {
         let workers = 1 + self.random.below(2);
         let config = format!(
             "workers = {workers}\n[results]\nwindow = \"30m\"\nlateness = \"90m\"\nhistory = \"1h\"\n[ingest]\npartitions = 5\n\
@@ -84,7 +77,11 @@ impl FolderCase {
             self.processes,
             self.archive.display()
         );
-        ServiceProcess::start(&self.data, &config).wait_until_ready()
+        ServiceBuilder::new(config).data(&self.data).behind(self.behind)
+    }
+
+    fn start(&mut self) -> ServiceProcess {
+        self.builder().start().wait_until_ready()
     }
 
     fn next_entries(&mut self) -> Vec<LogEntry> {
@@ -142,6 +139,23 @@ impl FolderCase {
         files.len()
     }
 
+    /// Applies a post that got no answer if it is in the log: as a whole or not at all.
+    fn resolve_unanswered(&mut self, service: &ServiceProcess, unanswered: Option<Vec<LogEntry>>) {
+        let applied = self.wait_until_applied(service);
+        if let Some(entries) = unanswered
+            && applied != self.expected.records
+        {
+            self.expected.apply(&entries);
+        }
+    }
+
+    /// Checks the folder of a service that has stopped. Says how many changes it holds.
+    fn check_finished(&self) -> usize {
+        assert_eq!(open_files(&self.archive).iter().filter(|file| is_rows_file(file)).count(), 0);
+        check_positions(&self.archive, self.expected.records);
+        check_folder(&self.archive, &self.expected.rows.values)
+    }
+
     fn run(&mut self) {
         let mut torn = 0;
         for _ in 0..ROUNDS {
@@ -153,27 +167,17 @@ impl FolderCase {
             let unanswered = self.kill(service);
             torn += self.tear_tails();
             let service = self.start();
-            // A batch is in the log as a whole or not at all.
-            if let (Some(entries), applied) = (unanswered, self.wait_until_applied(&service))
-                && applied != self.expected.records
-            {
-                self.expected.apply(&entries);
-            }
+            self.resolve_unanswered(&service, unanswered);
             if self.random.below(2) == 0 { service.terminate() } else { service.kill() }
         }
         let service = self.start();
         self.wait_until_applied(&service);
         service.terminate();
-        assert_eq!(open_files(&self.archive).iter().filter(|file| is_rows(file)).count(), 0);
-        let changes = check_folder(&self.archive, &self.expected.values);
+        let changes = self.check_finished();
         assert!(changes > 100 && torn > 0, "{changes} changes, {torn} torn files");
         let files = finished_files(&self.archive).len();
         eprintln!("{changes} changes in {files} files, {torn} torn tails");
     }
-}
-
-fn is_rows(file: &Path) -> bool {
-    file.extension().is_some_and(|name| name == "jsonl")
 }
 
 /// `SWELTER_FOLDER_CASES` runs more, from the seed `SWELTER_FOLDER_SEED` on.
@@ -205,7 +209,67 @@ fn new_folder_beside_trimmed_journal_is_refused() {
     let with_folder = format!("{config}\n[[sinks]]\ntype = \"folder\"\npath = \"{}\"\n", archive.display());
     let (code, log) = ServiceBuilder::new(with_folder).data(&data).run_to_end();
     assert_eq!(code, Some(1), "{log}");
-    for says in [archive.to_str().unwrap(), "leave the sink out", "another data directory"] {
+    for says in [archive.to_str().unwrap(), "remove it from the configuration", "another data directory"] {
         assert!(log.contains(says), "{says}: {log}");
     }
+}
+
+/// Gives up the right of root to write everywhere, so that permissions count for root as well.
+const WITHOUT_OVERRIDE: &str = "exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\" \"$@\"";
+
+/// Sets the permissions of a folder and of all folders in it.
+fn set_folder_mode(folder: &Path, mode: u32) {
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
+    let inside = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    inside.filter(|path| path.is_dir()).for_each(|path| set_folder_mode(&path, mode));
+}
+
+/// Checks that a start is refused, and says what to do about the folder.
+fn check_is_refused(case: &mut FolderCase) {
+    let (code, log) = case.builder().run_to_end();
+    assert_eq!(code, Some(1), "{log}");
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains("archive") && last.contains("readable and writable by this user"), "{log}");
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+/// A folder whose permissions are taken away and given back. A file system that is mounted read-only
+/// gives another error, which waits instead.
+#[test]
+fn read_only_folder_refuses_start_and_ends_run() {
+    let root = tempfile::tempdir().unwrap();
+    let mut case = FolderCase::new(root.path(), 11, 1);
+    if getuid().is_root() {
+        case.behind = WITHOUT_OVERRIDE;
+    }
+    fs::create_dir(&case.archive).unwrap();
+    set_folder_mode(&case.archive, 0o555);
+    check_is_refused(&mut case);
+    assert_eq!(fs::read_dir(&case.archive).unwrap().count(), 0);
+
+    set_folder_mode(&case.archive, 0o755);
+    let mut service = case.start();
+    let entries = case.next_entries();
+    assert!(case.post(&service, &entries));
+    case.wait_until_applied(&service);
+    set_folder_mode(&case.archive, 0o555);
+    // It writes on until a file is full.
+    let (mut unanswered, mut posts) = (None, 0);
+    while unanswered.is_none() && service.has_ended().is_none() {
+        assert!(posts < MAX_POSTS_UNTIL_FULL, "no file is full after {posts} posts");
+        let entries = case.next_entries();
+        unanswered = (!case.post(&service, &entries)).then_some(entries);
+        posts += 1;
+    }
+    assert_eq!(service.wait_for_exit().code(), Some(1), "{}", service.log());
+    assert!(service.log().contains("readable and writable by this user"), "{}", service.log());
+    assert_eq!(finished_files(&case.archive), Vec::<PathBuf>::new());
+    check_is_refused(&mut case);
+
+    set_folder_mode(&case.archive, 0o755);
+    let service = case.start();
+    case.resolve_unanswered(&service, unanswered);
+    service.terminate();
+    let changes = case.check_finished();
+    assert!(changes > 100, "{changes} changes");
 }

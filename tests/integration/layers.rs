@@ -140,10 +140,7 @@ fn serve_and_model_use_only_shared_state_locks() {
             continue;
         }
         let text = fs::read_to_string(&path).unwrap();
-        // The guards of the marked locks have these names.
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-        let code =
-            code.replace("MutexGuard", "").replace("RwLockReadGuard", "").replace("RwLockWriteGuard", "");
         let code = code.replace("SharedMutex", "").replace("SharedRwLock", "");
         for lock in ["Mutex", "RwLock", "parking_lot", "Condvar"] {
             assert!(!code.contains(lock), "{name} has a {lock}: take one of panics::locks");

@@ -230,7 +230,7 @@ fn too_low_open_file_limit_refuses_start_with_remedy() {
     let (code, text) = ServiceBuilder::new(CONFIG).data(&data).behind("ulimit -n 80").run_to_end();
     assert_eq!(code, Some(1), "{text}");
     let line = text.lines().last().unwrap();
-    for part in ["may open 80 files", "of which this run needs", "`ulimit -n ", "LimitNOFILE="] {
+    for part in ["may open 80 files", "of which the run itself needs", "`ulimit -n ", "LimitNOFILE="] {
         assert!(line.contains(part), "{part}: {text}");
     }
     assert!(!data.exists(), "nothing was begun");
@@ -311,12 +311,9 @@ fn results_wait_while_dead_letters_cannot_be_written() {
         thread::sleep(POST_INTERVAL);
     }
     let status = service_status(&mut client);
-    assert!(
-        applied_records(&status) == before && before < load.records,
-        "the logs are not read on: {status}"
-    );
+    assert!(applied_records(&status) == before && before < load.records, "sources do not wait: {status}");
     let log = service.log();
-    for part in ["dead-letters.jsonl: File too large", "raise `ulimit -f`", "the logs are not read on"] {
+    for part in ["dead-letters.jsonl: File too large", "raise `ulimit -f`", "sources wait"] {
         assert!(log.contains(part), "{part}: {log}");
     }
     assert_eq!(fs::metadata(&letters).unwrap().len(), full, "no part of a line is left");

@@ -94,7 +94,7 @@ fn file_rewritten_while_service_is_down_is_refused() {
     service.terminate();
     let before = fs::read_to_string(&files.path).unwrap();
     fs::write(&files.path, HEADER.to_owned() + &csv_rows("madrid", 0..150)).unwrap();
-    check_start_refused(&files, &["is not the file that was read", "Restore it", "another data directory"]);
+    check_start_refused(&files, &["is not the file that was read", "restore it", "another data directory"]);
     fs::write(&files.path, &before[..before.len() - 30]).unwrap();
     check_start_refused(&files, &["99 records", "100 were read"]);
     // Only the header.
@@ -115,7 +115,7 @@ fn file_rewritten_while_followed_ends_service() {
     let service = ServiceProcess::start(&data, &file_source_config(&path)).wait_until_ready();
     wait_for_counts(&service, &[("rome", 3)]);
     fs::write(&path, HEADER.to_owned() + &csv_rows("madrid", 0..3) + &csv_rows("adrid", 0..3)).unwrap();
-    let says = "was written anew while it was followed: restore it";
+    let says = "was rewritten while it was followed: restore it";
     wait_for("that it ends with a line", || service.log().contains(says).then_some(()));
     let log = service.log();
     assert!(!log.contains("panic"), "{log}");
@@ -147,7 +147,7 @@ fn restored_file_continues() {
         .write_all(csv_rows("lisbon", 100..110).as_bytes())
         .unwrap();
     let service = ServiceProcess::start(&files.data, &file_source_config(&copy)).wait_until_ready();
-    assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
+    assert!(service.log().contains("a checkpoint was restored"), "{}", service.log());
     wait_for_counts(&service, &[("lisbon", 110)]);
     service.terminate();
 }
@@ -269,7 +269,8 @@ fn checkpoint_of_another_journal_is_refused() {
         let (code, said) = ServiceBuilder::new(config(&shared)).data(&second).run_to_end();
         assert_eq!(code, Some(1), "start {start}: {said}");
         let last = said.lines().last().unwrap_or_default();
-        for says in ["made of another log", "the log has the id", "a place of its own", "checkpoints.url"] {
+        for says in ["made of another log", "the log has the id", "a location of its own", "checkpoints.url"]
+        {
             assert!(last.contains(says), "{says} is not in {last}");
         }
         assert_eq!(checkpoint_count(&shared), made, "nothing was given up");
@@ -303,7 +304,7 @@ fn copied_journal_is_adopted_only_on_request() {
     assert!(code == Some(1) && last.contains("--adopt-logs") && last.contains(&"12".repeat(16)), "{said}");
     let adopting = ServiceBuilder::new(config).data(&data).args(&["--adopt-logs"]).start();
     wait_for("that the journal is adopted", || {
-        adopting.log().contains("a copy of the logs is gone on with").then_some(())?;
+        adopting.log().contains("the logs are a copy of those that were read").then_some(())?;
         // A checkpoint is made once a reading has arrived.
         let _ = post(
             &adopting.address,
@@ -317,7 +318,7 @@ fn copied_journal_is_adopted_only_on_request() {
     adopting.terminate();
     // From then on it has checkpoints of its own.
     let service = ServiceProcess::start(&data, config).wait_until_ready();
-    assert!(service.log().contains("a checkpoint is taken up"), "{}", service.log());
+    assert!(service.log().contains("a checkpoint was restored"), "{}", service.log());
     wait_for("all", || (reading_counts(&service).len() == 3).then_some(()));
     service.terminate();
 }

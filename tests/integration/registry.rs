@@ -1,9 +1,10 @@
 //! Readings of Avro with the schemas of a registry.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use swelter::internals::codec::{
     CURRENT_SCHEMA, DecodeSettings, READING_SCHEMA, ROW_SCHEMA, RecordFields, push_wire_header,
@@ -44,6 +45,17 @@ fn encoded_reading(id: u32, city: &str) -> Vec<u8> {
     push_wire_header(id, &mut value);
     reading_to_avro(&fields, &mut value);
     value
+}
+
+/// A decoder that has only recorded responses, read back from JSON: the registry answers with
+/// errors.
+fn replay_decoder(server: &RegistryServer, recorded: &HashMap<u32, RegistryResponse>) -> AvroRecordDecoder {
+    let json = serde_json::to_string(recorded).unwrap();
+    let recorded: HashMap<u32, RegistryResponse> = serde_json::from_str(&json).unwrap();
+    server.set_health(ServerHealth::Errors);
+    let fetch = fetch_and_record(registry_client(server), discard_response());
+    let schemas = SchemaCache::new(recorded.into_iter().collect(), fetch).unwrap();
+    AvroRecordDecoder::from_registry(schemas, DecodeSettings::default())
 }
 
 /// Decodes a value until it is not held back any more.
@@ -222,12 +234,12 @@ fn registry_response_is_recorded_before_use_and_kept() {
     let failures = Arc::new(Mutex::new(2));
     let (note, fail) = (recorded.clone(), failures.clone());
     let record: ResponseRecorder = Box::new(move |id, answer| {
-        let mut failures = fail.lock().unwrap();
+        let mut failures = fail.lock();
         if *failures > 0 {
             *failures -= 1;
             return Err("the disk is full".into());
         }
-        note.lock().unwrap().insert(id, answer.clone());
+        note.lock().insert(id, answer.clone());
         Ok(())
     });
     let schemas = SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), record)).unwrap();
@@ -235,7 +247,7 @@ fn registry_response_is_recorded_before_use_and_kept() {
     for (id, expected) in [(known, Ok(())), (7_777, Err(Reason::UnknownSchema))] {
         wait_until(|| match schemas.lookup(id) {
             SchemaLookup::Known(answer) => {
-                assert_eq!(recorded.lock().unwrap().get(&id), Some(&answer));
+                assert_eq!(recorded.lock().get(&id), Some(&answer));
                 true
             }
             _ => false,
@@ -246,20 +258,12 @@ fn registry_response_is_recorded_before_use_and_kept() {
             expected
         );
     }
-    assert_eq!(*failures.lock().unwrap(), 0);
+    assert_eq!(*failures.lock(), 0);
     // At another start the registry knows the other schema by now: recorded responses stay.
     let server = RegistryServer::start(None);
     let now = server.add_schema("y-value", READING_SCHEMA, json!([]));
-    let json = serde_json::to_string(&recorded.lock().unwrap().clone()).unwrap();
-    let mut kept: HashMap<u32, RegistryResponse> = serde_json::from_str(&json).unwrap();
-    kept.insert(now, RegistryResponse::Unknown);
-    server.set_health(ServerHealth::Errors);
-    let schemas = SchemaCache::new(
-        kept.into_iter().collect(),
-        fetch_and_record(registry_client(&server), discard_response()),
-    )
-    .unwrap();
-    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
+    recorded.lock().insert(now, RegistryResponse::Unknown);
+    let mut records = replay_decoder(&server, &recorded.lock());
     let reason = decode_until_final(&mut records, &encoded_reading(now, "x")).unwrap_err().0;
     assert_eq!(reason, Reason::UnknownSchema);
     assert!(server.requested_paths().is_empty());
@@ -307,7 +311,7 @@ fn unusable_schema_is_a_final_response() {
     let recorded: Arc<Mutex<HashMap<u32, RegistryResponse>>> = Arc::default();
     let note = recorded.clone();
     let record: ResponseRecorder = Box::new(move |id, answer| {
-        note.lock().unwrap().insert(id, answer.clone());
+        note.lock().insert(id, answer.clone());
         Ok(())
     });
     let schemas = SchemaCache::new(Vec::new(), fetch_and_record(registry_client(&server), record)).unwrap();
@@ -319,15 +323,7 @@ fn unusable_schema_is_a_final_response() {
         assert!(detail.contains(what), "{detail}");
     }
     // A replay decides the same.
-    let json = serde_json::to_string(&recorded.lock().unwrap().clone()).unwrap();
-    let kept: HashMap<u32, RegistryResponse> = serde_json::from_str(&json).unwrap();
-    server.set_health(ServerHealth::Errors);
-    let schemas = SchemaCache::new(
-        kept.into_iter().collect(),
-        fetch_and_record(registry_client(&server), discard_response()),
-    )
-    .unwrap();
-    let mut records = AvroRecordDecoder::from_registry(schemas, DecodeSettings::default());
+    let mut records = replay_decoder(&server, &recorded.lock());
     for (id, what) in cases {
         assert!(decode_until_final(&mut records, &encoded_reading(id, "x")).unwrap_err().1.contains(what));
     }

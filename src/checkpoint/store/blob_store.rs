@@ -87,9 +87,9 @@ impl Drop for StoreRuntime {
 }
 
 impl BlobStore {
-    pub fn open(place: &CheckpointLocation) -> Result<BlobStore, CheckpointError> {
-        let refused = |problem: String| CheckpointError::Location { place: place.to_string(), problem };
-        let objects: Arc<dyn ObjectStore> = match place {
+    pub fn open(location: &CheckpointLocation) -> Result<BlobStore, CheckpointError> {
+        let refused = |problem: String| CheckpointError::Location { place: location.to_string(), problem };
+        let objects: Arc<dyn ObjectStore> = match location {
             CheckpointLocation::Folder(folder) => Arc::new(folder_store(folder).map_err(refused)?),
             CheckpointLocation::S3 { bucket, prefix } => {
                 let store = s3_store(bucket).map_err(|error| refused(error.to_string()))?;
@@ -97,14 +97,20 @@ impl BlobStore {
                 Arc::new(PrefixStore::new(store, prefix))
             }
         };
-        BlobStore::with_objects(place, objects).map_err(|error| refused(fault::start_failure_text(&error)))
+        BlobStore::with_objects(location, objects).map_err(|error| refused(fault::start_failure_text(&error)))
     }
 
-    fn with_objects(place: &CheckpointLocation, objects: Arc<dyn ObjectStore>) -> std::io::Result<BlobStore> {
+    fn with_objects(
+        location: &CheckpointLocation,
+        objects: Arc<dyn ObjectStore>,
+    ) -> std::io::Result<BlobStore> {
         let mut threads = tokio::runtime::Builder::new_multi_thread();
         let runtime = fault::build_runtime(threads.thread_name("checkpoint-store"), 1, BLOCKING_THREADS)?;
-        let access =
-            StoreClient { location: Arc::new(place.clone()), objects, operation_timeout: OPERATION_TIMEOUT };
+        let access = StoreClient {
+            location: Arc::new(location.clone()),
+            objects,
+            operation_timeout: OPERATION_TIMEOUT,
+        };
         Ok(BlobStore {
             client: access,
             handle: runtime.handle().clone(),
@@ -136,15 +142,15 @@ impl BlobStore {
     /// The objects below a folder, by their paths.
     pub fn list_objects(&self, folder: &str) -> Result<BTreeMap<String, StoredObject>, CheckpointError> {
         let list = async {
-            let mut found = BTreeMap::new();
+            let mut objects = BTreeMap::new();
             let prefix = Path::from(folder);
             let mut listed = self.client.objects.list(Some(&prefix));
             while let Some(object) = listed.next().await {
                 let object = object?;
                 let (bytes, modified_ms) = (object.size, object.last_modified.timestamp_millis());
-                found.insert(object.location.to_string(), StoredObject { bytes, modified_ms });
+                objects.insert(object.location.to_string(), StoredObject { bytes, modified_ms });
             }
-            Ok(found)
+            Ok(objects)
         };
         self.handle.block_on(self.client.with_operation_timeout(folder, list))
     }
@@ -173,24 +179,24 @@ impl BlobStore {
         let access = self.client.clone();
         self.handle.spawn(async move {
             if let Err(error) = access.delete_objects(paths).await {
-                tracing::warn!("files of a checkpoint that is none cannot be removed yet: {error}");
+                tracing::warn!("files of a cancelled checkpoint cannot be removed now; the next start tries again: {error}");
             }
         });
     }
 
     /// Removes the unfinished files that killed processes have left in a folder, if `left` accepts
     /// their path. Listing does not show them.
-    pub(crate) fn remove_unfinished(&self, left: impl Fn(&str) -> bool) -> std::io::Result<()> {
+    pub(crate) fn remove_unfinished(&self, is_removable: impl Fn(&str) -> bool) -> std::io::Result<()> {
         let CheckpointLocation::Folder(root) = self.location() else { return Ok(()) };
         for folder in object_folders(root)? {
             for entry in std::fs::read_dir(&folder)? {
                 let path = entry?.path();
-                let Some(whole) =
+                let Some(target) =
                     path.strip_prefix(root).ok().and_then(|path| path.to_str()).and_then(unfinished_target)
                 else {
                     continue;
                 };
-                if left(whole) {
+                if is_removable(target) {
                     std::fs::remove_file(&path)?;
                 }
             }
@@ -249,16 +255,16 @@ impl StoreClient {
         if content.len() > MULTIPART_BYTES {
             return self.put_in_parts(path, &at, content).await.map(|()| true);
         }
-        let put = async {
+        let write = async {
             for wait in (0..MAX_PUT_ATTEMPTS - 1).map(|tries| PUT_RETRY_INTERVAL * 2u32.pow(tries)) {
                 match put_if_absent(&*self.objects, &at, content.clone()).await {
                     Err(Error::Generic { .. }) if self.is_remote() => tokio::time::sleep(wait).await,
-                    done => return done,
+                    result => return result,
                 }
             }
             put_if_absent(&*self.objects, &at, content).await
         };
-        self.with_operation_timeout(path, put).await
+        self.with_operation_timeout(path, write).await
     }
 
     async fn put_in_parts(&self, path: &str, at: &Path, content: Bytes) -> Result<(), CheckpointError> {
@@ -269,16 +275,16 @@ impl StoreClient {
                 upload.put_part(content.slice(from..content.len().min(from + MULTIPART_BYTES)).into())
             })
             .collect();
-        let put = async {
+        let upload_parts = async {
             stream::iter(parts).buffer_unordered(MAX_CONCURRENT_PARTS).try_collect::<()>().await?;
             upload.complete().await
         };
-        let done = self.with_operation_timeout(path, put).await;
-        if done.is_err() {
+        let result = self.with_operation_timeout(path, upload_parts).await;
+        if result.is_err() {
             // Otherwise the store would keep the parts, and charge for them.
             let _ = tokio::time::timeout(ABORT_TIMEOUT, upload.abort()).await;
         }
-        done.map(drop)
+        result.map(drop)
     }
 
     pub(super) fn is_remote(&self) -> bool {
@@ -290,21 +296,21 @@ impl StoreClient {
         path: &str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, CheckpointError> {
-        let most = self.operation_timeout;
-        let told = async {
+        let timeout = self.operation_timeout;
+        let logged_work = async {
             let mut work = std::pin::pin!(work);
             match tokio::time::timeout(diagnostics::SLOW_REQUEST_THRESHOLD, &mut work).await {
-                Ok(done) => done,
+                Ok(result) => result,
                 Err(_) => {
                     if self.is_remote() {
-                        diagnostics::log_slow_request(&self.location, path, most);
+                        diagnostics::log_slow_request(&self.location, path, timeout);
                     }
                     work.await
                 }
             }
         };
-        match tokio::time::timeout(most, told).await {
-            Ok(done) => done.map_err(|error| {
+        match tokio::time::timeout(timeout, logged_work).await {
+            Ok(result) => result.map_err(|error| {
                 let remedy = match &*self.location {
                     CheckpointLocation::Folder(folder) => fault::remedy_suffix(&error, &folder.join(path)),
                     CheckpointLocation::S3 { .. } => diagnostics::remedy_of_error(&error),
@@ -314,7 +320,7 @@ impl StoreClient {
             Err(_) => {
                 let remedy =
                     if self.is_remote() { diagnostics::remedy_of_no_answer() } else { String::new() };
-                Err(self.store_error(path, format!("it took longer than {} s{remedy}", most.as_secs())))
+                Err(self.store_error(path, format!("it took longer than {} s{remedy}", timeout.as_secs())))
             }
         }
     }
@@ -363,16 +369,16 @@ async fn put_if_absent(objects: &dyn ObjectStore, path: &Path, content: Bytes) -
     match objects.put_opts(path, content.clone().into(), options).await {
         // The response to an earlier attempt may have been lost.
         Err(Error::AlreadyExists { .. }) => {
-            let found = objects.get(path).await?;
-            Ok(found.meta.size == content.len() as u64 && found.bytes().await? == content)
+            let result = objects.get(path).await?;
+            Ok(result.meta.size == content.len() as u64 && result.bytes().await? == content)
         }
-        done => done.map(|_| true),
+        result => result.map(|_| true),
     }
 }
 
 fn folder_store(folder: &FilePath) -> Result<LocalFileSystem, String> {
     std::fs::create_dir_all(folder).map_err(|error| {
-        format!("{error}: {}, or choose another place", fault::remedy_for(&error, folder))
+        format!("{error}: {}, or choose another location", fault::remedy_for(&error, folder))
     })?;
     let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| error.to_string())?;
     Ok(store.with_fsync(true))

@@ -1,10 +1,9 @@
 //! Error texts and warnings for an S3 store that fails or is slow.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use object_store::Error;
+use parking_lot::Mutex;
 
 use super::location::CheckpointLocation;
 
@@ -24,7 +23,7 @@ pub(super) fn remedy_of_error(error: &Error) -> String {
             "allow these credentials to list, read, write and delete in the bucket"
         }
         Error::NotImplemented { .. } | Error::NotSupported { .. } => {
-            "the store must take conditional puts (If-None-Match): use one that does"
+            "use an object store with conditional puts (If-None-Match)"
         }
         _ => {
             "check that the endpoint can be reached and answers, AWS_ENDPOINT_URL, AWS_REGION and the bucket's name"
@@ -44,23 +43,23 @@ pub(super) fn remedy_of_no_answer() -> String {
 /// Logs that a request waits for the store, at most once a minute however many wait.
 pub(super) fn log_slow_request(place: &CheckpointLocation, path: &str, most: Duration) {
     static LAST_LOGGED_AT: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut told = LAST_LOGGED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = LAST_LOGGED_AT.lock();
     if told.is_some_and(|at| at.elapsed() < SLOW_REQUEST_LOG_INTERVAL) {
         return;
     }
     *told = Some(Instant::now());
     tracing::warn!(
         %place, path, endpoint = %configured_endpoint(),
-        "the store has not answered a request for {} s; it is waited for, {} s at most",
+        "the object store has not answered a request for {} s; the request ends after {} s",
         SLOW_REQUEST_THRESHOLD.as_secs(),
         most.as_secs()
     );
 }
 
 fn configured_endpoint() -> String {
-    let given =
+    let endpoint =
         ENDPOINT_VARIABLES.iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()));
-    given.map_or_else(|| "of AWS, as AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
+    endpoint.map_or_else(|| "of AWS, because AWS_ENDPOINT_URL is not set".into(), |url| redact_user(&url))
 }
 
 /// Removes user and password from a URL, for logs.

@@ -78,8 +78,8 @@ impl BlobStore {
             };
         }
         match self.handle.block_on(self.client.object_size(path))? {
-            Some(found) if found == bytes => {}
-            Some(found) => return Ok(Some(FetchResult::SizeMismatch(found))),
+            Some(size) if size == bytes => {}
+            Some(size) => return Ok(Some(FetchResult::SizeMismatch(size))),
             None => return Ok(Some(FetchResult::Missing)),
         }
         for range in piece_ranges(bytes) {
@@ -109,8 +109,8 @@ impl StoreClient {
         path: &str,
         attempt: impl AsyncFn() -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let (doing, waits) = ("read a file of a checkpoint", "what needs the checkpoint waits");
-        let mut retries = RetryBackoff::new("checkpoint_read", doing, waits);
+        let (doing, effect) = ("read a file of a checkpoint", "what needs the checkpoint waits");
+        let mut retries = RetryBackoff::new("checkpoint_read", doing, effect);
         loop {
             match attempt().await {
                 Err(error) if fault::is_transient(&error) && !self.is_remote() => {
@@ -135,14 +135,14 @@ impl StoreClient {
     /// Reads an object if its size is in `sizes`. The size is known before anything is read.
     async fn fetch_object(&self, path: &str, sizes: Range<u64>) -> Result<FetchResult, CheckpointError> {
         let fetch = async || {
-            let found = match self.objects.get(&Path::from(path)).await {
+            let response = match self.objects.get(&Path::from(path)).await {
                 Err(Error::NotFound { .. }) => return Ok(Err(FetchResult::Missing)),
-                found => found?,
+                response => response?,
             };
-            match found.meta.size {
+            match response.meta.size {
                 size if !sizes.contains(&size) => Ok(Err(FetchResult::SizeMismatch(size))),
                 size if size > READ_PIECE_BYTES => Ok(Ok(size)),
-                _ => found.bytes().await.map(|content| Err(FetchResult::Content(content))),
+                _ => response.bytes().await.map(|content| Err(FetchResult::Content(content))),
             }
         };
         match self.with_operation_timeout(path, self.retry_transient(path, fetch)).await? {
@@ -153,8 +153,8 @@ impl StoreClient {
 
     async fn fetch_in_ranges(&self, path: &str, size: u64) -> Result<Bytes, CheckpointError> {
         let mut content = Vec::new();
-        let room = usize::try_from(size).map(|size| content.try_reserve_exact(size));
-        if !matches!(room, Ok(Ok(()))) {
+        let reserved = usize::try_from(size).map(|size| content.try_reserve_exact(size));
+        if !matches!(reserved, Ok(Ok(()))) {
             return Err(self.store_error(path, format!("there is no memory for its {size} bytes")));
         }
         for range in piece_ranges(size) {

@@ -112,10 +112,10 @@ fn damaged_manifests_are_refused() {
     refuse(&fs::read(folder.path().join(manifest_path(second.name()))).unwrap());
     let line = |json: String| format!("{json}\n{}\n", checksum(json.as_bytes()));
     let text = std::str::from_utf8(&whole).unwrap().lines().next().unwrap();
-    refuse(line(text.replacen("\"format\":1", "\"format\":2", 1)).as_bytes());
+    refuse(line(text.replacen("\"format\":1", "\"format\":3", 1)).as_bytes());
     assert!(matches!(
         checkpoints.read_manifest(newest.name()),
-        Err(CheckpointError::Format { found: 2, .. })
+        Err(CheckpointError::Format { found: 3, .. })
     ));
     refuse(line("[]".into()).as_bytes());
     refuse(line(text.replacen("\"state_shards\":64", "\"state_shards\":32", 1)).as_bytes());
@@ -362,7 +362,10 @@ fn unwritable_location_fails_one_checkpoint() {
         match epoch {
             1 => {
                 let line = part.unwrap_err().to_string();
-                assert!(line.contains("data/") && line.contains("is no folder: move that away"), "{line}");
+                assert!(
+                    line.contains("data/") && line.contains("is not a folder: move that file away"),
+                    "{line}"
+                );
                 fs::remove_file(folder.path().join("data")).unwrap();
             }
             _ => {

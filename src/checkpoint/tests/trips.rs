@@ -195,6 +195,29 @@ proptest! {
     }
 }
 
+/// Earlier versions read what has nothing new in it.
+#[test]
+fn checkpoint_has_the_format_that_it_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = open(folder.path());
+    let split: Vec<CitySnapshot> =
+        cities(1).into_iter().map(|city| CitySnapshot { is_split: true, ..city }).collect();
+    let zone = Some(IanaZone::from_name("Asia/Kathmandu").unwrap());
+    let periods = Some(CityPeriods { zone, ..CityPeriods::default() });
+    let with_periods: Vec<CitySnapshot> =
+        cities(1).into_iter().map(|city| CitySnapshot { periods: periods.clone(), ..city }).collect();
+    for (epoch, (cities, format)) in (1..).zip([(cities(1), 1), (split, 2), (with_periods, 2)]) {
+        let manifest = publish(&checkpoints, "1-a", epoch, &cities, None);
+        assert_eq!(manifest.format, format);
+        let text = String::from_utf8(manifest.to_bytes().unwrap()).unwrap();
+        assert_eq!(
+            text.matches("\"format\":").count(),
+            if format == 1 { 1 } else { 1 + manifest.segments.len() }
+        );
+        assert_eq!(flat_cities(load(&checkpoints, &manifest).unwrap()), flat_cities(cities));
+    }
+}
+
 #[test]
 fn city_lookup_finds_city_with_partition() {
     let folder = tempfile::tempdir().unwrap();

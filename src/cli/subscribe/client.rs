@@ -146,7 +146,9 @@ impl SubscribeClient {
         let mut socket = connecting.await.map_err(|_| connection_lost("the service does not answer"))??;
         let text = next_text(&mut socket, self.reconnect_policy.hello_timeout).await?;
         let Some(ServiceMessage::Hello(hello)) = ServiceMessage::parse_message(&text) else {
-            return Err(connection_lost("the service does not begin with a hello"));
+            return Err(connection_lost(
+                "the service did not send a hello first: is this the address of a swelter?",
+            ));
         };
         let patience = check_hello(&hello)?;
         let subscribe = self.subscribe_message(&hello)?;
@@ -155,7 +157,7 @@ impl SubscribeClient {
         let sending = timeout(self.reconnect_policy.hello_timeout, socket.send(Frame::text(subscribe)));
         sending
             .await
-            .map_err(|_| connection_lost("the service takes no message"))?
+            .map_err(|_| connection_lost("the service does not read messages"))?
             .map_err(|error| socket_error(&error))?;
         // Changes before a snapshot or without a token would have no rows to apply to.
         let mut stage =
@@ -163,7 +165,7 @@ impl SubscribeClient {
         loop {
             let text = next_text(&mut socket, patience).await?;
             let message = ServiceMessage::parse_message(&text)
-                .ok_or_else(|| connection_lost("the service sent what is no message"))?;
+                .ok_or_else(|| connection_lost("the service sent an invalid message"))?;
             stage = self.handle_message(message, stage).await?;
         }
     }
@@ -196,7 +198,7 @@ impl SubscribeClient {
         let limit = hello.limits.as_ref().and_then(|limits| limits.message_bytes);
         match limit {
             Some(limit) if text.len() > limit => Err(SessionEnd::Refused(format!(
-                "the service takes messages of {limit} bytes and these cities need {}: name fewer, or use --all or --box",
+                "the service accepts messages of {limit} bytes and these cities need {}: name fewer, or use --all or --box",
                 text.len()
             ))),
             _ => Ok(text),
@@ -251,7 +253,7 @@ impl SubscribeClient {
         let (as_of, style) = (snapshot.as_of, self.style);
         let (units, clock) = (snapshot.row_units(), self.clock.as_ref());
         if !snapshot.rows.iter().all(|row| style.push_upsert(as_of, row, units, clock, &mut lines)) {
-            return Err(connection_lost("the service sent a row that is none"));
+            return Err(connection_lost("the service sent an invalid row"));
         }
         self.has_rows |= !lines.is_empty();
         self.send_lines(lines).await?;
@@ -262,8 +264,8 @@ impl SubscribeClient {
         if let Some(end) = self.style.snapshot_end_output(snapshot.as_of) {
             self.send_output(end).await?;
         }
-        if let Some(waits) = self.cities_without_rows_notice() {
-            self.send_output(PrinterOutput::Notice(waits)).await?;
+        if let Some(notice) = self.cities_without_rows_notice() {
+            self.send_output(PrinterOutput::Notice(notice)).await?;
         }
         Ok(SessionStage::Live)
     }
@@ -272,7 +274,7 @@ impl SubscribeClient {
     /// failed service.
     fn cities_without_rows_notice(&self) -> Option<String> {
         let Some(cities) = self.subscription_request.get("cities").and_then(Value::as_array) else {
-            let none = "no city there has a reading yet: waiting for the first one";
+            let none = "no city in the box has a reading yet: waiting for the first one";
             return self.snapshot_cities.is_empty().then(|| none.to_owned());
         };
         let cities = cities.iter().filter_map(Value::as_str);
@@ -288,7 +290,7 @@ impl SubscribeClient {
             more => format!(" and {more} more"),
         };
         (!missing.is_empty()).then(|| {
-            format!("no reading yet of {named}{more}: waiting for the first one (GET /v1/cities has the keys that there are)")
+            format!("no reading yet of {named}{more}: waiting for the first one (GET /v1/cities lists the keys of cities)")
         })
     }
 
@@ -299,7 +301,7 @@ impl SubscribeClient {
         let right = changes.upserts.iter().all(|row| style.push_upsert(as_of, row, units, clock, &mut lines))
             && changes.removals.iter().all(|key| style.push_removal(as_of, key, &mut lines));
         if !right {
-            return Err(connection_lost("the service sent a row that is none"));
+            return Err(connection_lost("the service sent an invalid row"));
         }
         self.has_rows |= !lines.is_empty();
         self.send_lines(lines).await?;
@@ -339,7 +341,7 @@ enum SessionStage {
 fn check_hello(hello: &HelloMessage) -> Result<Duration, SessionEnd> {
     if hello.protocol != PROTOCOL_VERSION {
         return Err(SessionEnd::Refused(format!(
-            "the service speaks protocol {}, and this is {PROTOCOL_VERSION}: use the swelter of the same version",
+            "the service uses protocol version {}, and this program {PROTOCOL_VERSION}: use the same version of swelter",
             hello.protocol
         )));
     }
@@ -349,8 +351,9 @@ fn check_hello(hello: &HelloMessage) -> Result<Duration, SessionEnd> {
 /// Receives the next text message.
 async fn next_text(socket: &mut ClientSocket, patience: Duration) -> Result<String, SessionEnd> {
     loop {
-        let frame =
-            timeout(patience, socket.next()).await.map_err(|_| connection_lost("the service is silent"))?;
+        let frame = timeout(patience, socket.next())
+            .await
+            .map_err(|_| connection_lost("the service has sent nothing for too long"))?;
         match frame {
             Some(Ok(Frame::Text(text))) => return Ok(text.to_string()),
             Some(Ok(Frame::Close(close))) => {
@@ -358,7 +361,7 @@ async fn next_text(socket: &mut ClientSocket, patience: Duration) -> Result<Stri
                     close.map(|close| format!(" ({}) {}", close.code, close.reason)).unwrap_or_default();
                 return Err(connection_lost(format!("the service closed the connection{why}")));
             }
-            Some(Ok(Frame::Binary(_))) => return Err(connection_lost("the service sent what is no message")),
+            Some(Ok(Frame::Binary(_))) => return Err(connection_lost("the service sent an invalid message")),
             Some(Ok(_)) => {}
             Some(Err(error)) => return Err(socket_error(&error)),
             None => return Err(connection_lost("the connection ended")),
@@ -373,7 +376,7 @@ fn socket_error(error: &Error) -> SessionEnd {
     };
     match (tls, error) {
         (Some(rustls::Error::InvalidCertificate(problem)), _) => SessionEnd::Refused(format!(
-            "the certificate of the service is not trusted ({problem}): --ca-file names the one that signed it"
+            "the certificate of the service is not trusted ({problem}): name the one that signed it with --ca-file"
         )),
         (_, Error::Url(problem)) => SessionEnd::Refused(format!("the URL cannot be used: {problem}")),
         _ => connection_lost(error.to_string()),
@@ -387,9 +390,11 @@ fn http_error(response: &Response<Option<Vec<u8>>>) -> SessionEnd {
     let wait = seconds.map(|seconds: u64| Duration::from_secs(seconds.min(60)));
     match status {
         StatusCode::UNAUTHORIZED => {
-            SessionEnd::Refused("the service asks for a token (401): --token-file names it".into())
+            SessionEnd::Refused("the service requires a token (401): name its file with --token-file".into())
         }
-        StatusCode::FORBIDDEN => SessionEnd::Refused("the token does not allow to read (403)".into()),
+        StatusCode::FORBIDDEN => {
+            SessionEnd::Refused("the token has no scope read (403): use another token".into())
+        }
         StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
             SessionEnd::Lost { why: format!("the service is busy ({status})"), wait }
         }

@@ -27,42 +27,42 @@ use super::CliError;
 use crate::fault;
 use crate::model::{TemperatureUnit, WindUnit};
 
-/// Show a service's results as they change
+/// Print the results of a service as they change
 ///
-/// First come the rows that there are, then every change: each as a line with the time, the city,
-/// its heat index, the rolling mean and the category. A current row that is older than the
-/// service's results.stale_after is marked as stale, with its age. A lost connection is taken up
-/// where it ended. Ctrl-C ends it.
+/// The present rows come first, then every change: one line each, with the time, the city, its heat
+/// index, the rolling mean and the category. A current row that is older than results.stale_after
+/// of the service is marked as stale, with its age. After a lost connection, the subscription
+/// resumes where it ended. Ctrl-C ends the command.
 #[derive(Args, Debug)]
 pub struct SubscribeArgs {
-    /// Where the service is, as in http://127.0.0.1:8080 or wss://example.org
+    /// The address of the service, as in http://127.0.0.1:8080 or wss://example.org
     url: String,
-    /// Keys of cities
+    /// The keys of the cities to subscribe to
     #[arg(required_unless_present_any = ["all", "box"], conflicts_with_all = ["all", "box"])]
     city: Vec<String>,
-    /// latest: the current row of each city; window: every row that is served
+    /// Which rows: latest is the current row of each city; window is every row that is served
     #[arg(long, value_enum, default_value_t = Rows::Latest)]
     rows: Rows,
-    /// All cities
+    /// Subscribe to all cities
     #[arg(long, conflicts_with = "box")]
     all: bool,
-    /// The cities between these degrees: west, south, east, north
+    /// Subscribe to the cities in a box in degrees: west, south, east, north
     #[arg(id = "box", long, value_name = "W,S,E,N", value_parser = bounds, allow_hyphen_values = true)]
     bounds: Option<[f64; 4]>,
-    /// The unit of heat indexes, trends and temperatures; without it, that of the service
+    /// The unit of heat indexes, trends and temperatures [default: that of the service]
     #[arg(long, value_name = "UNIT")]
     output_units: Option<TemperatureUnit>,
-    /// The unit of wind speeds, in the same way
+    /// The unit of wind speeds [default: that of the service]
     #[arg(long, value_name = "UNIT")]
     output_wind_units: Option<WindUnit>,
-    /// Write one JSON object a line: upsert and removal with a row, reset (forget all rows),
+    /// Print one JSON object a line: upsert and removal with a row, reset (discard all rows),
     /// snapshot_end
     #[arg(long)]
     json: bool,
-    /// A file with the bearer token
+    /// A file that holds the bearer token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// The certificates, PEM, that are trusted instead of the system's
+    /// A PEM file of certificates that are trusted instead of the system's
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 }
@@ -121,7 +121,7 @@ impl SubscribeArgs {
 
     fn subscription_request(&self) -> Result<Map<String, Value>, CliError> {
         if self.rows == Rows::Window && (self.all || self.bounds.is_some()) {
-            return Err(CliError::Usage("--rows window takes a list of cities".into()));
+            return Err(CliError::Usage("--rows window needs a list of cities, not --all or --box".into()));
         }
         let (name, which) = match self.bounds {
             Some(bounds) => ("box", json!(bounds)),
@@ -131,8 +131,8 @@ impl SubscribeArgs {
         let rows = if self.rows == Rows::Window { "window" } else { "latest" };
         let units = self.output_units.map(|unit| ("units", json!(unit.name())));
         let wind_units = self.output_wind_units.map(|unit| ("wind_units", json!(unit.name())));
-        let asked = [(name, which), ("rows", json!(rows))].into_iter().chain(units).chain(wind_units);
-        Ok(asked.map(|(name, value)| (name.to_owned(), value)).collect())
+        let members = [(name, which), ("rows", json!(rows))].into_iter().chain(units).chain(wind_units);
+        Ok(members.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     fn connect_target(&self) -> Result<ConnectTarget, CliError> {
@@ -153,8 +153,8 @@ fn websocket_uri(url: &str) -> Result<Uri, String> {
     let bad = |problem: &str| {
         format!("{url:?} {problem}: write it as in http://127.0.0.1:8080 or wss://example.org")
     };
-    let whole = if url.contains("://") { url.to_owned() } else { format!("ws://{url}") };
-    let uri: Uri = whole.parse().map_err(|_| bad("is not a URL"))?;
+    let full_url = if url.contains("://") { url.to_owned() } else { format!("ws://{url}") };
+    let uri: Uri = full_url.parse().map_err(|_| bad("is not a URL"))?;
     let scheme = match uri.scheme_str() {
         Some("http" | "ws") => "ws",
         Some("https" | "wss") => "wss",
@@ -163,7 +163,7 @@ fn websocket_uri(url: &str) -> Result<Uri, String> {
     let authority = uri.authority().filter(|authority| !authority.host().is_empty());
     let authority = authority.ok_or_else(|| bad("has no host"))?;
     if authority.as_str().contains('@') {
-        return Err("a URL with a user name is not taken: --token-file names a token".into());
+        return Err("a URL with a user name is not supported: name a token with --token-file".into());
     }
     let path =
         uri.path_and_query().map(|path| path.as_str()).filter(|path| *path != "/").unwrap_or(SUBSCRIBE_PATH);
@@ -180,7 +180,7 @@ fn read_bearer_header(path: &Path) -> Result<HeaderValue, String> {
         return Err(named("must hold the token and nothing else"));
     }
     let header = HeaderValue::try_from(format!("Bearer {token}"));
-    let mut header = header.map_err(|_| named("holds what cannot be a token"))?;
+    let mut header = header.map_err(|_| named("does not hold a valid token"))?;
     header.set_sensitive(true);
     Ok(header)
 }

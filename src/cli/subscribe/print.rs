@@ -117,7 +117,9 @@ impl OutputStyle {
                 let line = serde_json::json!({"event": "reset", "reason": reason}).to_string();
                 PrinterOutput::Lines(format!("{}\n", printable_json(&line)))
             }
-            OutputStyle::Human => PrinterOutput::Notice(format!("all rows anew ({})", escape_text(reason))),
+            OutputStyle::Human => {
+                PrinterOutput::Notice(format!("all rows are sent again ({})", escape_text(reason)))
+            }
         }
     }
 }

@@ -238,11 +238,11 @@ async fn invalid_message_ends_session_and_resumes_subscription() {
     }
     let (mut session, _) = stage.session().await;
     session.0.send(Frame::binary(vec![0u8; 10])).await.unwrap();
-    assert!(stage.notice().await.contains("no message"));
+    assert!(stage.notice().await.contains("invalid message"));
     // No hello, no WebSocket, no HTTP, no response.
     let mut session = Session::new(stage.accept().await).await;
     session.send(snapshot(9, &[])).await;
-    assert!(stage.notice().await.contains("does not begin with a hello"));
+    assert!(stage.notice().await.contains("did not send a hello first"));
     stage.accept().await.write_all(b"SSH-2.0-OpenSSH\r\n\r\n").await.unwrap();
     stage.notice().await;
     drop(stage.accept().await);
@@ -265,7 +265,7 @@ async fn silent_service_is_disconnected() {
     let mut session = Session::new(stage.accept().await).await;
     session.send(hello(0.05)).await;
     session.hear().await;
-    assert!(stage.notice().await.contains("silent"));
+    assert!(stage.notice().await.contains("has sent nothing"));
     stage.session().await;
 }
 
@@ -284,7 +284,7 @@ async fn answer(stage: &Stage, head: &str) -> String {
 #[tokio::test]
 async fn permanent_errors_end_and_temporary_ones_retry() {
     for (head, said) in [
-        ("401 Unauthorized", "asks for a token (401)"),
+        ("401 Unauthorized", "requires a token (401)"),
         ("403 Forbidden", "(403)"),
         ("404 Not Found", "is this the address of a swelter?"),
         ("301 Moved\r\nLocation: /x", "is this the address of a swelter?"),
@@ -327,7 +327,7 @@ async fn service_refusal_is_reported() {
     let mut later = hello(30.0);
     later["protocol"] = json!(2);
     session.send(later).await;
-    assert!(stage.refused().await.contains("protocol 2"));
+    assert!(stage.refused().await.contains("protocol version 2"));
 }
 
 #[tokio::test]

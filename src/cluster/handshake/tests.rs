@@ -112,14 +112,14 @@ fn other_build_version_is_refused_by_name() {
     let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("no challenge")
     };
-    talk.send_line(&Proof { proof: prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
+    talk.send_line(&Proof { proof: proof_of(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
         .unwrap();
     let (Reply::Proven { .. }, _) = talk.receive_line(MAX_LINE).unwrap() else { panic!("not proven") };
     talk.send_line(&plan(1).agreement).unwrap();
     let (Reply::Verdict(Verdict::Refused(why)), _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("not refused")
     };
-    assert!(why.contains("process 1 is version 0.0.0"), "{why}");
+    assert!(why.contains("process 1 has version 0.0.0"), "{why}");
     assert_eq!(impostor.listener.join().unwrap(), Err(why));
 }
 
@@ -165,7 +165,7 @@ fn replayed_proof_is_refused() {
     let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("no challenge")
     };
-    let proof = prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said));
+    let proof = proof_of(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said));
     talk.send_line(&Proof { proof: proof.clone() }).unwrap();
     let (Reply::Proven { proof: of_listener }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("not proven")
@@ -239,7 +239,7 @@ fn call_to_wrong_process_index_is_reported() {
     let (Reply::Challenge { nonce, .. }, _) = talk.receive_line(MAX_LINE).unwrap() else {
         panic!("no challenge")
     };
-    talk.send_line(&Proof { proof: prove(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
+    talk.send_line(&Proof { proof: proof_of(b"s3cr3t", &proof_input(Side::Caller, &[], &nonce, &said)) })
         .unwrap();
     talk.receive_line::<Reply>(MAX_LINE).unwrap();
     talk.send_line(&plan(1).agreement).unwrap();
@@ -251,8 +251,8 @@ fn call_to_wrong_process_index_is_reported() {
 fn other_protocols_are_refused_with_reason() {
     for (bytes, expected) in [
         (&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], "it does not speak the protocol"),
-        (b"\x16\x03\x01\x02\x00\x01", "it speaks TLS"),
-        (b"\x15\x03\x03\x00\x02\x02\x28", "it speaks TLS"),
+        (b"\x16\x03\x01\x02\x00\x01", "it uses TLS"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "it uses TLS"),
         (b"[[[[[[[[", "the connection was closed"),
         (b"", "the connection was closed"),
         (&[b"[".repeat(MAX_UNPROVEN_LINE - 1), b"\n".to_vec()].concat(), "it does not speak the protocol"),
@@ -272,7 +272,7 @@ fn unauthenticated_caller_has_no_effect() {
         send_verdict(&mut listening, &said, soon()).unwrap();
         let called = start_handshake(&mut calling, &plan(1), &Purpose::Link, 0, soon());
         let Err(HandshakeFailure::Unproven(why)) = called else { panic!("{called:?}") };
-        assert!(why.contains("has proved nothing"), "{why}");
+        assert!(why.contains("has not proved that it knows the cluster secret"), "{why}");
         assert_eq!(why.contains("\"go away\""), said != Verdict::Welcome, "quoted: {why}");
     }
 }
@@ -303,7 +303,7 @@ fn overlong_unproven_line_is_refused() {
     let (mut calling, mut listening) = pair();
     calling.write_all(&[b'x'; MAX_UNPROVEN_LINE + 1]).unwrap();
     let answered = answer_handshake(&mut listening, &plan(0), &AtomicBool::new(false), soon());
-    assert_eq!(answered, Err("it says too much".into()));
+    assert_eq!(answered, Err("its line is longer than allowed".into()));
 }
 
 #[test]
@@ -341,8 +341,8 @@ fn handshake_lines_are_those_of_868f70f() {
         link.clone(),
         line(&hello(Purpose::Data { generation: "17-9f2c41d06b3e8a55".into() })),
         line(&Reply::Challenge { nonce: "ffeeddccbbaa99887766554433221100".into() }),
-        line(&Proof { proof: prove(b"s3cr3t", &says(Side::Caller)) }),
-        line(&Reply::Proven { proof: prove(b"s3cr3t", &says(Side::Listener { process: 0 })) }),
+        line(&Proof { proof: proof_of(b"s3cr3t", &says(Side::Caller)) }),
+        line(&Reply::Proven { proof: proof_of(b"s3cr3t", &says(Side::Listener { process: 0 })) }),
         line(&plan(1).agreement),
         verdict(Verdict::Welcome),
         verdict(Verdict::NotYet("a".into())),

@@ -63,14 +63,14 @@ pub(super) fn describe(error: &Error) -> String {
         ) => "its certificate is not valid yet, by the clock of this host".into(),
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => "its certificate is not for the host that it has in cluster.hosts".into(),
-        Error::InvalidCertificate(problem) => format!("its certificate is not taken ({problem})"),
-        Error::NoCertificatesPresented => "it shows no certificate: give it cluster.tls as well".into(),
+        ) => "its certificate is not valid for its host in cluster.hosts".into(),
+        Error::InvalidCertificate(problem) => format!("its certificate is refused ({problem})"),
+        Error::NoCertificatesPresented => "it presents no certificate: set its cluster.tls as well".into(),
         Error::InvalidMessage(_) => {
-            "it does not speak TLS, and this process has cluster.tls: give all processes theirs".into()
+            "it does not use TLS, and this process has cluster.tls: set cluster.tls for all processes".into()
         }
         Error::AlertReceived(alert) if refuses_certificate(*alert) => format!(
-            "it does not take the certificate of this process ({alert:?}): look at cluster.tls of both, and at its log"
+            "it refuses the certificate of this process ({alert:?}): compare cluster.tls of both, and see its log"
         ),
         error => error.to_string(),
     }

@@ -10,8 +10,9 @@
 use std::fmt;
 use std::io::{self, BufRead as _, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{Connection, Error};
@@ -42,7 +43,7 @@ struct Ciphertext {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl TlsStream {
@@ -71,11 +72,13 @@ impl TlsStream {
     /// Checks that the peer's certificate is valid for a host.
     pub fn check_host(&self, host: &str) -> Result<(), String> {
         let connection = lock(&self.0.connection);
-        let shown = connection.peer_certificates().and_then(<[_]>::first);
-        let shown = shown.ok_or(Error::NoCertificatesPresented);
-        shown.and_then(ParsedCertificate::try_from).map_err(|error| describe(&error)).and_then(|shown| {
-            verify_server_name(&shown, &server_name(host)?).map_err(|error| describe(&error))
-        })
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.ok_or(Error::NoCertificatesPresented);
+        certificate.and_then(ParsedCertificate::try_from).map_err(|error| describe(&error)).and_then(
+            |certificate| {
+                verify_server_name(&certificate, &server_name(host)?).map_err(|error| describe(&error))
+            },
+        )
     }
 
     /// See [`PeerStream::peek`](super::super::stream::PeerStream).
@@ -119,12 +122,12 @@ impl TlsStream {
     }
 
     /// Encrypts the bytes that `say` writes, and sends them.
-    fn send(&self, say: impl FnOnce(&mut Connection) -> io::Result<usize>) -> io::Result<usize> {
+    fn send(&self, transfer: impl FnOnce(&mut Connection) -> io::Result<usize>) -> io::Result<usize> {
         let mut outgoing = lock(&self.0.outgoing);
         outgoing.clear();
         let said = {
             let mut connection = lock(&self.0.connection);
-            let said = say(&mut connection)?;
+            let said = transfer(&mut connection)?;
             while connection.wants_write() {
                 connection.write_tls(&mut *outgoing)?;
             }

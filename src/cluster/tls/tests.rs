@@ -160,7 +160,7 @@ fn both_ends_refuse_other_authorities_and_hosts() {
         assert!(why(caller).contains("not signed by the CA of cluster.tls.ca"));
     }
     let (caller, _) = meet(own.clone(), tls_for(&ours, "example.org"), "127.0.0.1");
-    assert!(why(caller).contains("not for the host"));
+    assert!(why(caller).contains("not valid for its host"));
     for host in ["a.example.org", "127.0.0.1"] {
         let (caller, listener) = meet(own.clone(), tls_for(&ours, "*.example.org"), host);
         assert_eq!(caller.is_ok(), host.starts_with('a'), "{host}");
@@ -175,13 +175,13 @@ fn both_ends_refuse_other_authorities_and_hosts() {
     let heard = io::Read::read(&mut caller.unwrap(), &mut [0; 10]).unwrap_err();
     let error: &Error = heard.get_ref().unwrap().downcast_ref().unwrap();
     let TlsFailure::Refused(heard) = failure(error) else { panic!("{error:?}") };
-    assert!(heard.contains("does not take the certificate of this process"), "{heard}");
+    assert!(heard.contains("refuses the certificate of this process"), "{heard}");
 
     let (caller, listener) = meet(own.clone(), own, "127.0.0.1");
     let (caller, listener) = (caller.unwrap(), listener.unwrap());
     for stream in [&caller, &listener] {
         assert_eq!(stream.check_host("127.0.0.1"), Ok(()));
-        assert!(stream.check_host("127.0.0.2").unwrap_err().contains("not for the host"));
+        assert!(stream.check_host("127.0.0.2").unwrap_err().contains("not valid for its host"));
     }
 }
 
@@ -250,7 +250,7 @@ fn expired_certificate_is_refused_at_start_and_by_peers() {
     let one_way: Change =
         |params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     for (change, expected) in
-        [(expired, "has expired"), (early, "is not valid yet"), (one_way, "certificate is not taken")]
+        [(expired, "has expired"), (early, "is not valid yet"), (one_way, "certificate is refused")]
     {
         let plan = plan_for(&authority, "127.0.0.1", change);
         let loaded = PeerTls::load(&plan).map(drop).unwrap_err().to_string();
@@ -318,7 +318,7 @@ fn listener_refuses_plain_text_with_reason() {
         let Err(TlsFailure::Broken(why)) = tls.accept(listener, soon()).map(drop) else {
             panic!("it is taken")
         };
-        assert!(why.contains("does not speak TLS"), "{why}");
+        assert!(why.contains("does not use TLS"), "{why}");
         // An alert, which shows a process without TLS what is missing.
         assert_eq!(waits.join().unwrap().unwrap()[..2], [0x15, 3]);
     }

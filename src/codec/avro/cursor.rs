@@ -22,16 +22,16 @@ impl<'a> DatumCursor<'a> {
 
     #[inline]
     pub(super) fn take_bytes(&mut self, count: usize) -> Result<&'a [u8], DatumFault> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or(CUT_SHORT)?;
+        let (bytes, rest) = self.rest.split_at_checked(count).ok_or(CUT_SHORT)?;
         self.rest = rest;
-        Ok(taken)
+        Ok(bytes)
     }
 
     #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DatumFault> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(CUT_SHORT)?;
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(CUT_SHORT)?;
         self.rest = rest;
-        Ok(*taken)
+        Ok(*bytes)
     }
 
     /// Zigzag, 7 bits a byte, the least significant first.

@@ -77,8 +77,8 @@ impl ColumnNames {
         let (field_name, names) = item.text.split_at(at);
         let option = NAMEABLE_FIELDS.iter().find(|(name, _)| *name == field_name).copied();
         let (field_name, field) = option.ok_or_else(|| {
-            let known: Vec<&str> = NAMEABLE_FIELDS.iter().map(|(name, _)| *name).collect();
-            format!("{field_name:?} is no field of a reading: name one of {}", known.join(", "))
+            let field_names: Vec<&str> = NAMEABLE_FIELDS.iter().map(|(name, _)| *name).collect();
+            format!("{field_name:?} is no field of a reading: name one of {}", field_names.join(", "))
         })?;
         if self.names_field(field) {
             return Err(format!("{field_name} is there twice"));

@@ -49,11 +49,12 @@ impl ParquetReader {
     pub(in super::super) fn new(file: File, options: &ReadOptions) -> Result<ParquetReader, DecodeError> {
         options.check(Format::Parquet).map_err(DecodeError::Option)?;
         let corrupt = |detail: String| corrupt_error(1, detail);
-        let found = catch_parquet_panic(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
-            .map_err(corrupt)?;
-        check_compression(found.metadata())?;
-        let metadata = with_read_types(&found, true)
-            .or_else(|| with_read_types(&found, false))
+        let file_metadata =
+            catch_parquet_panic(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()))
+                .map_err(corrupt)?;
+        check_compression(file_metadata.metadata())?;
+        let metadata = with_read_types(&file_metadata, true)
+            .or_else(|| with_read_types(&file_metadata, false))
             .ok_or_else(|| corrupt("its columns cannot be read as they are written".into()))?;
         let schema = metadata.schema().clone();
         let of_column = map_columns(schema.fields().iter().map(|field| field.name().as_str()), options)?;
@@ -268,10 +269,10 @@ fn open_batches(
 /// The metadata with other types to read columns as, if the file allows it: strings as
 /// [`arrow_read_type`] says, if `strings` is set; times of 96 bits in milliseconds, since in
 /// nanoseconds those outside 1677 to 2262 would wrap.
-fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowReaderMetadata> {
-    let in_dictionary = dictionary_columns(found.metadata());
-    let wide_times = int96_columns(found.metadata());
-    let fields: Vec<_> = found
+fn with_read_types(file_metadata: &ArrowReaderMetadata, strings: bool) -> Option<ArrowReaderMetadata> {
+    let in_dictionary = dictionary_columns(file_metadata.metadata());
+    let wide_times = int96_columns(file_metadata.metadata());
+    let fields: Vec<_> = file_metadata
         .schema()
         .fields()
         .iter()
@@ -286,9 +287,9 @@ fn with_read_types(found: &ArrowReaderMetadata, strings: bool) -> Option<ArrowRe
             read.map_or_else(|| field.clone(), |kind| Arc::new(field.as_ref().clone().with_data_type(kind)))
         })
         .collect();
-    let schema = Arc::new(Schema::new_with_metadata(fields, found.schema().metadata().clone()));
+    let schema = Arc::new(Schema::new_with_metadata(fields, file_metadata.schema().metadata().clone()));
     let options = ArrowReaderOptions::new().with_schema(schema);
-    ArrowReaderMetadata::try_new(found.metadata().clone(), options).ok()
+    ArrowReaderMetadata::try_new(file_metadata.metadata().clone(), options).ok()
 }
 
 /// The names of the columns that begin with a dictionary.

@@ -177,7 +177,7 @@ fn errors_name_their_key() {
         "sinks.kafka.shards (swelter.toml, line 35): 65 is not a whole number from 1 to 64",
         "sinks.kafka.transaction_timeout (default): is less than ten times commit_interval",
         "sinks.kafka.topic (swelter.toml, line 33): is one.failed.1, as is sources.one.topic",
-        "sinks.kafka (swelter.toml, line 36): is there twice: give one another name",
+        "sinks.kafka (swelter.toml, line 36): is used twice: give one another name",
     ];
     for expected in expected {
         assert!(lines.iter().any(|line| line.starts_with(expected)), "{expected}\nnot in {lines:#?}");
@@ -193,7 +193,7 @@ fn avro_needs_exactly_one_schema_source() {
         Written::new(&format!("{head}{rest}")).load()
     };
     for (rest, key, problem) in [
-        ("format = 'avro'\n".to_owned(), "format", "is avro, which needs schemas"),
+        ("format = 'avro'\n".to_owned(), "format", "is avro, which needs a schema"),
         ("schema_registry = 'http://a'\n".to_owned(), "schema_registry", "is for Avro"),
         (
             "format = 'avro'\nschema_file = 'no-such.avsc'\n".to_owned(),

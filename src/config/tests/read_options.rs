@@ -66,18 +66,18 @@ fn inapplicable_options_are_refused_by_key() {
         (format!("{FILE}time_zone = 'Mars'\n"), "time_zone"),
         (
             format!("{FILE}time_zone = 'UTC'\nassume_offset = 'Z'\n"),
-            "x.time_zone (swelter.toml, line 5): is there beside assume_offset",
+            "x.time_zone (swelter.toml, line 5): is set beside assume_offset",
         ),
         (format!("{FILE}time_format = 'seconds'\nassume_offset = 'Z'\n"), "time_format"),
         (format!("{FILE}columns = 'temp=x'\n"), "columns"),
         (format!("{FILE}units = 'rankine'\n"), "units"),
         (
             format!("{FILE}wide = 'h.csv'\nfollow = true\n"),
-            "x.follow (swelter.toml, line 6): cannot be with wide",
+            "x.follow (swelter.toml, line 6): cannot be set together with wide",
         ),
         (
             "[decode]\nunits = 'celsius'\n[[sources]]\ntype = 'generator'\nname = 'g'\ncities = 3\n".into(),
-            "makes readings up in °F",
+            "generates readings in °F",
         ),
         ("[decode]\nmoisture = 'dew-point'\nhumidity = 'fraction'\n".into(), "decode.humidity"),
         ("[[sources]]\ntype = 'generator'\nname = 'g'\ncities = 3\nunits = 'celsius'\n".into(), "units"),

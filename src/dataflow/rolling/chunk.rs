@@ -198,51 +198,51 @@ impl Chunk {
     }
 
     /// Inserts a row at index `at`. The chunk must not be full.
-    pub fn insert_row(&mut self, at: usize, row: PackedRow) {
+    pub fn insert_row(&mut self, index: usize, row: PackedRow) {
         let len = usize::from(self.len);
-        self.rows.copy_within(at..len, at + 1);
-        self.rows[at] = row;
+        self.rows.copy_within(index..len, index + 1);
+        self.rows[index] = row;
         self.len += 1;
         self.sum += row.packed_heat().micros();
         self.peak = self.peak.max(row.packed_heat().micros());
         if let Some(revisions) = &mut self.revisions {
-            revisions.insert(at);
+            revisions.insert(index);
         }
     }
 
-    pub fn replace_row(&mut self, at: usize, held: PackedHeat) {
-        let old = self.rows[at].packed_heat();
-        self.rows[at] = PackedRow(self.rows[at].0 >> PAYLOAD_BITS << PAYLOAD_BITS | held.0);
+    pub fn replace_row(&mut self, index: usize, held: PackedHeat) {
+        let old = self.rows[index].packed_heat();
+        self.rows[index] = PackedRow(self.rows[index].0 >> PAYLOAD_BITS << PAYLOAD_BITS | held.0);
         self.sum += held.micros() - old.micros();
         self.update_peak(old, held.micros());
     }
 
-    pub fn remove_row(&mut self, at: usize) {
-        let old = self.rows[at].packed_heat();
-        self.rows.copy_within(at + 1..usize::from(self.len), at);
+    pub fn remove_row(&mut self, index: usize) {
+        let old = self.rows[index].packed_heat();
+        self.rows.copy_within(index + 1..usize::from(self.len), index);
         self.len -= 1;
         self.sum -= old.micros();
         if let Some(revisions) = &mut self.revisions {
-            revisions.remove(at);
+            revisions.remove(index);
         }
         self.update_peak(old, i64::MIN);
     }
 
-    fn update_peak(&mut self, gone: PackedHeat, come: i64) {
-        if come >= self.peak {
-            self.peak = come;
-        } else if gone.micros() == self.peak {
+    fn update_peak(&mut self, old_heat: PackedHeat, new_micros: i64) {
+        if new_micros >= self.peak {
+            self.peak = new_micros;
+        } else if old_heat.micros() == self.peak {
             self.peak = peak_of(self.rows());
         }
     }
 
     /// Moves the rows from index `at` on into the empty chunk `upper`.
-    pub fn split_into(&mut self, at: usize, upper: &mut Chunk) {
-        let moved = usize::from(self.len) - at;
-        upper.rows[..moved].copy_from_slice(&self.rows[at..usize::from(self.len)]);
+    pub fn split_into(&mut self, index: usize, upper: &mut Chunk) {
+        let moved = usize::from(self.len) - index;
+        upper.rows[..moved].copy_from_slice(&self.rows[index..usize::from(self.len)]);
         (upper.frame, upper.len) = (self.frame, moved as u16);
-        upper.revisions = self.revisions.as_mut().map(|revisions| Box::new(revisions.split_off(at)));
-        self.len = at as u16;
+        upper.revisions = self.revisions.as_mut().map(|revisions| Box::new(revisions.split_off(index)));
+        self.len = index as u16;
         self.summarize();
         upper.summarize();
     }

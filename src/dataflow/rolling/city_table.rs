@@ -31,8 +31,8 @@ pub(super) enum IntroducedCity {
 impl CityTable {
     /// Records the key of a city, and whether it is split: introduced by more than one source.
     pub fn introduce_key(&mut self, city: &CityIntroduction) -> IntroducedCity {
-        let known = self.by_name.get(&*city.name).copied();
-        let id = known.unwrap_or_else(|| self.push_city(city.name.as_ref().into(), city.key.source));
+        let existing = self.by_name.get(&*city.name).copied();
+        let id = existing.unwrap_or_else(|| self.push_city(city.name.as_ref().into(), city.key.source));
         let source = usize::from(city.key.source);
         if self.by_key.len() <= source {
             self.by_key.resize_with(source + 1, Vec::new);
@@ -42,7 +42,7 @@ impl CityTable {
             numbers.resize(city.key.number as usize + 1, u32::MAX);
         }
         numbers[city.key.number as usize] = id;
-        if known.is_none() {
+        if existing.is_none() {
             return IntroducedCity::New;
         }
         match self.sources[id as usize] != city.key.source && self.mark_split(id) {

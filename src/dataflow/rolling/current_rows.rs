@@ -64,13 +64,13 @@ impl CurrentRows {
     /// depend on the log alone.
     pub fn record_measurement(&mut self, city: u32, millis: i64, measurement: Option<Measurement>) {
         let state = &mut self.cities[city as usize];
-        let place = state.measurements.binary_search_by_key(&millis, |(at, _)| *at);
-        match (place, measurement) {
-            (Ok(place), Some(measurement)) => state.measurements[place].1 = measurement,
-            (Ok(place), None) => drop(state.measurements.remove(place)),
+        let index = state.measurements.binary_search_by_key(&millis, |(at, _)| *at);
+        match (index, measurement) {
+            (Ok(index), Some(measurement)) => state.measurements[index].1 = measurement,
+            (Ok(index), None) => drop(state.measurements.remove(index)),
             (Err(_), None) => {}
-            (Err(place), Some(measurement)) => {
-                state.measurements.insert(place, (millis, measurement));
+            (Err(index), Some(measurement)) => {
+                state.measurements.insert(index, (millis, measurement));
                 if state.measurements.len() > MAX_MEASUREMENTS {
                     state.measurements.remove(0);
                 }

@@ -34,16 +34,16 @@ impl ReadingStore {
         retried: bool,
     ) -> (OutcomeKind, ReadingDelta) {
         self.index[city as usize].has_accepted_reading |= event.is_some();
-        let place = self.seek_row(city, millis);
-        let before = self.reading_at(city, place, millis);
-        let mark = self.index[city as usize].tombstones.get(&millis).copied();
+        let position = self.seek_row(city, millis);
+        let before = self.reading_at(city, position, millis);
+        let tombstone = self.index[city as usize].tombstones.get(&millis).copied();
         let unchanged = ReadingDelta { millis, before, after: before };
-        if retried && (before.is_some() || mark.is_some()) {
+        if retried && (before.is_some() || tombstone.is_some()) {
             return (OutcomeKind::Superseded, unchanged);
         }
         let remembered = match before {
-            Some(_) => self.part_view(city, place.part).revision(place.row),
-            None => mark.flatten(),
+            Some(_) => self.part_view(city, position.part).revision(position.row),
+            None => tombstone.flatten(),
         };
         if let (Some(new), Some(old)) = (revision, remembered)
             && new.number() < old.number()
@@ -57,9 +57,9 @@ impl ReadingStore {
             (None, None) => OutcomeKind::NothingToWithdraw,
         };
         let delta = ReadingDelta { millis, before, after: event };
-        let same = before == event && revision == remembered && (before.is_some() || mark.is_some());
+        let same = before == event && revision == remembered && (before.is_some() || tombstone.is_some());
         if !same {
-            self.put_reading(city, place, delta, revision);
+            self.put_reading(city, position, delta, revision);
         }
         self.record_edit(city, delta, same);
         (kind, delta)
@@ -68,20 +68,20 @@ impl ReadingStore {
     fn put_reading(
         &mut self,
         city: u32,
-        place: RowPosition,
+        position: RowPosition,
         delta: ReadingDelta,
         revision: Option<Revision>,
     ) {
         let ReadingDelta { millis, before, after } = delta;
         match (before, after) {
-            (Some(_), Some(held)) => self.replace_reading(city, place, held, revision),
+            (Some(_), Some(held)) => self.replace_reading(city, position, held, revision),
             (None, Some(held)) => {
-                let place = self.insert_reading(city, place, millis, held);
-                self.set_revision(city, place, revision);
+                let position = self.insert_reading(city, position, millis, held);
+                self.set_revision(city, position, revision);
                 self.index[city as usize].tombstones.remove(&millis);
             }
             (Some(_), None) => {
-                self.remove_reading(city, place);
+                self.remove_reading(city, position);
                 self.record_tombstone(city, millis, revision);
             }
             (None, None) => self.record_tombstone(city, millis, revision),
@@ -120,35 +120,41 @@ impl ReadingStore {
         }
     }
 
+    /// Notes that the next snapshot must include the city, although its readings did not change.
+    pub fn note_change_without_readings(&mut self, city: u32) {
+        let index = &mut self.index[city as usize];
+        index.edited_from = index.edited_from.min(AFTER_ALL_TIMES - 1);
+    }
+
     fn replace_reading(
         &mut self,
         city: u32,
-        place: RowPosition,
+        position: RowPosition,
         held: PackedHeat,
         revision: Option<Revision>,
     ) {
-        let chunk = self.open_part(city, place.part);
-        self.arena.get_mut(chunk).replace_row(place.row, held);
-        self.set_revision(city, place, revision);
+        let chunk = self.open_part(city, position.part);
+        self.arena.get_mut(chunk).replace_row(position.row, held);
+        self.set_revision(city, position, revision);
     }
 
-    fn set_revision(&mut self, city: u32, place: RowPosition, revision: Option<Revision>) {
-        let chunk = self.open_part(city, place.part);
+    fn set_revision(&mut self, city: u32, position: RowPosition, revision: Option<Revision>) {
+        let chunk = self.open_part(city, position.part);
         let chunk = self.arena.get_mut(chunk);
         if revision.is_some() || chunk.revisions.is_some() {
             let rows = usize::from(chunk.len);
             chunk
                 .revisions
                 .get_or_insert_with(|| Box::new(Revisions::without_revisions(rows)))
-                .set(place.row, revision);
+                .set(position.row, revision);
         }
     }
 
-    fn remove_reading(&mut self, city: u32, place: RowPosition) {
-        let chunk = self.open_part(city, place.part);
-        self.arena.get_mut(chunk).remove_row(place.row);
+    fn remove_reading(&mut self, city: u32, position: RowPosition) {
+        let chunk = self.open_part(city, position.part);
+        self.arena.get_mut(chunk).remove_row(position.row);
         if self.arena.get(chunk).len == 0 {
-            self.index[city as usize].parts.remove(place.part);
+            self.index[city as usize].parts.remove(position.part);
             self.arena.free_chunk(chunk);
         }
     }
@@ -158,58 +164,64 @@ impl ReadingStore {
     fn insert_reading(
         &mut self,
         city: u32,
-        place: RowPosition,
+        position: RowPosition,
         millis: i64,
         held: PackedHeat,
     ) -> RowPosition {
         // The end of the previous part is the same position in time. Using it keeps parts full.
-        if place.row == 0 && place.part > 0 {
-            let chunk = place.part - 1;
+        if position.row == 0 && position.part > 0 {
+            let chunk = position.part - 1;
             let end = RowPosition { part: chunk, row: self.part_view(city, chunk).len() };
             if end.row < CHUNK_ROWS && self.try_insert_reading(city, end, millis, held) {
                 return end;
             }
         }
-        if place.part == self.end_position(city).part {
-            return self.insert_part(city, place.part, millis, held);
+        if position.part == self.end_position(city).part {
+            return self.insert_part(city, position.part, millis, held);
         }
-        let mut place = place;
+        let mut position = position;
         let is_full = |store: &ReadingStore, chunk: usize| store.part_view(city, chunk).len() == CHUNK_ROWS;
-        if is_full(self, place.part) && place.row > 0 {
-            self.split_part(city, RowPosition { part: place.part, row: CHUNK_ROWS / 2 });
-            if place.row > CHUNK_ROWS / 2 {
-                place = RowPosition { part: place.part + 1, row: place.row - CHUNK_ROWS / 2 };
+        if is_full(self, position.part) && position.row > 0 {
+            self.split_part(city, RowPosition { part: position.part, row: CHUNK_ROWS / 2 });
+            if position.row > CHUNK_ROWS / 2 {
+                position = RowPosition { part: position.part + 1, row: position.row - CHUNK_ROWS / 2 };
             }
         }
-        if !is_full(self, place.part) && self.try_insert_reading(city, place, millis, held) {
-            return place;
+        if !is_full(self, position.part) && self.try_insert_reading(city, position, millis, held) {
+            return position;
         }
         // No time frame spans the part and this time, or the part is full and begins here: insert a
         // new part between its neighbours.
-        if place.row > 0 && place.row < self.part_view(city, place.part).len() {
-            self.split_part(city, place);
+        if position.row > 0 && position.row < self.part_view(city, position.part).len() {
+            self.split_part(city, position);
         }
-        let chunk = place.part + usize::from(place.row > 0);
+        let chunk = position.part + usize::from(position.row > 0);
         self.insert_part(city, chunk, millis, held)
     }
 
-    fn try_insert_reading(&mut self, city: u32, place: RowPosition, millis: i64, held: PackedHeat) -> bool {
-        let id = self.open_part(city, place.part);
+    fn try_insert_reading(
+        &mut self,
+        city: u32,
+        position: RowPosition,
+        millis: i64,
+        held: PackedHeat,
+    ) -> bool {
+        let id = self.open_part(city, position.part);
         let chunk = self.arena.get_mut(id);
         let packed = chunk.frame.pack_row(millis, held);
         let packed =
             packed.or_else(|| chunk.reframe(millis).then(|| chunk.frame.pack_row(millis, held)).flatten());
         if let Some(row) = packed {
-            chunk.insert_row(place.row, row);
+            chunk.insert_row(position.row, row);
         }
         packed.is_some()
     }
 
-    fn split_part(&mut self, city: u32, place: RowPosition) {
-        let (lower, upper) = (self.open_part(city, place.part), self.arena.allocate_chunk());
+    fn split_part(&mut self, city: u32, position: RowPosition) {
+        let (lower, upper) = (self.open_part(city, position.part), self.arena.allocate_chunk());
         let (lower_chunk, upper_chunk) = self.arena.get_two(lower, upper);
-        lower_chunk.split_into(place.row, upper_chunk);
-        self.index[city as usize].parts.insert(place.part + 1, ReadingsPart::Open(upper));
+        lower_chunk.split_into(position.row, upper_chunk);
+        self.index[city as usize].parts.insert(position.part + 1, ReadingsPart::Open(upper));
     }
 
     fn insert_part(&mut self, city: u32, chunk: usize, millis: i64, held: PackedHeat) -> RowPosition {
@@ -219,10 +231,10 @@ impl ReadingStore {
         index.parts.insert(chunk, ReadingsPart::Open(id));
         // The former tail must be packed, too.
         index.first_opened_part = index.first_opened_part.min(chunk.saturating_sub(1) as u32);
-        let place = RowPosition { part: chunk, row: 0 };
-        let inserted = self.try_insert_reading(city, place, millis, held);
+        let position = RowPosition { part: chunk, row: 0 };
+        let inserted = self.try_insert_reading(city, position, millis, held);
         debug_assert!(inserted, "an empty chunk takes any time");
-        place
+        position
     }
 }
 

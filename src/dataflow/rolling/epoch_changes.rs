@@ -91,8 +91,8 @@ impl EpochChanges {
     pub(super) fn last_piece(&mut self) -> &mut Vec<RowChange> {
         if self.rows.last().is_none_or(|piece| piece.len() == CHANGES_PER_PIECE) {
             // Most epochs have a row of each arrival.
-            let room = if self.rows.is_empty() { self.first_piece_capacity } else { CHANGES_PER_PIECE };
-            self.rows.push(Vec::with_capacity(room));
+            let capacity = if self.rows.is_empty() { self.first_piece_capacity } else { CHANGES_PER_PIECE };
+            self.rows.push(Vec::with_capacity(capacity));
         }
         let last = self.rows.len() - 1;
         &mut self.rows[last]

@@ -28,7 +28,7 @@ impl HourAgo {
         let at = store.millis_before(city, next);
         let lo = at.map_or(next, |at| store.seek_row(city, at - store.retention.window.millis()));
         let (sum, count) = store.sum_window(city, lo, next);
-        let walker = |place| RowWalker::at(store, city, place);
+        let walker = |position| RowWalker::at(store, city, position);
         HourAgo {
             millis: at.unwrap_or(BEFORE_ALL_TIMES),
             sum,
@@ -82,9 +82,9 @@ struct RowWalker {
 }
 
 impl RowWalker {
-    fn at(store: &ReadingStore, city: u32, place: RowPosition) -> RowWalker {
-        let part = store.index[city as usize].removed_parts + place.part as u64;
-        RowWalker { part, row: place.row, rows: [(0, 0); READ_AHEAD_ROWS], filled_rows: 0, passed_rows: 0 }
+    fn at(store: &ReadingStore, city: u32, position: RowPosition) -> RowWalker {
+        let part = store.index[city as usize].removed_parts + position.part as u64;
+        RowWalker { part, row: position.row, rows: [(0, 0); READ_AHEAD_ROWS], filled_rows: 0, passed_rows: 0 }
     }
 
     #[inline]

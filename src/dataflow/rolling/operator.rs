@@ -59,7 +59,7 @@ pub fn build_rolling<'scope>(
     snapshot_sink: Option<Box<dyn SnapshotSink>>,
     limits: QueryLimits,
 ) -> RollingStreams<'scope> {
-    let RollingInputs { cities, arrivals, queries, barriers: marks } = inputs;
+    let RollingInputs { cities, arrivals, queries, barriers } = inputs;
     let scope = arrivals.scope();
     let mut builder = OperatorBuilder::new("Rolling".into(), scope);
     // A worker has whole parts of the state.
@@ -70,7 +70,7 @@ pub fn build_rolling<'scope>(
         builder.new_input(arrivals, Exchange::new(move |arrival: &Arrival| owner(arrival.city.hash)));
     let mut queries =
         builder.new_input(queries, Exchange::new(move |query: &Query| owner(CityKey::hash(&query.city))));
-    let mut marks = builder.new_input(marks, Pipeline);
+    let mut barriers = builder.new_input(barriers, Pipeline);
     let (outputs, streams) = build_outputs(&mut builder);
     let activator = scope.activator_for(builder.operator_info().address);
     builder.build(move |initial| {
@@ -106,7 +106,7 @@ pub fn build_rolling<'scope>(
             queries.for_each(|capability, data| {
                 pending.add_input(&capability, |epoch| epoch.queries.append(data))
             });
-            marks.for_each(|capability, data| {
+            barriers.for_each(|capability, data| {
                 pending.add_input(&capability, |epoch| epoch.barriers.append(data))
             });
             let mut slice = operator.query_responder.new_slice();
@@ -141,15 +141,15 @@ fn build_outputs<'scope>(
     let (current_out, current) = builder.new_output::<Vec<CurrentDiff>>();
     let (days_out, days) = builder.new_output();
     let (outcomes_out, outcomes) = builder.new_output();
-    let (told_out, told) = builder.new_output();
-    let (parcels_out, parcels) = builder.new_output();
+    let (updates_out, updates) = builder.new_output();
+    let (batches_out, batches) = builder.new_output();
     let outputs = OutputBuffers {
         rows: OutputBuffer::from(rows_out),
         current: OutputBuffer::from(current_out),
         days: OutputBuffer::from(days_out),
         outcomes: OutputBuffer::from(outcomes_out),
-        serving_updates: OutputBuffer::from(told_out),
-        encoded_batches: OutputBuffer::from(parcels_out),
+        serving_updates: OutputBuffer::from(updates_out),
+        encoded_batches: OutputBuffer::from(batches_out),
     };
     (
         outputs,
@@ -158,8 +158,8 @@ fn build_outputs<'scope>(
             current: current.as_collection(),
             days,
             outcomes,
-            serving_updates: told,
-            encoded_batches: parcels,
+            serving_updates: updates,
+            encoded_batches: batches,
         },
     )
 }
@@ -232,12 +232,14 @@ impl RollingOperator {
     }
 
     fn apply_epoch(&mut self, epoch: u64, complete: PendingEpoch, slice: &mut WorkSlice) {
-        let PendingEpoch { cities, arrivals, queries, barriers: marks, capabilities } = complete;
+        let PendingEpoch { cities, arrivals, queries, barriers, capabilities } = complete;
         self.apply_arrivals(&cities, &arrivals);
         if let Some(snapshots) = &mut self.snapshot_streamer {
-            marks.into_iter().for_each(|mark| snapshots.begin_snapshot(mark, epoch, &mut self.rolling));
+            barriers
+                .into_iter()
+                .for_each(|barrier| snapshots.begin_snapshot(barrier, epoch, &mut self.rolling));
         }
-        let [rows, currents, days, outcomes, tells, packed] = &capabilities[..] else { return };
+        let [rows, currents, days, outcomes, updates, packed] = &capabilities[..] else { return };
         if !self.renderers.is_empty() {
             for sink in &mut self.renderers {
                 let names = &self.rolling.cities.names;
@@ -247,7 +249,7 @@ impl RollingOperator {
             self.outputs.encoded_batches.activate().session(packed).give_container(&mut written);
         }
         if self.rolling.outputs.serving {
-            self.emit_serving_updates(epoch, queries, slice, tells);
+            self.emit_serving_updates(epoch, queries, slice, updates);
         }
         if self.rolling.outputs.rows {
             self.outputs.rows.activate().session(rows).give_containers(self.epoch_changes.rows.iter_mut());

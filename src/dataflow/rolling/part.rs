@@ -85,9 +85,9 @@ impl<'a> PartView<'a> {
         match self {
             PartView::Open(chunk) => chunk.revisions.as_ref().and_then(|revisions| revisions.get(row)),
             PartView::Packed(block) | PartView::Copied(block, _) => {
-                let mut found = None;
-                block.for_each_revision(|i, revision| found = if i == row { revision } else { found });
-                found
+                let mut position = None;
+                block.for_each_revision(|i, revision| position = if i == row { revision } else { position });
+                position
             }
         }
     }
@@ -158,13 +158,13 @@ impl<'a> PartView<'a> {
                 }
             }
             PartView::Packed(block) => {
-                let place = |i: usize| i.wrapping_sub(first);
+                let index = |i: usize| i.wrapping_sub(first);
                 let base = block.first_millis();
                 block.for_each_offset(|i, offset| {
-                    out.get_mut(place(i)).into_iter().for_each(|out| out.0 = base + offset)
+                    out.get_mut(index(i)).into_iter().for_each(|out| out.0 = base + offset)
                 });
                 block.for_each_value(first + count, |i, micros| {
-                    out.get_mut(place(i)).into_iter().for_each(|out| out.1 = micros);
+                    out.get_mut(index(i)).into_iter().for_each(|out| out.1 = micros);
                 });
             }
         }

@@ -41,8 +41,8 @@ impl ReadingStore {
         let rows = if parts > MAX_COUNTED_PARTS {
             (parts + 1) * CHUNK_ROWS
         } else {
-            let whole: usize = (high.part..end.part).map(|part| self.part_view(city, part).len()).sum();
-            whole + end.row - high.row
+            let row_count: usize = (high.part..end.part).map(|part| self.part_view(city, part).len()).sum();
+            row_count + end.row - high.row
         };
         let rows = rows.min(range.limit);
         let behind = (high.part + rows / CHUNK_ROWS + 2).min(end.part + 1);
@@ -175,9 +175,9 @@ impl BlockCursor {
     /// Moves to row `row` of the next block; if the block is shorter, to the first row of the block
     /// after it. `left` is the number of released blocks.
     #[cold]
-    fn enter_block(&mut self, blocks: &VecDeque<Block>, left: usize, mut row: usize) {
+    fn enter_block(&mut self, blocks: &VecDeque<Block>, released_blocks: usize, mut row: usize) {
         self.millis = AFTER_ALL_TIMES;
-        while let Some(block) = blocks.get(self.next_block - left) {
+        while let Some(block) = blocks.get(self.next_block - released_blocks) {
             (self.frame, _) = PartView::Packed(block).rows(&mut self.rows);
             self.next_block += 1;
             if let Some(packed) = self.rows.get(row) {
@@ -190,13 +190,13 @@ impl BlockCursor {
     }
 
     #[inline(always)]
-    fn step_row(&mut self, blocks: &VecDeque<Block>, left: usize) {
+    fn step_row(&mut self, blocks: &VecDeque<Block>, released_blocks: usize) {
         match self.rows.get(self.next_row) {
             Some(row) => {
                 (self.millis, self.held) = (self.frame.millis(*row), row.packed_heat());
                 self.next_row += 1;
             }
-            None => self.enter_block(blocks, left, 0),
+            None => self.enter_block(blocks, released_blocks, 0),
         }
     }
 }

@@ -120,12 +120,12 @@ impl QueryResponder {
             rest = self.open_response(key, epoch, &query.city, city, range, rolling);
         }
         if !matches!(rest, RemainingRows::AtMost { .. }) {
-            let (query, city, known) = (query.id, query.city, city.is_some());
+            let (query, city, is_known) = (query.id, query.city, city.is_some());
             let answer = AnswerPiece {
                 query_id: query,
                 epoch,
                 city,
-                is_city_known: known,
+                is_city_known: is_known,
                 first_row: 0,
                 rows: Vec::new(),
                 has_more: false,

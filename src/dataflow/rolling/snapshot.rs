@@ -63,8 +63,8 @@ impl SnapshotStreamer {
             self.finish_if_complete();
         }
         self.sink.begin_snapshot(barrier, epoch);
-        let given = vec![false; rolling.store.heads.len()];
-        self.active = Some(ActiveSnapshot { barrier, is_sent: given, next_city: 0 });
+        let is_sent = vec![false; rolling.store.heads.len()];
+        self.active = Some(ActiveSnapshot { barrier, is_sent, next_city: 0 });
         self.finish_if_complete();
     }
 
@@ -184,10 +184,10 @@ impl Rolling {
 
     /// The readings at `since` and later; the city must be sealed.
     fn blocks_since(&self, city: u32, since: i64) -> Vec<Block> {
-        let place = self.store.seek_row(city, since);
+        let position = self.store.seek_row(city, since);
         let parts = &self.store.index[city as usize].parts;
-        let blocks = parts.range(place.part.min(parts.len())..).enumerate().map(|(i, part)| {
-            let from = if i == 0 { place.row } else { 0 };
+        let blocks = parts.range(position.part.min(parts.len())..).enumerate().map(|(i, part)| {
+            let from = if i == 0 { position.row } else { 0 };
             match part {
                 ReadingsPart::Open(chunk) => self.store.arena.get(*chunk).pack_block(from),
                 ReadingsPart::Packed(block) if from == 0 => block.clone(),

@@ -29,6 +29,8 @@ pub struct Rolling {
     pub(super) current: Option<CurrentRows>,
     days: Option<PeriodSummaries>,
     pub(super) sink_periods: Option<PeriodSummaries>,
+    /// Whether either of them is wanted.
+    summarizes_periods: bool,
     /// Has the time zones of cities.
     directory: Option<&'static Directory<'static>>,
     outcomes: Option<OutcomeRecorder>,
@@ -57,14 +59,16 @@ const PREFETCH_APPENDS: usize = 64;
 impl Rolling {
     /// A state without cities. Each city that is introduced adds its key to `names`.
     pub fn new(formula: Formula, retention: Retention, wanted: RollingOutputs, names: CityNames) -> Rolling {
+        let summarizes_periods = wanted.days || wanted.computes_sink_periods();
         Rolling {
             formula,
             outputs: wanted,
-            store: ReadingStore::new(retention, wanted.days || wanted.computes_sink_periods()),
+            store: ReadingStore::new(retention, summarizes_periods),
             cities: CityTable { names, ..CityTable::default() },
             current: wanted.computes_current().then(|| CurrentRows::new(wanted.sinks.highs)),
             days: wanted.days.then(|| PeriodSummaries::of_days(wanted.day_zone)),
             sink_periods: wanted.computes_sink_periods().then(PeriodSummaries::of_hours_and_days),
+            summarizes_periods,
             directory: None,
             outcomes: wanted.computes_outcomes().then(OutcomeRecorder::default),
             arrival_cities: Vec::new(),
@@ -221,15 +225,12 @@ impl Rolling {
                         after,
                     });
                 }
-                for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
-                    periods.replace_reading(city, millis, None, Some(held));
-                }
                 ArrivalEffect { kind: OutcomeKind::Inserted, before: None, after: Some(held) }
             }
             _ => self.edit_reading(city, arrival, held, wants_rows),
         };
-        for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
-            periods.touch_city(city);
+        if self.summarizes_periods {
+            self.change_periods(city, millis, effect);
         }
         if let Some(current) = &mut self.current {
             // A reading advances `high` even if it is superseded, so the city's current row may
@@ -257,13 +258,8 @@ impl Rolling {
         }
         let (millis, retried) = (arrival.reading_at.millis(), arrival.is_retried());
         let (kind, delta) = self.store.edit_reading(city, millis, held, arrival.revision, retried);
-        if delta.before != delta.after {
-            if wants_rows(CityId(city)) {
-                self.deltas.push((city, delta));
-            }
-            for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
-                periods.replace_reading(city, delta.millis, delta.before, delta.after);
-            }
+        if delta.before != delta.after && wants_rows(CityId(city)) {
+            self.deltas.push((city, delta));
         }
         ArrivalEffect::of_edit(kind, delta)
     }
@@ -316,6 +312,16 @@ impl Rolling {
         }
         if let Some(current) = &mut self.current {
             current.finish_epoch(&mut self.store, self.outputs.touched_unchanged, changed);
+        }
+    }
+
+    fn change_periods(&mut self, city: u32, millis: i64, effect: ArrivalEffect) {
+        let ArrivalEffect { before, after, .. } = effect;
+        for periods in self.days.iter_mut().chain(&mut self.sink_periods) {
+            periods.touch_city(city);
+            if before != after {
+                periods.replace_reading(city, millis, before, after);
+            }
         }
     }
 

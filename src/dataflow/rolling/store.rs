@@ -194,16 +194,16 @@ impl ReadingStore {
     /// other, so the processor fetches the memory for all of them at once; the appends themselves
     /// would wait for each fetch.
     pub fn prefetch_appends(&self, cities: &[u32]) {
-        let mut seen = 0;
+        let mut checksum = 0;
         for head in cities.iter().filter_map(|&city| self.heads.get(city as usize)) {
             if head.tail != NO_CHUNK {
                 let tail = self.arena.get(head.tail).rows[usize::from(head.tail_len).min(CHUNK_ROWS - 1)];
                 let lo =
                     self.arena.get(head.window_chunk).rows[usize::from(head.window_row).min(CHUNK_ROWS - 1)];
-                seen ^= tail.packed_heat().micros() ^ lo.packed_heat().micros();
+                checksum ^= tail.packed_heat().micros() ^ lo.packed_heat().micros();
             }
         }
-        std::hint::black_box(seen);
+        std::hint::black_box(checksum);
     }
 
     /// Makes room in the tail for a row at `millis`, by a wider frame or a new tail.
@@ -211,12 +211,12 @@ impl ReadingStore {
     #[inline(never)]
     fn make_tail_room(&mut self, city: u32, millis: i64, held: PackedHeat) -> PackedRow {
         let head = &self.heads[city as usize];
-        let room = head.tail != NO_CHUNK && usize::from(head.tail_len) < CHUNK_ROWS;
-        if room {
+        let has_space = head.tail != NO_CHUNK && usize::from(head.tail_len) < CHUNK_ROWS;
+        if has_space {
             self.seal_tail(city);
         }
         let tail = self.heads[city as usize].tail;
-        if room && self.arena.get_mut(tail).reframe(millis) {
+        if has_space && self.arena.get_mut(tail).reframe(millis) {
             let frame = self.arena.get(tail).frame;
             let head = &mut self.heads[city as usize];
             head.tail_frame = frame;
@@ -240,9 +240,9 @@ impl ReadingStore {
         }
         self.trim_city(city);
         self.index[city as usize].has_accepted_reading = true;
-        let fresh = self.arena.allocate_chunk();
+        let new_chunk = self.arena.allocate_chunk();
         let frame = TimeFrame::starting_at(millis);
-        self.arena.get_mut(fresh).frame = frame;
+        self.arena.get_mut(new_chunk).frame = frame;
         let ReadingStore { arena, heads, index, .. } = self;
         let (head, index) = (&mut heads[city as usize], &mut index[city as usize]);
         if let Some(tail) = index.parts.back_mut() {
@@ -258,11 +258,11 @@ impl ReadingStore {
             *tail = ReadingsPart::Packed(block);
         } else {
             (head.window_chunk, head.window_row, head.window_chunk_len, head.window_chunk_frame) =
-                (fresh, 0, 0, frame);
+                (new_chunk, 0, 0, frame);
             index.window_part = 0;
         }
-        index.parts.push_back(ReadingsPart::Open(fresh));
-        (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (fresh, 0, frame, false);
+        index.parts.push_back(ReadingsPart::Open(new_chunk));
+        (head.tail, head.tail_len, head.tail_frame, head.tail_revisions) = (new_chunk, 0, frame, false);
     }
 
     /// Updates the header of the tail's chunk from the city's head.
@@ -362,9 +362,9 @@ impl ReadingStore {
         let lo = last.map(|last| self.seek_row(city, last - window));
         let (sum, count) = match (last, lo) {
             (Some(last), Some(lo)) => {
-                let was = self.index[city as usize].window_floor;
+                let old_floor = self.index[city as usize].window_floor;
                 let head = &self.heads[city as usize];
-                let (old, forward) = (self.seek_row(city, was), was <= last - window);
+                let (old, forward) = (self.seek_row(city, old_floor), old_floor <= last - window);
                 let (sum, count) =
                     if forward { self.sum_range(city, old, lo) } else { self.sum_range(city, lo, old) };
                 match forward {
@@ -419,12 +419,6 @@ impl ReadingStore {
         self.index[city as usize].last_snapshot_times = (last, high);
     }
 
-    /// Notes that the next snapshot must include the city, although its readings did not change.
-    pub fn note_change_without_readings(&mut self, city: u32) {
-        let index = &mut self.index[city as usize];
-        index.edited_from = index.edited_from.min(AFTER_ALL_TIMES - 1);
-    }
-
     /// Memory in bytes of readings and their revisions.
     #[cfg(any(test, feature = "internals"))]
     pub fn memory_bytes(&self) -> usize {
@@ -461,26 +455,26 @@ fn advance_window(head: &mut CityHead, arena: &Arena, floor: i64) -> bool {
 /// Continues the running window in the next part.
 #[cold]
 fn move_window_to_next_part(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena) {
-    let place = RowPosition { part: index.window_part as usize + 1, row: 0 };
-    set_window_start(head, index, arena, place);
+    let position = RowPosition { part: index.window_part as usize + 1, row: 0 };
+    set_window_start(head, index, arena, position);
 }
 
 /// Sets the start of the running window to `place`.
-fn set_window_start(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena, place: RowPosition) {
-    index.window_part = place.part as u32;
-    let was = index.window_block.take().map(|block| (block, head.window_chunk));
-    match &index.parts[place.part] {
+fn set_window_start(head: &mut CityHead, index: &mut CityIndex, arena: &mut Arena, position: RowPosition) {
+    index.window_part = position.part as u32;
+    let old_block = index.window_block.take().map(|block| (block, head.window_chunk));
+    match &index.parts[position.part] {
         ReadingsPart::Open(chunk) => {
-            if let Some((_, copy)) = was {
+            if let Some((_, copy)) = old_block {
                 arena.free_chunk(copy);
             }
             head.window_chunk = *chunk;
         }
         ReadingsPart::Packed(block) => {
-            head.window_chunk = match was {
-                Some((was, copy)) if was.ptr_eq(block) => copy,
-                was => {
-                    let copy = was.map_or_else(|| arena.allocate_chunk(), |(_, copy)| copy);
+            head.window_chunk = match old_block {
+                Some((old_block, copy)) if old_block.ptr_eq(block) => copy,
+                old_block => {
+                    let copy = old_block.map_or_else(|| arena.allocate_chunk(), |(_, copy)| copy);
                     arena.get_mut(copy).unpack_block(block, false);
                     copy
                 }
@@ -490,7 +484,7 @@ fn set_window_start(head: &mut CityHead, index: &mut CityIndex, arena: &mut Aren
     }
     let chunk = arena.get(head.window_chunk);
     (head.window_row, head.window_chunk_len, head.window_chunk_frame) =
-        (place.row as u16, chunk.len, chunk.frame);
+        (position.row as u16, chunk.len, chunk.frame);
 }
 
 #[cold]

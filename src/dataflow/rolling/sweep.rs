@@ -53,9 +53,9 @@ impl ReadingStore {
 
     /// The reading at `millis`, if there is one. `place` is the position that
     /// [`ReadingStore::seek_row`] returned for `millis`.
-    pub fn reading_at(&self, city: u32, place: RowPosition, millis: i64) -> Option<PackedHeat> {
-        let part = (place != self.end_position(city)).then(|| self.part_view(city, place.part))?;
-        (part.millis(place.row) == millis).then(|| part.packed_heat(place.row))
+    pub fn reading_at(&self, city: u32, position: RowPosition, millis: i64) -> Option<PackedHeat> {
+        let part = (position != self.end_position(city)).then(|| self.part_view(city, position.part))?;
+        (part.millis(position.row) == millis).then(|| part.packed_heat(position.row))
     }
 
     /// The time of the city's newest reading. The city must be sealed.
@@ -71,10 +71,10 @@ impl ReadingStore {
     }
 
     /// The time of the row before `place`.
-    pub fn millis_before(&self, city: u32, place: RowPosition) -> Option<i64> {
-        match place.row.checked_sub(1) {
-            Some(row) => Some(self.part_view(city, place.part).millis(row)),
-            None => Some(self.part_view(city, place.part.checked_sub(1)?).last_millis()),
+    pub fn millis_before(&self, city: u32, position: RowPosition) -> Option<i64> {
+        match position.row.checked_sub(1) {
+            Some(row) => Some(self.part_view(city, position.part).millis(row)),
+            None => Some(self.part_view(city, position.part.checked_sub(1)?).last_millis()),
         }
     }
 
@@ -325,10 +325,10 @@ struct RowCursor<'a> {
 }
 
 impl<'a> RowCursor<'a> {
-    fn at(store: &'a ReadingStore, city: u32, place: RowPosition) -> RowCursor<'a> {
+    fn at(store: &'a ReadingStore, city: u32, position: RowPosition) -> RowCursor<'a> {
         let (frame, held) = (TimeFrame::default(), PackedRow::default().packed_heat());
         let (rows, buffer, next_row) = (PartRows::Buffer, Vec::new(), 0);
-        let next_part = place.part;
+        let next_part = position.part;
         let mut cursor = RowCursor {
             store,
             city,
@@ -340,7 +340,7 @@ impl<'a> RowCursor<'a> {
             millis: AFTER_ALL_TIMES,
             held,
         };
-        cursor.enter_part(place.row);
+        cursor.enter_part(position.row);
         cursor
     }
 

@@ -39,13 +39,13 @@ impl<C: ConsumerContext + 'static> LogQueue<C> {
         unsafe {
             while let Some(event) = NonNull::new(native::rd_kafka_queue_poll(self.queue.as_ptr(), 0)) {
                 let (mut facility, mut text, mut severity) = (ptr::null(), ptr::null(), 0);
-                let found = native::rd_kafka_event_log(
+                let code = native::rd_kafka_event_log(
                     event.as_ptr(),
                     &raw mut facility,
                     &raw mut text,
                     &raw mut severity,
                 );
-                if found == 0 && !facility.is_null() && !text.is_null() {
+                if code == 0 && !facility.is_null() && !text.is_null() {
                     let [facility, text] =
                         [facility, text].map(|text| CStr::from_ptr(text).to_string_lossy());
                     on_line(syslog_level(severity), &facility, &text);

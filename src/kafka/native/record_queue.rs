@@ -206,9 +206,9 @@ impl<'a> FetchedRecord<'a> {
         // nobody else has: a queue is of one thread. Where there are none or they cannot be read,
         // it says so and writes nothing.
         let code = unsafe { error_codes::rd_kafka_message_headers(self.message.as_ptr(), &raw mut headers) };
-        let found = code == NO_ERROR;
+        let is_found = code == NO_ERROR;
         FetchedHeaders {
-            headers: found.then(|| NonNull::new(headers)).flatten(),
+            headers: is_found.then(|| NonNull::new(headers)).flatten(),
             next: 0,
             record: PhantomData,
         }

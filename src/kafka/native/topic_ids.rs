@@ -44,12 +44,12 @@ pub fn describe_topic_ids<C: ClientContext>(
     // SAFETY: the event is an answer to DescribeTopics, and what it holds lives as long as it.
     unsafe {
         let result = native::rd_kafka_event_DescribeTopics_result(response.0.as_ptr());
-        let found = match result.is_null() {
+        let ids = match result.is_null() {
             true => ptr::null_mut(),
             false => native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count),
         };
-        for at in 0..if found.is_null() { 0 } else { count } {
-            let topic = *found.add(at);
+        for at in 0..if ids.is_null() { 0 } else { count } {
+            let topic = *ids.add(at);
             let name = CStr::from_ptr(native::rd_kafka_TopicDescription_name(topic));
             states.insert(name.to_string_lossy().into_owned(), topic_state(topic));
         }

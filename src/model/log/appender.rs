@@ -76,5 +76,5 @@ pub type AppendCallback = Box<dyn FnOnce(Result<AppendReport, AppendError>) + Se
 pub trait Appender: Send + Sync {
     /// Queues records, whose order is kept, and returns at once. They are durable once `done` is
     /// called with a report. If they cannot be queued, `done` is called before this returns.
-    fn append(&self, records: Vec<NewRecord>, done: AppendCallback);
+    fn append(&self, records: Vec<NewRecord>, acknowledge: AppendCallback);
 }

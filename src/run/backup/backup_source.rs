@@ -47,13 +47,13 @@ impl BackupSource {
         let folder = data_dir.join("journal");
         if !folder.is_dir() {
             return Err(BackupError::Refused(format!(
-                "{} has no journal: --data-dir or --config says where the data directory is; what is in topics is backed up where those are",
+                "{} has no journal: name the data directory with --data-dir or --config; topics of Kafka are backed up in their cluster",
                 data_dir.display()
             )));
         }
         let lock = data_dir::lock_data_dir(data_dir).map_err(|error| match error {
             DataDirError::InUse(_) => BackupError::Refused(format!(
-                "{} is in use by a process that takes no backups, as one does that is starting or ending: try again, or stop it first",
+                "{} is in use by a process that does not answer backups now, as while it starts or stops: try again, or stop it first",
                 data_dir.display()
             )),
             error => error.into(),
@@ -102,7 +102,9 @@ fn receive_blocks(
             .map_err(connection_ended)?;
         let length = u32::from_le_bytes(length);
         if length > MAX_BLOCK_BYTES {
-            return Err(BackupError::Service(format!("it sends a block of {length} bytes")));
+            return Err(BackupError::Service(format!(
+                "it sent a block of {length} bytes, more than a block can have"
+            )));
         }
         let mut stored = vec![0; length as usize];
         reader.read_exact(&mut stored).map_err(connection_ended)?;
@@ -121,5 +123,5 @@ fn read_line(reader: &mut BufReader<UnixStream>) -> Result<Vec<u8>, BackupError>
 }
 
 fn connection_ended(error: io::Error) -> BackupError {
-    BackupError::Service(format!("{error}; its log says more"))
+    BackupError::Service(format!("{error}; see the log of the service"))
 }

@@ -47,14 +47,14 @@ pub fn create_backup(
     let began = Instant::now();
     check_destination(data_dir, to)?;
     let mut origin = BackupSource::open(data_dir, checkpoints)?;
-    let place = to.join(&fresh_name());
-    let mut archive = ArchiveWriter::create(&place)?;
+    let location = to.join(&fresh_name());
+    let mut archive = ArchiveWriter::create(&location)?;
     let copied = copy_all(data_dir, &mut origin, &mut archive);
     let published = copied.and_then(|(manifest, left_out)| archive.publish(&manifest).map(|()| left_out));
     let online = origin.is_running();
     drop(origin);
     let checked =
-        published.and_then(|left_out| Ok((verify_archive(&ArchiveReader::open(&place)?)?, left_out)));
+        published.and_then(|left_out| Ok((verify_archive(&ArchiveReader::open(&location)?)?, left_out)));
     let (checked, left_out) = checked.inspect_err(|_| archive.discard())?;
     Ok(BackupReport { checked, online, seconds: began.elapsed().as_secs_f64(), left_out })
 }
@@ -70,7 +70,7 @@ fn check_destination(data_dir: &Path, to: &CheckpointLocation) -> Result<(), Bac
     if existing.is_some_and(|existing| existing.starts_with(&data_dir)) {
         let folder = folder.display();
         return Err(BackupError::Refused(format!(
-            "{folder} is in the data directory, with which it would be lost: name a place outside of it, best on another disk"
+            "{folder} is in the data directory, so the backup would be lost with it: name a folder outside of it, best on another disk"
         )));
     }
     Ok(())
@@ -94,22 +94,21 @@ fn copy_all(
     origin: &mut BackupSource,
     archive: &mut ArchiveWriter,
 ) -> Result<(BackupManifest, Vec<String>), BackupError> {
-    let kept = ChosenCheckpoints::choose(origin)?;
+    let chosen = ChosenCheckpoints::choose(origin)?;
     let mut files = Vec::new();
     let open = OpenFiles::open(data_dir).map_err(BackupError::io(data_dir))?;
     open.each_piece(|name, piece| {
-        let object = archive.put(format!("files/{:06}", files.len()), piece.into())?;
+        let object = archive.write_object(format!("files/{:06}", files.len()), piece.into())?;
         files.push(FilePiece { file: name.to_owned(), object });
         Ok::<(), PieceError>(())
     })
     .map_err(|error| error.at(data_dir))?;
     let journal = copy_journal(origin, archive)?;
     let CopiedCheckpoints { names: checkpoints, objects: checkpoint_objects, left_out } =
-        kept.copy(archive)?;
+        chosen.copy(archive)?;
     if checkpoints.is_empty() && journal.begins.iter().any(|begin| *begin > 0) {
         return Err(BackupError::Refused(format!(
-            "no checkpoint is whole, and the journal does not reach back to its beginning, so nothing could be restored from this ({}): mend the \
-             checkpoints first",
+            "no checkpoint is complete, and the journal does not reach back to its beginning, so the backup could not be restored ({}): repair the checkpoints first",
             left_out.join("; ")
         )));
     }
@@ -189,25 +188,25 @@ struct CopiedCheckpoints {
 
 impl ChosenCheckpoints {
     fn choose(origin: &BackupSource) -> Result<ChosenCheckpoints, BackupError> {
-        let mut kept = ChosenCheckpoints { from: None, manifests: Vec::new(), left_out: Vec::new() };
-        let Some(place) = &origin.offer.checkpoints else { return Ok(kept) };
-        let place: CheckpointLocation =
-            place.parse().map_err(|problem| BackupError::Refused(format!("checkpoints: {problem}")))?;
-        if let CheckpointLocation::Folder(folder) = &place
+        let mut chosen = ChosenCheckpoints { from: None, manifests: Vec::new(), left_out: Vec::new() };
+        let Some(location) = &origin.offer.checkpoints else { return Ok(chosen) };
+        let location: CheckpointLocation =
+            location.parse().map_err(|problem| BackupError::Refused(format!("checkpoints: {problem}")))?;
+        if let CheckpointLocation::Folder(folder) = &location
             && !folder.is_dir()
         {
-            return Ok(kept);
+            return Ok(chosen);
         }
-        let checkpoints = Checkpoints::open(&place)?;
+        let checkpoints = Checkpoints::open(&location)?;
         for (name, manifest) in checkpoints.read_manifests()? {
             match manifest {
-                Ok(manifest) if is_of_backed_up_journal(&manifest, origin) => kept.manifests.push(manifest),
-                Ok(_) => kept.left_out.push(format!("the checkpoint {name} is of another journal")),
-                Err(error) => kept.left_out.push(error.to_string()),
+                Ok(manifest) if is_of_backed_up_journal(&manifest, origin) => chosen.manifests.push(manifest),
+                Ok(_) => chosen.left_out.push(format!("the checkpoint {name} was made of another journal")),
+                Err(error) => chosen.left_out.push(error.to_string()),
             }
         }
-        kept.from = Some(checkpoints);
-        Ok(kept)
+        chosen.from = Some(checkpoints);
+        Ok(chosen)
     }
 
     /// Copies the checkpoints. Returns their names and objects, and the unusable ones.
@@ -219,15 +218,17 @@ impl ChosenCheckpoints {
         for manifest in &self.manifests {
             let base = manifest.adds_to.as_ref().map(|base| base.parse::<CheckpointName>());
             if !base.is_none_or(|base| base.is_ok_and(|base| good.contains(&base))) {
-                self.left_out
-                    .push(format!("the checkpoint {} adds to one that is not there", manifest.name()));
+                self.left_out.push(format!(
+                    "the checkpoint {} is an increment, and its base is missing",
+                    manifest.name()
+                ));
                 continue;
             }
-            let mut own = Vec::new();
+            let mut entries_of_checkpoint = Vec::new();
             let mut failed = None;
-            let given = checkpoints.for_each_object(manifest, &mut |path, content| {
-                match archive.put(format!("{DEFAULT_FOLDER}/{path}"), content) {
-                    Ok(entry) => own.push(entry),
+            let result = checkpoints.for_each_object(manifest, &mut |path, content| {
+                match archive.write_object(format!("{DEFAULT_FOLDER}/{path}"), content) {
+                    Ok(entry) => entries_of_checkpoint.push(entry),
                     Err(error) => {
                         failed = Some(error);
                         return Err(CheckpointError::Cancelled);
@@ -235,11 +236,11 @@ impl ChosenCheckpoints {
                 }
                 Ok(())
             });
-            match (given, failed) {
+            match (result, failed) {
                 (_, Some(error)) => return Err(error),
                 (Ok(()), None) => {
                     good.insert(manifest.name());
-                    entries.extend(own);
+                    entries.extend(entries_of_checkpoint);
                 }
                 (Err(error), None) if error.is_specific_to_checkpoint() => {
                     self.left_out.push(error.to_string())

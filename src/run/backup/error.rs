@@ -13,7 +13,7 @@ pub(super) type BlockHandler<'a, E> = dyn FnMut(&[u8], &[u8]) -> Result<(), E> +
 /// Why a backup was not created or not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    #[error("{}: {source}: make room, or make it readable and writable", path.display())]
+    #[error("{}: {source}: free space, or make it readable and writable", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] CheckpointError),
@@ -21,12 +21,12 @@ pub enum BackupError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    #[error("the running service has ended the copy: {0}")]
+    #[error("the running service stopped copying the journal: {0}")]
     Service(String),
-    #[error("the backup {place} is damaged: {what}; use another one")]
+    #[error("the backup {place} is damaged: {what}; restore another backup")]
     Damaged { place: String, what: String },
     #[error(
-        "the backup {place} is of format {found}, this program knows {known}: use the version that wrote it"
+        "the backup {place} has format {found}, and this swelter reads format {known}: use the version that wrote it"
     )]
     Format { place: String, found: u32, known: u32 },
     #[error("{0}")]

@@ -50,7 +50,7 @@ impl OpenFiles {
             }
             names = again;
         }
-        Err(io::Error::other("its files are renamed all the time"))
+        Err(io::Error::other("its files were renamed during each of several attempts: try again"))
     }
 
     /// Passes the files to `each` in pieces. A line file's last line is left out if it is
@@ -64,10 +64,10 @@ impl OpenFiles {
                 true => length_of_complete_lines(&file)?,
                 false => file.metadata()?.len(),
             };
-            let mut left = file.take(length);
+            let mut bytes = file.take(length);
             loop {
                 let mut piece = Vec::new();
-                left.by_ref().take(PIECE_BYTES).read_to_end(&mut piece)?;
+                bytes.by_ref().take(PIECE_BYTES).read_to_end(&mut piece)?;
                 let is_last = (piece.len() as u64) < PIECE_BYTES;
                 each(&name, piece)?;
                 if is_last {
@@ -80,10 +80,10 @@ impl OpenFiles {
 }
 
 fn file_names(data_dir: &Path) -> io::Result<Vec<String>> {
-    let mut found = Vec::new();
-    let own = [(data_dir.to_path_buf(), String::new())];
+    let mut names = Vec::new();
+    let root = [(data_dir.to_path_buf(), String::new())];
     let folders = FOLDERS.map(|folder| (data_dir.join(folder), format!("{folder}/")));
-    for (folder, prefix) in own.into_iter().chain(folders) {
+    for (folder, prefix) in root.into_iter().chain(folders) {
         let entries = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             entries => entries?,
@@ -99,12 +99,12 @@ fn file_names(data_dir: &Path) -> io::Result<Vec<String>> {
                 && is_allowed(&name)
                 && (prefix.is_empty() || name.ends_with(".json") || name.ends_with(".jsonl"))
             {
-                found.push(name);
+                names.push(name);
             }
         }
     }
-    found.sort();
-    Ok(found)
+    names.sort();
+    Ok(names)
 }
 
 fn holds_lines(name: &str) -> bool {

@@ -28,13 +28,13 @@ pub struct RestoreSummary {
 /// refer to that id.
 pub fn restore_backup(from: &CheckpointLocation, data_dir: &Path) -> Result<RestoreSummary, BackupError> {
     refuse_existing_data(data_dir)?;
-    let found = ArchiveReader::open(from)?;
-    let checked = verify_archive(&found)?;
+    let archive = ArchiveReader::open(from)?;
+    let checked = verify_archive(&archive)?;
     let unfinished = UnfinishedMarker::begin(data_dir)?;
-    let parent_id = found.manifest.journal.id.clone();
-    let journal_id = restore_journal(&found, &unfinished.0.join("journal"))?;
-    restore_files(&found, &unfinished.0)?;
-    restore_checkpoints(&found, &unfinished.0.join(DEFAULT_FOLDER), &journal_id)?;
+    let parent_id = archive.manifest.journal.id.clone();
+    let journal_id = restore_journal(&archive, &unfinished.0.join("journal"))?;
+    restore_files(&archive, &unfinished.0)?;
+    restore_checkpoints(&archive, &unfinished.0.join(DEFAULT_FOLDER), &journal_id)?;
     unfinished.finish(data_dir)?;
     Ok(RestoreSummary { checked, data_dir: data_dir.display().to_string(), journal_id, parent_id })
 }
@@ -42,14 +42,14 @@ pub fn restore_backup(from: &CheckpointLocation, data_dir: &Path) -> Result<Rest
 fn refuse_existing_data(data_dir: &Path) -> Result<(), BackupError> {
     let refused = |what: &str| {
         Err(BackupError::Refused(format!(
-            "{} {what}: name a folder that is not there yet, or an empty one",
+            "{} {what}: name a folder that does not exist yet, or an empty one",
             data_dir.display()
         )))
     };
     let first = fs::read_dir(data_dir).map(|mut entries| entries.next());
     match first {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => refused("is not a folder that can be read"),
+        Err(_) => refused("is not a readable folder"),
         Ok(None) => Ok(()),
         Ok(Some(_)) => refused("is not empty"),
     }
@@ -63,7 +63,10 @@ impl UnfinishedMarker {
     fn begin(data_dir: &Path) -> Result<UnfinishedMarker, BackupError> {
         let absolute = std::path::absolute(data_dir).map_err(BackupError::io(data_dir))?;
         let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-            return Err(BackupError::Refused(format!("{} is no name for a folder", data_dir.display())));
+            return Err(BackupError::Refused(format!(
+                "{} is not the name of a folder: write the path of the data directory to make",
+                data_dir.display()
+            )));
         };
         fs::create_dir_all(parent).map_err(BackupError::io(parent))?;
         let path = parent.join(format!(".{}.restoring-{}", name.display(), std::process::id()));
@@ -96,10 +99,10 @@ fn sync_folders(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-fn restore_journal(found: &ArchiveReader, dir: &Path) -> Result<String, BackupError> {
-    let part = &found.manifest.journal;
+fn restore_journal(archive: &ArchiveReader, dir: &Path) -> Result<String, BackupError> {
+    let part = &archive.manifest.journal;
     let mut copy = JournalCopy::create(dir, &part.begins)?;
-    found.each_block(&mut |key, stored| Ok(copy.push_block(key, stored)?))?;
+    archive.each_block(&mut |key, stored| Ok(copy.push_block(key, stored)?))?;
     let parent = part.id.as_deref().and_then(JournalId::parse);
     let parent = parent.map(|id| ParentJournal { id, ends: part.ends.clone() });
     let id = copy.finish(&part.ends, parent)?;
@@ -109,16 +112,17 @@ fn restore_journal(found: &ArchiveReader, dir: &Path) -> Result<String, BackupEr
     Ok(id)
 }
 
-fn restore_files(found: &ArchiveReader, data_dir: &Path) -> Result<(), BackupError> {
-    for piece in &found.manifest.files {
+fn restore_files(archive: &ArchiveReader, data_dir: &Path) -> Result<(), BackupError> {
+    for piece in &archive.manifest.files {
         if !files::is_allowed(&piece.file) {
-            return Err(found.damaged(format!("it names the file {:?}", piece.file)));
+            return Err(archive
+                .damaged(format!("its manifest names the file {:?}, which no backup holds", piece.file)));
         }
         let path = data_dir.join(&piece.file);
         if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
             DirBuilder::new().mode(0o700).create(folder).map_err(BackupError::io(folder))?;
         }
-        let content = found.read(&piece.object)?;
+        let content = archive.read(&piece.object)?;
         let written =
             File::options().append(true).create(true).mode(0o600).open(&path).and_then(|mut file| {
                 file.write_all(&content)?;
@@ -131,9 +135,9 @@ fn restore_files(found: &ArchiveReader, data_dir: &Path) -> Result<(), BackupErr
 
 /// Restores the checkpoints. They refer to the copied journal, and the restored one has the same
 /// records, so its id replaces the old one.
-fn restore_checkpoints(found: &ArchiveReader, folder: &Path, journal_id: &str) -> Result<(), BackupError> {
-    let names = found.checkpoint_names()?;
-    let (from, to) = (found.checkpoints()?, BlobStore::open(&CheckpointLocation::Folder(folder.into()))?);
+fn restore_checkpoints(archive: &ArchiveReader, folder: &Path, journal_id: &str) -> Result<(), BackupError> {
+    let names = archive.checkpoint_names()?;
+    let (from, to) = (archive.checkpoints()?, BlobStore::open(&CheckpointLocation::Folder(folder.into()))?);
     for name in names {
         let mut manifest = from.read_manifest(name)?;
         if let Some(log) = manifest.logs.get_mut(journal::SOURCE_NAME).filter(|log| log.id.is_some()) {

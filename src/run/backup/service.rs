@@ -53,7 +53,7 @@ impl Drop for BackupService {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!("what copies the journal has panicked");
+            tracing::error!("the thread that copies the journal has panicked");
         }
         let _ = fs::remove_file(&self.socket);
     }
@@ -83,12 +83,12 @@ impl BackupServer {
                 Ok((stream, _)) => match self.answer(&stream) {
                     Ok(()) => tracing::info!("the journal was copied for a backup"),
                     Err(error) => {
-                        tracing::warn!(%error, "the copy of the journal for a backup has ended early")
+                        tracing::warn!(%error, "a copy of the journal for a backup failed; `swelter backup` reports it and can be repeated")
                     }
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(POLL_INTERVAL),
                 Err(error) => {
-                    tracing::warn!(%error, "backups cannot be taken just now");
+                    tracing::warn!(%error, "the socket for backups accepts no connection; it is retried");
                     thread::sleep(POLL_INTERVAL * 5);
                 }
             }
@@ -105,7 +105,7 @@ impl BackupServer {
             parse_line(&lines.next(CLIENT_TIMEOUT)?.ok_or(io::ErrorKind::UnexpectedEof)?)?;
         if backup != 1 {
             return Err(io::Error::other(format!(
-                "version {backup} of the copy is asked for, this program knows 1"
+                "the client requests version {backup} of the copy protocol, and this swelter has version 1"
             )));
         }
         let _held = self.journal.block_trimming();
@@ -124,7 +124,9 @@ impl BackupServer {
         // The client still copies the checkpoints.
         match lines.next(MAX_BACKUP_TIME.saturating_sub(began.elapsed()))? {
             None => Ok(()),
-            Some(_) => Err(io::Error::other("there is nothing more to ask for")),
+            Some(_) => {
+                Err(io::Error::other("the client sent a request that the copy protocol does not have"))
+            }
         }
     }
 
@@ -140,7 +142,7 @@ impl BackupServer {
                     .stop
                     .load(Ordering::Relaxed)
                 {
-                    true => Err(io::Error::other("the service stops")),
+                    true => Err(io::Error::other("the service is stopping")),
                     false => write_block(out, key, stored),
                 });
             match copied {
@@ -164,8 +166,8 @@ impl LineReader<'_> {
         let deadline = Instant::now() + patience;
         let mut line = Vec::new();
         loop {
-            let left = LINE_BYTES.saturating_sub(line.len() as u64);
-            match self.reader.by_ref().take(left).read_until(b'\n', &mut line) {
+            let max_bytes = LINE_BYTES.saturating_sub(line.len() as u64);
+            match self.reader.by_ref().take(max_bytes).read_until(b'\n', &mut line) {
                 Ok(_) if line.ends_with(b"\n") => return Ok(Some(line)),
                 Ok(_) if line.is_empty() => return Ok(None),
                 Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -174,7 +176,7 @@ impl LineReader<'_> {
                 Err(error) => return Err(error),
             }
             if self.stop.load(Ordering::Relaxed) {
-                return Err(io::Error::other("the service stops"));
+                return Err(io::Error::other("the service is stopping"));
             }
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -198,7 +200,7 @@ impl Write for StallingWriter<'_> {
                 done => return done,
             }
             if self.stop.load(Ordering::Relaxed) {
-                return Err(io::Error::other("the service stops"));
+                return Err(io::Error::other("the service is stopping"));
             }
             if Instant::now() > deadline {
                 return Err(io::ErrorKind::TimedOut.into());

@@ -46,7 +46,7 @@ pub struct CheckpointCandidates<'a> {
     /// One of them belongs to these logs, so older ones may belong to other logs.
     has_own: bool,
     /// The newest checkpoint that is ahead of a sink, and how far.
-    lacking: Option<(CheckpointName, String)>,
+    uncovered: Option<(CheckpointName, String)>,
     /// Why others cannot be used, newest first, as of the last listing.
     unusable: Vec<String>,
     lists: u32,
@@ -65,7 +65,7 @@ impl<'a> CheckpointCandidates<'a> {
             beginning,
             tried: BTreeSet::new(),
             has_own: false,
-            lacking: None,
+            uncovered: None,
             unusable: Vec::new(),
             lists: 0,
         }
@@ -90,7 +90,7 @@ impl<'a> CheckpointCandidates<'a> {
             }
         }
         Err(RunError::Failed(
-            "checkpoints are given up faster than one can be loaded: set checkpoints.keep or checkpoints.every higher"
+            "checkpoints are removed faster than one can be loaded: raise checkpoints.keep or checkpoints.every"
                 .into(),
         ))
     }
@@ -106,33 +106,31 @@ impl<'a> CheckpointCandidates<'a> {
         let name = manifest.name();
         let verdict = self.compare(manifest)?;
         self.has_own |= verdict == LogVerdict::Same;
-        let lacks = missing_in_sinks(manifest, written, self.beginning.partitions);
+        let missing_records = missing_in_sinks(manifest, written, self.beginning.partitions);
         let why = match verdict {
             LogVerdict::Copy(why) if self.beginning.adopt_logs => {
-                tracing::info!(checkpoint = %name, "a copy of the logs is gone on with: {why}");
-                lacks.clone()
+                tracing::info!(checkpoint = %name, "the logs are a copy of those that were read, and --adopt-logs allows it: the checkpoint is used: {why}");
+                missing_records.clone()
             }
             LogVerdict::Another(why) | LogVerdict::Copy(why) if self.has_own => Some(why),
             LogVerdict::Another(why) => return Err(self.of_another_service(name, &why, false)),
             LogVerdict::Copy(why) => return Err(self.of_another_service(name, &why, true)),
             LogVerdict::Behind(why) if !self.has_own && !self.beginning.adopt_logs => {
                 return Err(RunError::Failed(format!(
-                    "the newest checkpoint in {}, {name}, includes more than the log has ({why}): it was restored from an older copy, or two have \
-                     gone on from one. Restore the newer log; to go on with this one, without what the checkpoint includes, start it once \
-                     with --adopt-logs; to leave the checkpoints to another service, give this one a place of its own with checkpoints.url",
+                    "the newest checkpoint in {}, {name}, includes more records than the log has ({why}): the log was restored from an older copy, or two services have continued the same one. Restore the newer log; to continue with this log, without the records that only the checkpoint includes, start once with --adopt-logs; to leave the checkpoints to another service, set checkpoints.url to another location",
                     self.checkpoints.location()
                 )));
             }
-            LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => lacks.clone().or(Some(why)),
-            LogVerdict::Same => lacks.clone(),
+            LogVerdict::Behind(why) | LogVerdict::Unreachable(why) => missing_records.clone().or(Some(why)),
+            LogVerdict::Same => missing_records.clone(),
         };
         // A usable copy that was adopted counts as a checkpoint of these logs.
         self.has_own |= why.is_none();
         if let Some(why) = &why {
-            tracing::warn!(checkpoint = %name, "a checkpoint is not used: {why}");
+            tracing::warn!(checkpoint = %name, "a checkpoint cannot be used, and an older one is tried: {why}");
         }
-        if let (Some(lacks), None) = (lacks, &self.lacking) {
-            self.lacking = Some((name, lacks));
+        if let (Some(missing_records), None) = (missing_records, &self.uncovered) {
+            self.uncovered = Some((name, missing_records));
         }
         Ok(why.is_none())
     }
@@ -147,16 +145,15 @@ impl<'a> CheckpointCandidates<'a> {
     }
 
     fn of_another_service(&self, name: CheckpointName, why: &str, is_copy: bool) -> RunError {
-        let place = self.checkpoints.location();
+        let location = self.checkpoints.location();
         let remedy = match is_copy {
             true => {
-                "if this log is a copy of that one, or a restored one, start once with --adopt-logs; if not"
+                "if this log is a copy or a restored backup of that one, start once with --adopt-logs; if not"
             }
-            false => "restore the log that it was made of; if it is another service's",
+            false => "restore the log that it was made of; if the checkpoint belongs to another service",
         };
         RunError::Failed(format!(
-            "the newest checkpoint in {place}, {name}, was made of another log ({why}), and a place for checkpoints belongs to one service: \
-             {remedy}, give this one a place of its own with checkpoints.url, or begin with another data directory"
+            "the newest checkpoint in {location}, {name}, was made of another log ({why}), and each service needs a location of its own for checkpoints: {remedy}, set checkpoints.url to another location, or start with another data directory"
         ))
     }
 
@@ -169,12 +166,11 @@ impl<'a> CheckpointCandidates<'a> {
         for (partition, start) in self.beginning.partitions {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
             if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
-                let shown = self.unusable.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join("; ");
+                let listed = self.unusable.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join("; ");
                 let more = self.unusable.len().saturating_sub(MAX_NAMED);
                 let more = if more > 0 { format!("; and {more} more") } else { String::new() };
                 return Err(RunError::Failed(format!(
-                    "none of the checkpoints in {} can be used ({shown}{more}), and the logs do not reach back to their beginnings (source {}: {why}): \
-                     put the right files back in their places, or restore a backup with `swelter restore` into a new data directory",
+                    "none of the checkpoints in {} can be used ({listed}{more}), and the logs do not reach back to their beginnings (source {}: {why}): restore the missing or damaged files, or restore a backup with `swelter restore` into a new data directory",
                     self.checkpoints.location(),
                     partition.source,
                 )));
@@ -189,14 +185,12 @@ impl<'a> CheckpointCandidates<'a> {
 
     /// Refuses the start if the logs lack records that a checkpoint includes and a sink needs.
     fn refuse_uncovered_sinks(&self) -> Result<(), RunError> {
-        let Some((name, lacks)) = &self.lacking else { return Ok(()) };
+        let Some((name, missing_records)) = &self.uncovered else { return Ok(()) };
         for (partition, start) in self.beginning.partitions {
             let check = || (self.beginning.check)(&partition.source, partition.partition, (*start).into());
             if let Err(why) = retry_until_answered(check, LOG_TIMEOUT, LOG_RETRY)? {
                 return Err(RunError::Failed(format!(
-                    "the checkpoint {name} includes what was not written ({lacks}), and that cannot be computed again ({why}): if the sink is new, \
-                     leave the sink out; if it was written before, configure it as it was, or restore its progress topic or folder; to begin anew, \
-                     take another data directory and another place for checkpoints, and send the readings again"
+                    "the checkpoint {name} includes records whose results a sink lacks ({missing_records}), and the log no longer has them ({why}): if the sink is new, remove it from the configuration; if it was written before, configure it as it was, or restore its progress topic or folder; to begin anew, name another data directory and another location for checkpoints, and send the readings again"
                 )));
             }
         }
@@ -217,17 +211,20 @@ pub(super) fn missing_in_sinks(
     partitions: &[(PartitionName, u64)],
 ) -> Option<String> {
     let start_of = |source: &str, partition: u32| {
-        let known =
+        let partition_start =
             partitions.iter().find(|(name, _)| *name.source == *source && name.partition == partition);
-        known.map_or(0, |(_, start)| *start)
+        partition_start.map_or(0, |(_, start)| *start)
     };
     let of_shard = |shard: &DurableShard| {
         positions(manifest).filter(|(source, ..)| shard.is_of(source)).find_map(|(source, partition, at)| {
             // A partition without a recorded position was not read beyond its start.
-            let has = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
-            let has = has.unwrap_or_else(|| start_of(source, partition));
-            (has < at).then(|| {
-                format!("{} is complete up to {source}/{partition}/{has}, it up to {at}", shard.sink)
+            let written_until = shard.positions.get(source).and_then(|of| of.get(&partition)).copied();
+            let written_until = written_until.unwrap_or_else(|| start_of(source, partition));
+            (written_until < at).then(|| {
+                format!(
+                    "{} is complete up to {source}/{partition}/{written_until}, the checkpoint up to {at}",
+                    shard.sink
+                )
             })
         })
     };
@@ -245,9 +242,7 @@ pub(super) fn retry_until_answered<T>(
         match ask() {
             Ok(answer) => return Ok(Ok(answer)),
             Err(SourceError::Transient(why)) if Instant::now() >= deadline => {
-                return Err(RunError::Failed(format!(
-                    "whether checkpoints fit the logs cannot be found out: {why}"
-                )));
+                return Err(RunError::Failed(format!("checkpoints cannot be compared with the logs: {why}")));
             }
             Err(SourceError::Transient(_)) => thread::sleep(retry),
             Err(error) => return Ok(Err(error.to_string())),

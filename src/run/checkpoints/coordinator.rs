@@ -46,7 +46,7 @@ struct PendingCheckpoint {
     barrier: CheckpointBarrier,
     began: Instant,
     /// Its last progress, and the time of that.
-    seen: PendingProgress,
+    progress: PendingProgress,
     since: Instant,
     /// Set once its epoch is complete.
     aligned: Option<AlignedBarrier>,
@@ -95,7 +95,7 @@ impl CheckpointCoordinator {
         self.start_if_due(shared);
         let files = self.parts.writers.written_files();
         if self.pending.as_mut().is_some_and(|pending| pending.is_stalled(files, STALL_TIMEOUT)) {
-            self.cancel("it makes no progress");
+            self.cancel("no file of it was written for too long");
         }
         self.publish_if_complete();
     }
@@ -161,7 +161,7 @@ impl CheckpointCoordinator {
             match publishing.join() {
                 Ok(Ok(manifest)) => self.finish(manifest),
                 Ok(Err(error)) => self.cancel(&error.to_string()),
-                Err(_) => self.cancel("its publisher has panicked"),
+                Err(_) => self.cancel("the thread that publishes it has panicked"),
             }
             return;
         }
@@ -188,7 +188,7 @@ impl CheckpointCoordinator {
     fn finish(&mut self, manifest: Manifest) {
         if let Some(pending) = self.pending.take() {
             let took = pending.began.elapsed();
-            tracing::debug!(checkpoint = %manifest.name(), full = pending.barrier.full, ?took, "a checkpoint is published");
+            tracing::debug!(checkpoint = %manifest.name(), full = pending.barrier.full, ?took, "a checkpoint was published");
             metrics::gauge!("swelter_checkpoint_seconds").set(took.as_secs_f64());
         }
         metrics::gauge!("swelter_checkpoint_epoch").set(manifest.epoch as f64);
@@ -201,7 +201,9 @@ impl CheckpointCoordinator {
     /// Cancels the pending checkpoint. The next one is full, since this one may or may not have
     /// been published.
     fn cancel(&mut self, why: &str) {
-        tracing::warn!("a checkpoint could not be made; the next one is tried in its turn: {why}");
+        tracing::warn!(
+            "a checkpoint failed; the next one is full and follows after checkpoints.every: {why}"
+        );
         metrics::counter!("swelter_checkpoint_failures_total").increment(1);
         self.last = None;
         self.retry_due = true;
@@ -219,7 +221,7 @@ impl PendingCheckpoint {
         PendingCheckpoint {
             barrier,
             began: now,
-            seen: PendingProgress { is_aligned: false, parts: 0, files },
+            progress: PendingProgress { is_aligned: false, parts: 0, files },
             since: now,
             aligned: None,
             parts: BTreeMap::new(),
@@ -231,8 +233,8 @@ impl PendingCheckpoint {
     /// own.
     fn is_stalled(&mut self, files: u64, timeout: Duration) -> bool {
         let now = PendingProgress { is_aligned: self.aligned.is_some(), parts: self.parts.len(), files };
-        if self.seen != now || self.publishing.is_some() {
-            (self.seen, self.since) = (now, Instant::now());
+        if self.progress != now || self.publishing.is_some() {
+            (self.progress, self.since) = (now, Instant::now());
         }
         self.since.elapsed() > timeout
     }
@@ -247,7 +249,9 @@ fn spawn_sweep(repository: &CheckpointRepository) -> Result<(), RunError> {
     let (checkpoints, generation) = (repository.checkpoints.clone(), repository.generation.clone());
     let sweep = move || {
         if let Err(error) = checkpoints.remove_orphaned_files(&generation) {
-            tracing::warn!("what earlier runs have left of checkpoints cannot be removed yet: {error}");
+            tracing::warn!(
+                "unfinished checkpoints of earlier runs cannot be removed now; the next start tries again: {error}"
+            );
         }
     };
     thread::Builder::new().name("sweep".into()).spawn(sweep).map(drop).map_err(RunError::Threads)

@@ -19,7 +19,7 @@ pub fn checkpoint_place(plan: &ServicePlan, in_data_dir: bool) -> Option<String>
     match &checkpoints.location {
         _ if !checkpoints.is_configured && !in_data_dir => {
             tracing::info!(
-                "there are no checkpoints, so every start reads all of the logs: see checkpoints.url"
+                "no location for checkpoints is configured, so every start reads all of the logs: set checkpoints.url"
             );
             None
         }
@@ -32,16 +32,16 @@ pub fn checkpoint_place(plan: &ServicePlan, in_data_dir: bool) -> Option<String>
 }
 
 /// Opens the checkpoints at such a location.
-pub fn open_checkpoints(place: &str) -> Result<Checkpoints, RunError> {
+pub fn open_checkpoints(location_text: &str) -> Result<Checkpoints, RunError> {
     let location: CheckpointLocation =
-        place.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
+        location_text.parse().map_err(|error| RunError::Failed(format!("checkpoints.url: {error}")))?;
     Ok(Checkpoints::open(&location)?)
 }
 
 /// The topics whose records are included in the newest readable checkpoint.
 pub fn topics_in_checkpoints(plan: &ServicePlan, in_data_dir: bool) -> Result<BTreeSet<String>, RunError> {
-    let Some(place) = checkpoint_place(plan, in_data_dir) else { return Ok(BTreeSet::new()) };
-    let checkpoints = open_checkpoints(&place)?;
+    let Some(location) = checkpoint_place(plan, in_data_dir) else { return Ok(BTreeSet::new()) };
+    let checkpoints = open_checkpoints(&location)?;
     let newest = checkpoints.list_names()?.into_iter().find_map(|name| checkpoints.read_manifest(name).ok());
     let Some(Manifest { positions, identity, .. }) = newest else { return Ok(BTreeSet::new()) };
     Ok(positions.keys().filter_map(|source| topic_of(&identity, source)).collect())

@@ -44,16 +44,16 @@ pub fn choose_checkpoint_settings(
     log_ids: BTreeMap<String, String>,
     generation: &str,
 ) -> Result<Option<CheckpointSettings>, RunError> {
-    let Some(place) = checkpoint_place(plan, in_data_dir) else { return Ok(None) };
-    let name = open_checkpoints(&place)?.unused_generation_name(generation)?;
+    let Some(location) = checkpoint_place(plan, in_data_dir) else { return Ok(None) };
+    let name = open_checkpoints(&location)?.unused_generation_name(generation)?;
     if name != generation {
         tracing::info!(
             generation,
             named = name,
-            "generations are counted anew: in the names of checkpoints they go on"
+            "the generation count has restarted below that of earlier checkpoints; the names of checkpoints continue the earlier count"
         );
     }
-    Ok(Some(CheckpointSettings { place, generation: name, log_ids }))
+    Ok(Some(CheckpointSettings { place: location, generation: name, log_ids }))
 }
 
 /// The settings that decide results.
@@ -68,7 +68,9 @@ fn results_identity(plan: &ServicePlan) -> BTreeMap<String, String> {
 impl CheckpointRepository {
     pub fn open(plan: &ServicePlan, settings: &CheckpointSettings) -> Result<CheckpointRepository, RunError> {
         let CheckpointSettings { place, generation, log_ids } = settings.clone();
-        let without = || RunError::Failed("checkpoints: this process has none in its configuration".into());
+        let without = || {
+            RunError::Failed("process 0 restores a checkpoint, and this process has no checkpoints configured: give all processes the same configuration".into())
+        };
         Ok(CheckpointRepository {
             checkpoints: open_checkpoints(&place)?,
             plan: plan.checkpoints.clone().ok_or_else(without)?,
@@ -101,10 +103,10 @@ impl CheckpointRepository {
         let indexes: HashMap<PartitionName, PartitionIndex> =
             (0..).map(PartitionIndex).zip(partitions.names()).map(|(index, name)| (name, index)).collect();
         let mut cities: HashMap<PartitionIndex, Vec<RestoredCity>> = HashMap::new();
-        for known in self.checkpoints.admission_states(&manifest, &|_| true)? {
-            if let Some(index) = indexes.get(&known.partition) {
-                let readings = u32::try_from(known.readings).unwrap_or(u32::MAX);
-                let city = RestoredCity { city: known.city, high: known.high, readings };
+        for state in self.checkpoints.admission_states(&manifest, &|_| true)? {
+            if let Some(index) = indexes.get(&state.partition) {
+                let readings = u32::try_from(state.readings).unwrap_or(u32::MAX);
+                let city = RestoredCity { city: state.city, high: state.high, readings };
                 cities.entry(*index).or_default().push(city);
             }
         }
@@ -148,8 +150,7 @@ impl CheckpointRepository {
         let read = read.and_then(|manifest| self.checkpoints.verify_contents(&manifest));
         match read.map_err(|error| (load_failure(&error).kind, error)) {
             Ok(_) if process != 0 => Err(RunError::Failed(format!(
-                "process {process}: {why}: but process 0 can read all of it, so it is not the same store: make sure that all processes \
-                 reach the same checkpoints"
+                "process {process}: {why}: but process 0 can read all of this checkpoint, so the two read different stores: give all processes the same checkpoints.url, or a file system that they share"
             ))),
             // It was removed meanwhile, or can be read now.
             Ok(_) | Err((LoadFailureKind::Missing, _)) => Ok(()),
@@ -161,7 +162,7 @@ impl CheckpointRepository {
                 tracing::warn!(
                     checkpoint = %name,
                     path,
-                    "a file of a checkpoint is damaged: it is renamed to end in .damaged; with the right file in its place, what needs it is used again"
+                    "a file of a checkpoint is damaged: it was renamed to end in .damaged, and an older checkpoint is tried; restore the right file, and checkpoints that need it can be used again"
                 );
                 Ok(())
             }
@@ -200,14 +201,15 @@ impl CheckpointRepository {
             restored.map_or_else(Default::default, |restored| (restored.workers, restored.cities));
         states.resize_with(workers, WorkerState::default);
         for state in &mut states {
-            let (own, checkpoints) = (Arc::clone(parts), self.checkpoints.clone());
-            let done =
+            let (written_parts, checkpoints) = (Arc::clone(parts), self.checkpoints.clone());
+            let on_part =
                 Box::new(move |barrier: CheckpointBarrier, _, part: Result<WorkerPart, CheckpointError>| {
-                    let unwanted = own.add(barrier, part.map_err(|error| error.to_string()));
+                    let unwanted = written_parts.add(barrier, part.map_err(|error| error.to_string()));
                     checkpoints.discard_parts(unwanted.as_slice());
                 });
             let (checkpoints, writers) = (self.checkpoints.clone(), Arc::clone(&parts.writers));
-            let writer = PartWriter::spawn(checkpoints, &self.generation, partitions.clone(), writers, done);
+            let writer =
+                PartWriter::spawn(checkpoints, &self.generation, partitions.clone(), writers, on_part);
             state.snapshots = Some(Box::new(writer.map_err(RunError::Threads)?));
         }
         Ok(RestoredWorkers::new(states, cities))

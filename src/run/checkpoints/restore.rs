@@ -32,9 +32,9 @@ pub fn restore_newest(
             ControlEvent::CheckpointLoaded(loaded) => Some(loaded.err()),
             _ => None,
         };
-        let all = lead.order(member, ControlCommand::LoadCheckpoint(request), loaded)?;
+        let all = lead.execute_everywhere(member, ControlCommand::LoadCheckpoint(request), loaded)?;
         if repository.verdict(&manifest, all, context.is_following)? {
-            tracing::info!(checkpoint = name, took = ?began.elapsed(), "a checkpoint is taken up");
+            tracing::info!(checkpoint = name, took = ?began.elapsed(), "a checkpoint was restored");
             return Ok(Some(manifest));
         }
     }
@@ -44,7 +44,7 @@ pub fn restore_newest(
 /// The start position of a partition; without a checkpoint it is `start`.
 pub fn restored_position(manifest: Option<&Manifest>, name: &PartitionName, start: u64) -> LogPosition {
     let Some(Manifest { positions, logs, .. }) = manifest else { return start.into() };
-    let known = positions.get(&*name.source).and_then(|of| of.get(&name.partition));
+    let recorded = positions.get(&*name.source).and_then(|of| of.get(&name.partition));
     let before = logs.get(&*name.source).and_then(|log| log.before.get(&name.partition));
-    known.map_or(start.into(), |position| LogPosition { position: *position, before: before.copied() })
+    recorded.map_or(start.into(), |position| LogPosition { position: *position, before: before.copied() })
 }

@@ -82,7 +82,7 @@ fn damaged(kept: &CheckpointRepository, folder: &Path, epoch: u64) -> Manifest {
     fs::create_dir_all(folder.join(&path).parent().unwrap()).unwrap();
     fs::write(folder.join(&path), "PAR1").unwrap();
     let cities = FileEntry { path, bytes: 4, rows: 1, xxh3: "0123456789abcdef".into() };
-    let segments = vec![StateSegment { shard: 0, cities, readings: None }];
+    let segments = vec![StateSegment { shard: 0, cities, readings: None, format: 1 }];
     let part = WorkerPart { barrier: CheckpointBarrier { checkpoint: epoch, full: true }, epoch, segments };
     let manifest = Manifest::new(cut("1-a", epoch, [5, 5]), vec![part], None).unwrap();
     kept.checkpoints.publish(&manifest).unwrap();
@@ -170,7 +170,7 @@ fn only_locally_damaged_files_are_quarantined() {
     // A checkpoint that process 0 can read is neither damaged nor missing.
     for kind in [Damaged, Missing] {
         let line = kept.verdict(&whole, vec![None, failed(kind)], false).unwrap_err().to_string();
-        assert!(line.contains("process 1") && line.contains("not the same store"), "{line}");
+        assert!(line.contains("process 1") && line.contains("the two read different stores"), "{line}");
     }
     assert!(!kept.verdict(&whole, vec![failed(Damaged), None], false).unwrap(), "it was read better since");
     assert!(!kept.verdict(&whole, vec![None, failed(Unfit)], false).unwrap());
@@ -221,6 +221,24 @@ fn checkpoints_published_during_restore_are_candidates() {
     assert_eq!(epochs, [2, 3, 4]);
 }
 
+type WrittenPositions<'a> = &'a dyn Fn() -> Result<Vec<DurableShard>, RunError>;
+
+/// The newest checkpoint that fits logs which begin at a position.
+fn next_candidate(
+    kept: &CheckpointRepository,
+    partitions: &[(PartitionName, u64)],
+    begin: u64,
+    written: WrittenPositions<'_>,
+) -> Result<Option<Manifest>, RunError> {
+    let check = |_: &str, _: u32, at: LogPosition| match at.position >= begin {
+        true => Ok(()),
+        false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
+    };
+    let check = &check;
+    let beginning = RestoreContext { check, partitions, written, is_following: false, adopt_logs: false };
+    CheckpointCandidates::new(kept, &beginning).next()
+}
+
 #[test]
 fn records_missing_in_sinks_must_be_in_logs() {
     let folder = tempfile::tempdir().unwrap();
@@ -228,25 +246,12 @@ fn records_missing_in_sinks_must_be_in_logs() {
     kept.checkpoints.publish(&manifest("1-a", 1, [50, 40])).unwrap();
     let partitions: Vec<_> =
         (0..2).map(|partition| (PartitionName { source: "journal".into(), partition }, 0)).collect();
-    let next = |begin: u64, written_: &dyn Fn() -> Result<Vec<DurableShard>, RunError>| {
-        let check = |_: &str, _: u32, at: LogPosition| match at.position >= begin {
-            true => Ok(()),
-            false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
-        };
-        let beginning = RestoreContext {
-            check: &check,
-            partitions: &partitions,
-            written: written_,
-            is_following: false,
-            adopt_logs: false,
-        };
-        CheckpointCandidates::new(&kept, &beginning).next()
-    };
+    let next = |begin: u64, written: WrittenPositions<'_>| next_candidate(&kept, &partitions, begin, written);
     let nothing = || Ok(vec![written(&[])]);
     let all = || Ok(vec![written(&[("journal", &[(0, 50), (1, 40)])])]);
     assert!(next(0, &nothing).unwrap().is_none(), "everything is written anew");
     let line = next(10, &nothing).unwrap_err().to_string();
-    assert!(line.contains("was not written") && line.contains("it begins at 10"), "{line}");
+    assert!(line.contains("results a sink lacks") && line.contains("it begins at 10"), "{line}");
     assert!(next(10, &all).unwrap().is_some());
     assert!(next(45, &all).unwrap().is_none(), "the log does not go on there");
 }
@@ -260,23 +265,12 @@ fn start_without_checkpoint_names_damage_and_remedy() {
     fs::remove_file(folder.path().join(&file)).unwrap();
     let partitions = [(PartitionName { source: "journal".into(), partition: 0 }, 0)];
     let written = || Ok(vec![]);
-    let next = |begin: u64| {
-        let check = |_: &str, _: u32, at: LogPosition| match at.position >= begin {
-            true => Ok(()),
-            false => Err(SourceError::Fatal(format!("it begins at {begin}"))),
-        };
-        let beginning = RestoreContext {
-            check: &check,
-            partitions: &partitions,
-            written: &written,
-            is_following: false,
-            adopt_logs: false,
-        };
-        CheckpointCandidates::new(&kept, &beginning).next()
-    };
+    let next = |begin: u64| next_candidate(&kept, &partitions, begin, &written);
     assert!(next(0).unwrap().is_none(), "the log reaches back");
     let line = next(1).unwrap_err().to_string();
-    for says in [&*file, "is missing", "it begins at 1", "put the right files back", "swelter restore"] {
+    for says in
+        [&*file, "is missing", "it begins at 1", "restore the missing or damaged files", "swelter restore"]
+    {
         assert!(line.contains(says), "{says}: {line}");
     }
 }
@@ -288,7 +282,7 @@ fn base(kept: &CheckpointRepository, folder: &Path, epoch: u64) -> (Manifest, Pa
     fs::write(folder.join(&path), "PAR1").unwrap();
     let xxh3 = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(b"PAR1"));
     let cities = FileEntry { path: path.clone(), bytes: 4, rows: 1, xxh3 };
-    let segments = vec![StateSegment { shard: 0, cities, readings: None }];
+    let segments = vec![StateSegment { shard: 0, cities, readings: None, format: 1 }];
     let part = WorkerPart { barrier: CheckpointBarrier { checkpoint: epoch, full: true }, epoch, segments };
     let manifest = Manifest::new(cut("1-a", epoch, [5, 5]), vec![part], None).unwrap();
     kept.checkpoints.publish(&manifest).unwrap();
@@ -354,7 +348,7 @@ fn checkpoint_of_a_log_with_another_id_is_not_restored_unless_adopted() {
         CheckpointCandidates::new(kept, &beginning).next().map(|next| next.is_some())
     };
     let refused = next(&kept, false).unwrap_err().to_string();
-    assert!(refused.contains("--adopt-logs") && refused.contains("a place of its own"), "{refused}");
+    assert!(refused.contains("--adopt-logs") && refused.contains("a location of its own"), "{refused}");
     assert_eq!(checked.take(), [None, Some(before)], "what lies before each position is compared");
     assert!(next(&kept, true).unwrap());
     kept.log_ids = id("old");

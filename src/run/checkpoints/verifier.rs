@@ -47,7 +47,7 @@ impl Verifier {
             keep: repository.plan.keep_full,
             verify_every: Duration::from_millis(repository.plan.verify_interval.millis().unsigned_abs()),
             journal,
-            seen: BTreeSet::new(),
+            read: BTreeSet::new(),
             verified: BTreeSet::new(),
             damaged: BTreeSet::new(),
             has_damage: Arc::clone(&has_damage),
@@ -89,7 +89,7 @@ struct VerifierThread {
     verify_every: Duration,
     journal: Option<Arc<Journal>>,
     /// Checkpoints that were read, and those that were intact.
-    seen: BTreeSet<CheckpointName>,
+    read: BTreeSet<CheckpointName>,
     verified: BTreeSet<CheckpointName>,
     /// Objects that are known to be damaged or missing.
     damaged: BTreeSet<String>,
@@ -117,7 +117,7 @@ impl VerifierThread {
                 Ok(()) | Err(CheckpointError::Cancelled) => {}
                 Err(error) => {
                     tracing::warn!(
-                        "checkpoints cannot be read back, so nothing older is given up yet; it is tried again: {error}"
+                        "checkpoints cannot be verified, so no older ones are removed; it is retried: {error}"
                     );
                     due = Instant::now() + STORE_RETRY.min(self.verify_every);
                 }
@@ -132,9 +132,9 @@ impl VerifierThread {
         self.forget_others(&manifests);
         // Newest first, because a start would restore that one.
         for (name, manifest) in manifests.into_iter().rev() {
-            if all || !self.seen.contains(&name) {
+            if all || !self.read.contains(&name) {
                 self.verify_checkpoint(name, manifest)?;
-                self.seen.insert(name);
+                self.read.insert(name);
             }
         }
         if all {
@@ -148,7 +148,7 @@ impl VerifierThread {
     /// Forgets checkpoints that were removed.
     fn forget_others(&mut self, manifests: &[NamedManifest]) {
         let names: BTreeSet<CheckpointName> = manifests.iter().map(|(name, _)| *name).collect();
-        self.seen.retain(|name| names.contains(name));
+        self.read.retain(|name| names.contains(name));
         self.verified.retain(|name| names.contains(name));
         let files = manifests.iter().filter_map(|(_, manifest)| manifest.as_ref().ok());
         let files = files.flat_map(|manifest| manifest.files().map(|file| &file.path));
@@ -206,13 +206,13 @@ impl VerifierThread {
             metrics::counter!("swelter_checkpoint_verified_bytes_total").increment(bytes);
             read += bytes;
             let earliest = began + Duration::from_micros(read * 1_000_000 / BYTES_A_SECOND);
-            while let Some(left) =
-                earliest.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            while let Some(pause) =
+                earliest.checked_duration_since(Instant::now()).filter(|pause| !pause.is_zero())
             {
                 if self.stop.load(Ordering::Relaxed) {
                     break;
                 }
-                thread::sleep(left.min(POLL_INTERVAL));
+                thread::sleep(pause.min(POLL_INTERVAL));
             }
             match self.stop.load(Ordering::Relaxed) {
                 true => Err(CheckpointError::Cancelled),
@@ -241,8 +241,7 @@ impl VerifierThread {
         tracing::warn!(
             checkpoint = %name,
             path,
-            "a file of a checkpoint is damaged: a full checkpoint is made now, and nothing is trimmed before it is whole; the file, if it is there, is \
-             renamed to end in .damaged, and with the right one in its place what needs it is used again: {error}"
+            "a file of a checkpoint is damaged or missing: a full checkpoint is made now, and nothing is trimmed before it is complete; a damaged file is renamed to end in .damaged; restore the right file, and checkpoints that need it can be used again: {error}"
         );
     }
 
@@ -250,13 +249,11 @@ impl VerifierThread {
     /// remaining checkpoints.
     fn trim(&self) -> Result<(), CheckpointError> {
         let trim = || {
-            let kept =
+            let remaining =
                 self.checkpoints.prune_checkpoints(self.keep, &|manifest| self.is_trusted(manifest))?;
             let Some(journal) = &self.journal else { return Ok(()) };
-            if let Err(error) = journal.trim_before(&covered_by_all(&kept, &**journal)) {
-                tracing::warn!(
-                    "what checkpoints cover cannot be removed from the journal; it is tried again: {error}"
-                );
+            if let Err(error) = journal.trim_before(&covered_by_all(&remaining, &**journal)) {
+                tracing::warn!("the journal cannot be trimmed below its checkpoints; it is retried: {error}");
             }
             Ok(())
         };
@@ -294,9 +291,10 @@ pub(super) fn is_of_journal(manifest: &Manifest, id: Option<&String>, journal: &
 }
 
 /// The journal positions that all of these checkpoints include; none if there is no checkpoint.
-pub(super) fn covered_by_all(kept: &[Arc<Manifest>], journal: &dyn Source) -> Vec<(u32, u64)> {
+pub(super) fn covered_by_all(manifests: &[Arc<Manifest>], journal: &dyn Source) -> Vec<(u32, u64)> {
     let of_journal = |manifest: &Arc<Manifest>| manifest.positions.get(journal.name()).cloned();
-    let all: Vec<BTreeMap<u32, u64>> = kept.iter().map(|kept| of_journal(kept).unwrap_or_default()).collect();
+    let all: Vec<BTreeMap<u32, u64>> =
+        manifests.iter().map(|manifest| of_journal(manifest).unwrap_or_default()).collect();
     let Some(newest) = all.first() else { return Vec::new() };
     let least = |partition: &u32| all.iter().map(|of| of.get(partition).copied().unwrap_or(0)).min();
     newest.keys().filter_map(|partition| Some((*partition, least(partition)?))).collect()

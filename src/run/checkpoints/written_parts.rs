@@ -1,7 +1,9 @@
 //! The checkpoint parts that the workers of a process have written.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::checkpoint::{PartWriterControl, WorkerPart};
 use crate::model::CheckpointBarrier;
@@ -20,7 +22,7 @@ impl WrittenParts {
         barrier: CheckpointBarrier,
         part: Result<WorkerPart, String>,
     ) -> Option<WorkerPart> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock();
         if self.writers.is_cancelled(barrier.checkpoint) {
             return part.ok();
         }
@@ -34,16 +36,16 @@ impl WrittenParts {
         checkpoint: u64,
         workers: usize,
     ) -> Option<Vec<Result<WorkerPart, String>>> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock();
         let are_there = written.get(&checkpoint).is_some_and(|parts| parts.len() >= workers);
         are_there.then(|| written.remove(&checkpoint).unwrap_or_default())
     }
 
     /// Cancels this checkpoint and all earlier ones. Returns the parts written so far.
     pub(super) fn cancel(&self, checkpoint: u64) -> Vec<WorkerPart> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written.lock();
         self.writers.cancel_checkpoint(checkpoint);
-        let unwanted = written.extract_if(|known, _| *known <= checkpoint);
+        let unwanted = written.extract_if(|number, _| *number <= checkpoint);
         unwanted.flat_map(|(_, parts)| parts).filter_map(Result::ok).collect()
     }
 }

@@ -57,8 +57,7 @@ impl SinkFacts {
             (plan.sinks.is_empty(), &plan.ingest, plan.sources.iter().find(is_generator))
         {
             return Err(RunError::Failed(format!(
-                "source {}: what is made up is in no log without ingest, so results of it could not be written exactly once: set \
-                 ingest.enabled = true",
+                "source {}: without ingest no log keeps generated readings, so their results cannot be written exactly once: set ingest.enabled = true",
                 source.name
             )));
         }

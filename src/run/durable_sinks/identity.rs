@@ -167,29 +167,27 @@ pub(super) fn check_dead_letters_topic(
     spec: &KafkaSpec,
     progress: &ProgressSnapshot,
 ) -> Result<(), RunError> {
-    let (own, used) = (&source.progress_topic, &spec.plan.progress_topic);
+    let (recorded_in, current) = (&source.progress_topic, &spec.plan.progress_topic);
     if progress.get::<BTreeMap<u32, u64>>(&start_key(name))?.is_some() {
         return Ok(());
     }
     let [first, second] = dead_letter_topics(&source.topic);
-    if own == used && spec.results.is_none() {
+    if recorded_in == current && spec.results.is_none() {
         let cluster = &source.cluster;
         return match topic_admin::first_topic_with_records(cluster, &[&first, &second])?.is_some() {
             false => Ok(()),
-            true => Err(unknown_dead_letters(name, source, used)),
+            true => Err(unknown_dead_letters(name, source, current)),
         };
     }
-    let own_holds = topic_admin::topic_exists(&source.cluster, own)?
-        .then(|| read_progress_topic(&source.cluster, own))
+    let own_holds = topic_admin::topic_exists(&source.cluster, recorded_in)?
+        .then(|| read_progress_topic(&source.cluster, recorded_in))
         .transpose()
         .map_err(SinkError::from)?;
     let start = own_holds.map(|holds| holds.get::<BTreeMap<u32, u64>>(&start_key(name))).transpose()?;
     match start.flatten() {
         None => Ok(()),
         Some(_) => Err(RunError::Failed(format!(
-            "source {name}: its dead letters, where it was first read from, and the answers of its registry are kept in progress topic \
-             {own}, not in {used}, as before there was this sink, or with other properties: set it back; to begin anew, delete {own}, \
-             {first} and {second}"
+            "source {name}: its dead letters, its first positions and the responses of its registry are recorded in progress topic {recorded_in}, not in {current}: the sink was added later, or properties have changed; set the configuration back, or, to begin anew, delete {recorded_in}, {first} and {second}"
         ))),
     }
 }
@@ -198,8 +196,6 @@ pub(super) fn check_dead_letters_topic(
 pub(super) fn unknown_dead_letters(name: &str, source: &KafkaSourcePlan, used: &str) -> RunError {
     let [first, second] = dead_letter_topics(&source.topic);
     RunError::Failed(format!(
-        "source {name}: {first} or {second} holds dead letters, of which progress topic {used} knows nothing: where a sink was removed, set \
-         it back; where {used} was lost, restore it; to begin anew, delete both topics, or they would be written twice \
-         (docs/disaster-recovery.md)"
+        "source {name}: {first} or {second} holds dead letters that progress topic {used} does not know, so they would be written twice: if a sink was removed, set it back; if {used} was lost, restore it; to begin anew, delete both topics of dead letters (docs/disaster-recovery.md)"
     ))
 }

@@ -282,9 +282,9 @@ impl InspectedSinks {
     pub fn durable_shards(&self, snapshots: &[&ProgressSnapshot]) -> Result<Vec<DurableShard>, RunError> {
         let mut all = Vec::new();
         for (at, (inspected, snapshot)) in self.sinks.iter().zip(snapshots).enumerate() {
-            let own = self.dead_letters.iter().filter(|(_, route)| route.sink == at);
+            let routes_of_sink = self.dead_letters.iter().filter(|(_, route)| route.sink == at);
             let has_results = inspected.renderer.is_some();
-            let only = (!has_results).then(|| own.map(|(source, _)| source.clone()).collect());
+            let only = (!has_results).then(|| routes_of_sink.map(|(source, _)| source.clone()).collect());
             for shard in 0..inspected.sink.shards() {
                 let positions = snapshot.shard(shard)?.unwrap_or_default().positions;
                 all.push(DurableShard {
@@ -312,8 +312,8 @@ impl InspectedSinks {
         for (inspected, snapshot) in self.sinks.iter().zip(snapshots).skip(self.kafka.len()) {
             if snapshot.get::<Claim>(CLAIM)?.is_none() {
                 return Err(RunError::Failed(format!(
-                    "cluster.start: the {} holds nothing of the generation that is to be taken over from: start where that one's folders and databases are \
-                     seen; to add a sink, start without --takeover and --standby",
+                    "cluster.start: the {} has no claim of the generation to take over from: start on a host that sees the folders and databases of that \
+                     generation; to add a sink, start without --takeover and --standby",
                     inspected.shown_as
                 )));
             }

@@ -2,7 +2,9 @@
 //! recreated topics.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::identity::unknown_dead_letters;
 use super::specs::{KafkaSpec, SinkSpecs, kafka_sources};
@@ -41,9 +43,20 @@ impl SinkTopics {
             .filter(own)
             .map(|(name, source)| ((*name).to_owned(), source.topic.clone()))
             .collect();
-        let letters: Vec<String> = inputs.values().flat_map(|topic| dead_letter_topics(topic)).collect();
-        let results = spec.topics.iter().filter(|topic| !letters.contains(topic)).cloned().collect();
-        SinkTopics { progress: spec.plan.progress_topic.clone(), results, dead_letters: letters, inputs }
+        let dead_letter_topics_of_inputs: Vec<String> =
+            inputs.values().flat_map(|topic| dead_letter_topics(topic)).collect();
+        let results = spec
+            .topics
+            .iter()
+            .filter(|topic| !dead_letter_topics_of_inputs.contains(topic))
+            .cloned()
+            .collect();
+        SinkTopics {
+            progress: spec.plan.progress_topic.clone(),
+            results,
+            dead_letters: dead_letter_topics_of_inputs,
+            inputs,
+        }
     }
 
     fn all(&self) -> Vec<&str> {
@@ -58,12 +71,12 @@ impl SinkTopics {
     }
 
     /// The topics that the progress says were read or written.
-    fn known(&self, kept: &ProgressSnapshot) -> Result<BTreeSet<&str>, RunError> {
-        if let Some(records) = kept.get::<TopicIdentities>(TOPICS)? {
+    fn recorded_topics(&self, progress: &ProgressSnapshot) -> Result<BTreeSet<&str>, RunError> {
+        if let Some(records) = progress.get::<TopicIdentities>(TOPICS)? {
             return Ok(self.all().into_iter().filter(|topic| records.contains_key(*topic)).collect());
         }
         // Progress written by a version that did not record them.
-        let identity = kept.get::<SinkIdentity>(IDENTITY)?.unwrap_or_default();
+        let identity = progress.get::<SinkIdentity>(IDENTITY)?.unwrap_or_default();
         let has_read = |(source, topic): &(&String, &String)| {
             let made_of = identity.get(&format!("source {source}"));
             made_of.is_some_and(|made_of| made_of.starts_with(&format!("topic {topic} as ")))
@@ -71,11 +84,12 @@ impl SinkTopics {
         let inputs: Vec<&str> =
             self.inputs.iter().filter(has_read).map(|(_, topic)| topic.as_str()).collect();
         let is_of_inputs =
-            |letters: &&String| inputs.iter().any(|topic| dead_letter_topics(topic).contains(letters));
-        let letters: Vec<&str> = self.dead_letters.iter().filter(is_of_inputs).map(String::as_str).collect();
+            |topic: &&String| inputs.iter().any(|input| dead_letter_topics(input).contains(topic));
+        let dead_letters: Vec<&str> =
+            self.dead_letters.iter().filter(is_of_inputs).map(String::as_str).collect();
         let is_written = |topic: &&String| identity.contains_key(&format!("partitions of topic {topic}"));
         let results = self.results.iter().filter(is_written).map(String::as_str);
-        Ok(results.chain(inputs).chain(letters).collect())
+        Ok(results.chain(inputs).chain(dead_letters).collect())
     }
 
     /// Why a run cannot continue with a topic in its present state, with a remedy. `is_compared` is
@@ -86,24 +100,21 @@ impl SinkTopics {
         let is_copy = is_compared && matches!(change, TopicChange::AnotherId { .. });
         let what = match (is_input, topic == progress) {
             (true, _) if is_copy => format!(
-                "what can be compared of its records fits what progress topic {progress} says was read, so it may be a copy or a restored one"
+                "its records, as far as they can be compared, match those that were read according to progress topic {progress}, so it may be a copy or a restored backup"
             ),
-            (true, _) if !is_compared => "it was deleted, or made anew, while it was read".to_owned(),
-            (true, _) => format!("progress topic {progress} says how far it was read"),
-            (false, true) => "it says what was read and written".to_owned(),
+            (true, _) if !is_compared => "it was deleted or recreated while it was read".to_owned(),
+            (true, _) => format!("progress topic {progress} has positions of the earlier topic"),
+            (false, true) => "it holds the positions of all that was read and written".to_owned(),
             (false, false) => {
-                format!("progress topic {progress} says what was written to it, and that does not come again")
+                format!("results that progress topic {progress} records as written to it would be missing")
             }
         };
         let adopt = match is_copy {
-            true => {
-                "if it is a copy with all that the other one had, start once with --adopt-logs; otherwise "
-            }
+            true => "if it is a complete copy, start once with --adopt-logs; otherwise ",
             false => "",
         };
         RunError::Failed(format!(
-            "{change}: {what}: {adopt}restore it and start with --adopt-logs, or begin anew: delete {outputs} \
-             (docs/disaster-recovery.md)"
+            "{change}: {what}: {adopt}restore it and start once with --adopt-logs, or, to begin anew, delete {outputs} (docs/disaster-recovery.md)"
         ))
     }
 }
@@ -112,9 +123,7 @@ impl SinkTopics {
     /// Why a run does not append to outputs that its progress does not know.
     fn refuse_unknown(&self, topic: &str, what: &str) -> RunError {
         RunError::Failed(format!(
-            "topic {topic} holds {what}, of which progress topic {} knows nothing: it was lost, or made anew, or is not the one that they \
-             were written with; they would be written twice: restore it and start with --adopt-logs, name the right one, or begin anew: \
-             delete {} (docs/disaster-recovery.md)",
+            "topic {topic} holds {what} that progress topic {} does not know, so they would be written twice: the progress topic was lost or recreated, or is another one; restore it and start once with --adopt-logs, name the right one, or, to begin anew, delete {} (docs/disaster-recovery.md)",
             self.progress,
             self.outputs()
         ))
@@ -129,20 +138,20 @@ pub fn check_nothing_is_lost(plan: &ServicePlan, in_data_dir: bool) -> Result<()
         let (topics, cluster) = (SinkTopics::of(plan, spec), &spec.plan.cluster);
         let survey = topic_admin::survey_topics(cluster, &topics.all())?;
         let is_gone = |topic: &str| survey.states.get(topic) == Some(&TopicState::Missing);
-        let kept = (!is_gone(&topics.progress))
+        let progress = (!is_gone(&topics.progress))
             .then(|| read_progress_topic(cluster, &topics.progress))
             .transpose()
             .map_err(SinkError::from)?;
-        let is_claimed = |kept: &&ProgressSnapshot| !matches!(kept.get::<Claim>(CLAIM), Ok(None));
-        let known = match kept.as_ref().filter(is_claimed) {
-            Some(kept) => topics.known(kept)?,
+        let is_claimed = |progress: &&ProgressSnapshot| !matches!(progress.get::<Claim>(CLAIM), Ok(None));
+        let known = match progress.as_ref().filter(is_claimed) {
+            Some(progress) => topics.recorded_topics(progress)?,
             None => {
                 check_progress_is_new(plan, spec, &topics, cluster)?;
                 BTreeSet::new()
             }
         };
-        if let Some(gone) = known.into_iter().find(|topic| is_gone(topic)) {
-            return Err(topics.refuse(&TopicChange::Gone { topic: gone.to_owned() }, true));
+        if let Some(missing) = known.into_iter().find(|topic| is_gone(topic)) {
+            return Err(topics.refuse(&TopicChange::Gone { topic: missing.to_owned() }, true));
         }
         check_checkpoints(plan, in_data_dir, topics.inputs.values().filter(|topic| is_gone(topic)))?;
     }
@@ -161,16 +170,16 @@ fn check_progress_is_new(
         return Err(topics.refuse_unknown(&topic, "results"));
     }
     for (name, source) in kafka_sources(plan).filter(|(name, _)| topics.inputs.contains_key(*name)) {
-        let letters = dead_letter_topics(&source.topic);
-        let letters = [&*letters[0], &*letters[1]];
+        let [first, second] = &dead_letter_topics(&source.topic);
+        let dead_letters = [&**first, &**second];
         let is_own = spec.results.is_none() && source.progress_topic == topics.progress;
-        if is_own && topic_admin::first_topic_with_records(cluster, &letters)?.is_some() {
+        if is_own && topic_admin::first_topic_with_records(cluster, &dead_letters)?.is_some() {
             return Err(unknown_dead_letters(name, source, &topics.progress));
         }
         // New results may be written beside others of the same input, whose dead letters exist.
         let written = topic_admin::first_topic_with_header(
             cluster,
-            &letters,
+            &dead_letters,
             (dead_letter_headers::PROGRESS, &topics.progress),
         )?;
         if let Some(topic) = written {
@@ -184,18 +193,17 @@ fn check_progress_is_new(
 fn check_checkpoints<'a>(
     plan: &ServicePlan,
     in_data_dir: bool,
-    gone: impl Iterator<Item = &'a String>,
+    missing: impl Iterator<Item = &'a String>,
 ) -> Result<(), RunError> {
-    let gone: Vec<&String> = gone.collect();
-    if gone.is_empty() {
+    let missing: Vec<&String> = missing.collect();
+    if missing.is_empty() {
         return Ok(());
     }
     let known = topics_in_checkpoints(plan, in_data_dir)?;
-    match gone.into_iter().find(|topic| known.contains(*topic)) {
+    match missing.into_iter().find(|topic| known.contains(*topic)) {
         None => Ok(()),
         Some(topic) => Err(RunError::Failed(format!(
-            "topic {topic} is gone, and checkpoints include what was read of it: restore it and start with --adopt-logs, or begin anew: \
-             name another place for checkpoints (checkpoints.url) (docs/disaster-recovery.md)"
+            "topic {topic} is gone, and checkpoints include its records: restore it and start once with --adopt-logs, or, to begin anew, name another location for checkpoints (checkpoints.url) (docs/disaster-recovery.md)"
         ))),
     }
 }
@@ -222,10 +230,10 @@ impl RecordedTopics {
     }
 
     /// Refuses topics that differ from the recorded ones. Positions in them were checked before.
-    pub(super) fn check(&self, kept: &[ProgressSnapshot]) -> Result<(), RunError> {
+    pub(super) fn check(&self, snapshots: &[ProgressSnapshot]) -> Result<(), RunError> {
         let mut all = Vec::new();
-        for ((topics, cluster), kept) in self.topics.iter().zip(&self.clusters).zip(kept) {
-            let recorded = kept.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
+        for ((topics, cluster), snapshot) in self.topics.iter().zip(&self.clusters).zip(snapshots) {
+            let recorded = snapshot.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
             let survey = topic_admin::survey_topics(cluster, &topics.all())?;
             all.push(self.check_sink(topics, recorded, &survey)?);
         }
@@ -246,7 +254,7 @@ impl RecordedTopics {
             match record.detect_change(topic, state, is_written) {
                 None => {}
                 Some(change @ TopicChange::AnotherId { .. }) if self.adopt => {
-                    tracing::warn!("{change}: it is gone on with, as --adopt-logs says");
+                    tracing::warn!("{change}: the run continues with it, because --adopt-logs allows it");
                 }
                 Some(change) => return Err(topics.refuse(&change, true)),
             }
@@ -277,8 +285,8 @@ impl RecordedTopics {
     }
 
     /// Starts recording changes.
-    pub(super) fn install_writers(&self, keepers: Vec<ProgressWriter>) {
-        let _ = self.writers.set(keepers);
+    pub(super) fn install_writers(&self, writers: Vec<ProgressWriter>) {
+        let _ = self.writers.set(writers);
     }
 
     /// Checks the topics regularly. `failed` receives the reason if the run cannot continue.
@@ -300,29 +308,29 @@ impl RecordedTopics {
     /// Records that topics have been written to. From then on, an empty topic of the same name is a
     /// different one.
     fn record_written(&self, sink: usize, written: &BTreeSet<String>) -> bool {
-        let Some(keeper) = self.writers.get().and_then(|keepers| keepers.get(sink)) else { return false };
+        let Some(writer) = self.writers.get().and_then(|writers| writers.get(sink)) else { return false };
         let mut records = self.of_sink(sink);
         for topic in written {
             records.entry(topic.clone()).or_default().is_written = true;
         }
-        let kept = keeper.write(TOPICS, &records);
-        if let Err(error) = &kept {
-            tracing::debug!(%error, "what was written to is not recorded yet");
+        let result = writer.write(TOPICS, &records);
+        if let Err(error) = &result {
+            tracing::debug!(%error, "topics that were written for the first time cannot be recorded now; it is retried");
             return false;
         }
-        if let Some(own) = self.lock().get_mut(sink) {
-            *own = records;
+        if let Some(identities) = self.lock().get_mut(sink) {
+            *identities = records;
         }
         true
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<TopicIdentities>> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.records.lock()
     }
 }
 
 /// The recorded identity of the topic of a source.
-pub(super) fn recorded_topic(kept: &ProgressSnapshot, topic: &str) -> Result<TopicIdentity, RunError> {
-    let mut recorded = kept.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
+pub(super) fn recorded_topic(progress: &ProgressSnapshot, topic: &str) -> Result<TopicIdentity, RunError> {
+    let mut recorded = progress.get::<TopicIdentities>(TOPICS)?.unwrap_or_default();
     Ok(recorded.remove(topic).unwrap_or_default())
 }

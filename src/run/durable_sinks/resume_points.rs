@@ -41,12 +41,12 @@ fn order_resume_points(
     let mut cuts = ResumePoints::default();
     for (shard, positions) in all {
         if cuts.points.last() != Some(&positions) {
-            let falls =
-                |(slot, before): (&PartitionIndex, &u64)| positions.get(slot).is_none_or(|now| now < before);
+            let falls = |(index, before): (&PartitionIndex, &u64)| {
+                positions.get(index).is_none_or(|now| now < before)
+            };
             if cuts.points.last().is_some_and(|before| before.iter().any(falls)) {
                 return Err(
-                    "the shards' progress records contradict each other: were their topics restored from different times? Name \
-                     new progress and result topics to begin anew"
+                    "the progress records of the shards contradict each other, as if their topics were restored from different times: restore all of them from the same time, or name new progress and result topics to begin anew"
                         .into(),
                 );
             }
@@ -66,10 +66,9 @@ fn locate_partitions(
         let is_there = |partition: &&u32| {
             partitions.iter().any(|log| log.name.source == *source && log.name.partition == **partition)
         };
-        if let Some(gone) = of_source.keys().find(|partition| !is_there(partition)) {
+        if let Some(missing) = of_source.keys().find(|partition| !is_there(partition)) {
             return Err(format!(
-                "the results include source {source}, partition {gone}, which is not there any more: configure the source \
-                 again, or name new progress and result topics to begin anew"
+                "the results include source {source}, partition {missing}, which no longer exists: configure the source again, or name new progress and result topics to begin anew"
             ));
         }
     }

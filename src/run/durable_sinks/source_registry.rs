@@ -2,7 +2,9 @@
 //! letters.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
 
 use super::running::DurableSinks;
 use crate::model::{LogPosition, PartitionIndex, PartitionName, Shard};
@@ -46,7 +48,7 @@ struct RegisteredSource {
     schemas: Vec<(u32, RegistryResponse)>,
     /// Set once the sink is claimed.
     writer: Arc<OnceLock<ProgressWriter>>,
-    letters: DeadLetterRoute,
+    dead_letters: DeadLetterRoute,
 }
 
 /// The error of a call that requires claimed sinks.
@@ -59,35 +61,39 @@ type Answers = Vec<(u32, RegistryResponse)>;
 impl SourceRegistry {
     /// Built from the sinks' progress; it records nothing until the sinks are claimed.
     pub(super) fn of(
-        letters: &HashMap<String, DeadLetterRoute>,
+        routes: &HashMap<String, DeadLetterRoute>,
         dead_letter_tables: &[DeadLetterTable],
-        kept: &[&ProgressSnapshot],
+        snapshots: &[&ProgressSnapshot],
     ) -> Result<SourceRegistry, RunError> {
-        let of_source = |(name, letters): (&String, &DeadLetterRoute)| {
-            let of_sink = kept[letters.sink];
-            let kept = of_sink.get(&progress::start_key(name))?.unwrap_or_default();
+        let of_source = |(name, route): (&String, &DeadLetterRoute)| {
+            let of_sink = snapshots[route.sink];
+            let start_positions = of_sink.get(&progress::start_key(name))?.unwrap_or_default();
             let prefix = progress::schema_prefix(name);
             let schemas = of_sink.with_prefix(&prefix).filter_map(|(id, answer)| {
                 Some((id.parse().ok()?, serde_json::from_slice::<RegistryResponse>(answer).ok()?))
             });
-            let (schemas, letters) = (schemas.collect(), letters.clone());
-            let starts =
-                RegisteredSource { kept: Mutex::new(kept), schemas, writer: Arc::default(), letters };
+            let (schemas, dead_letters) = (schemas.collect(), route.clone());
+            let starts = RegisteredSource {
+                kept: Mutex::new(start_positions),
+                schemas,
+                writer: Arc::default(),
+                dead_letters,
+            };
             Ok((name.clone(), starts))
         };
-        let sources = letters.iter().map(of_source).collect::<Result<_, RunError>>()?;
+        let sources = routes.iter().map(of_source).collect::<Result<_, RunError>>()?;
         Ok(SourceRegistry { sources, dead_letter_tables: dead_letter_tables.to_vec() })
     }
 
     /// The recorded responses of a source's registry, and the recorder of further ones.
-    pub fn answers(&self, source: &str) -> Result<(Answers, ResponseRecorder), RunError> {
+    pub fn schema_responses(&self, source: &str) -> Result<(Answers, ResponseRecorder), RunError> {
         let starts = self.sources.get(source);
         let starts =
             starts.ok_or_else(|| RunError::Failed(format!("source {source} has no progress topic")))?;
-        let (keeper, prefix) = (starts.writer.clone(), progress::schema_prefix(source));
+        let (writer, prefix) = (starts.writer.clone(), progress::schema_prefix(source));
         let record = move |id: u32, answer: &RegistryResponse| {
-            let keeper = keeper.get().ok_or_else(|| not_claimed().to_string())?;
-            keeper.write(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
+            let writer = writer.get().ok_or_else(|| not_claimed().to_string())?;
+            writer.write(&format!("{prefix}{id}"), answer).map_err(|error| error.to_string())
         };
         Ok((starts.schemas.clone(), Box::new(record)))
     }
@@ -95,7 +101,7 @@ impl SourceRegistry {
     /// Starts recording.
     pub fn install_writers(&self, sinks: &DurableSinks) {
         for source in self.sources.values() {
-            if let Some(writer) = sinks.progress_writer_of(source.letters.sink) {
+            if let Some(writer) = sinks.progress_writer_of(source.dead_letters.sink) {
                 let _ = source.writer.set(writer);
             }
         }
@@ -104,9 +110,7 @@ impl SourceRegistry {
     /// Whether the first read position of a partition is known. It always is for a log that is no
     /// topic.
     pub fn knows(&self, source: &str, partition: u32) -> bool {
-        self.sources.get(source).is_none_or(|starts| {
-            starts.kept.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&partition)
-        })
+        self.sources.get(source).is_none_or(|starts| starts.kept.lock().contains_key(&partition))
     }
 
     /// The start position of a partition without a checkpoint: the position at which it was first
@@ -125,7 +129,7 @@ impl SourceRegistry {
         start: LogPosition,
     ) -> LogPartition {
         let name = PartitionName { source: source.name().into(), partition };
-        let dead_letters = self.sources.get(source.name()).map(|starts| starts.letters.of(partition));
+        let dead_letters = self.sources.get(source.name()).map(|starts| starts.dead_letters.of(partition));
         let shard = |table: &DeadLetterTable| shard_of_partition(table.first_shard, table.shards, partition);
         let dead_letter_rows = self.dead_letter_tables.iter().map(shard).collect();
         let shared = source.is_shared();
@@ -136,7 +140,7 @@ impl SourceRegistry {
 
 impl RegisteredSource {
     fn start_position(&self, source: &dyn Source, partition: u32) -> Result<u64, RunError> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if let Some(start) = kept.get(&partition) {
             return Ok(*start);
         }
@@ -161,12 +165,12 @@ fn shard_of_partition(first: Shard, shards: u16, partition: u32) -> Shard {
 
 impl DeadLetterRoute {
     fn of(&self, partition: u32) -> DeadLetterTargets {
-        let places = self.topics.map(|(topic, partitions)| {
+        let routes = self.topics.map(|(topic, partitions)| {
             // Chosen by the partition that is read, however many partitions the dead-letter topic
             // has.
             let shard = shard_of_partition(self.first_shard, self.shards, partition);
             (shard, topic, partition % partitions.max(1))
         });
-        DeadLetterTargets { topic: self.topic.clone(), progress: self.progress.clone(), targets: places }
+        DeadLetterTargets { topic: self.topic.clone(), progress: self.progress.clone(), targets: routes }
     }
 }

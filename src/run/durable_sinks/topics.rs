@@ -53,7 +53,7 @@ pub(super) fn ensure_topics(
     let facts = describe_or_create(cluster, &wanted, may_create)?;
     if facts.get(progress_topic).is_some_and(|facts| facts.partitions != 1) {
         return Err(RunError::Failed(format!(
-            "progress topic {progress_topic} has more than one partition: make it with one, and cleanup.policy=compact"
+            "progress topic {progress_topic} has more than one partition: create it with one partition and cleanup.policy=compact"
         )));
     }
     for topic in [
@@ -64,7 +64,7 @@ pub(super) fn ensure_topics(
         if let Some(topic) = topic.filter(|topic| facts.get(*topic).is_some_and(|facts| !facts.compacted)) {
             tracing::warn!(
                 topic,
-                "the topic is not compacted: it keeps every change, or loses results with its retention; set cleanup.policy=compact"
+                "a topic of results or progress is not compacted, so it keeps every change or loses results with its retention: set cleanup.policy=compact"
             );
         }
         let expires = |topic: &&String| facts.get(*topic).filter(|facts| facts.compacted)?.retention_text();
@@ -72,8 +72,7 @@ pub(super) fn ensure_topics(
             tracing::warn!(
                 topic,
                 retention,
-                "the topic is compacted, and loses its old records all the same: results and progress go with them; set \
-                 cleanup.policy=compact without delete"
+                "a topic of results or progress deletes its old records although it is compacted, and results and progress with them: set cleanup.policy=compact without delete"
             );
         }
     }
@@ -93,12 +92,12 @@ fn describe_or_create(
         let list: Vec<&str> = missing.iter().map(|topic| topic.name.as_str()).collect();
         if !may_create {
             return Err(RunError::Failed(format!(
-                "topics are missing at {}: {}: make them, or set create_topics = true",
+                "topics are missing at {}: {}: create them, or set create_topics = true",
                 cluster.brokers,
                 list.join(", ")
             )));
         }
-        tracing::info!(topics = list.join(", "), "making topics");
+        tracing::info!(topics = list.join(", "), "topics are created");
         topic_admin::create_topics(cluster, &missing)?;
         described = topic_admin::describe_topics(cluster, &names)?;
     }

@@ -98,14 +98,7 @@ fn document_references_resolve_and_schemas_are_valid() {
 fn responses_match_documented_schemas() {
     let service = TestServer::start_ready(plan());
     let at = time("2025-11-24T16:00:00Z");
-    service
-        .dataflow
-        .rows
-        .lock()
-        .unwrap()
-        .entry("5128581".into())
-        .or_default()
-        .insert(at, row(90.0, Category::Caution));
+    service.dataflow.insert_row("5128581", at, row(90.0, Category::Caution));
     for (path, schema) in [
         ("/v1/cities", "CitiesAnswer"),
         ("/v1/cities/5128581", "CityAnswer"),

@@ -26,8 +26,7 @@ fn posted_records_reach_log_byte_for_byte() {
     let lines = service.post(LINES, format!("{READING}\r\n\n  \n{WITHDRAWAL}").as_bytes());
     assert_eq!(lines.json()["accepted"], 2);
     assert_eq!(service.log.bytes(), [READING, READING, &spread, WITHDRAWAL, READING, WITHDRAWAL]);
-    let cities =
-        service.log.records.lock().unwrap().iter().map(|record| record.city.clone()).collect::<Vec<_>>();
+    let cities = service.log.records.lock().iter().map(|record| record.city.clone()).collect::<Vec<_>>();
     assert_eq!(cities[2..4], [Some("5128581".into()), Some("x".into())]);
 }
 
@@ -100,12 +99,12 @@ fn on_hold(cause: HoldCause) -> AppendError {
 #[test]
 fn readiness_says_why_readings_are_held_back() {
     let service = TestServer::start_ready(plan());
-    *service.log.error.lock().unwrap() = Some(on_hold(HoldCause::ClockAhead));
+    *service.log.error.lock() = Some(on_hold(HoldCause::ClockAhead));
     let reply = service.get("/readyz");
     assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (503, "clock_ahead", Some("42")));
     assert_eq!(reply.json()["detail"], "until the test has ended");
     assert_eq!(service.get("/v1/cities").status, 200, "results are still served");
-    *service.log.error.lock().unwrap() = None;
+    *service.log.error.lock() = None;
     assert_eq!(service.get("/readyz").status, 200);
 }
 
@@ -120,7 +119,7 @@ fn unavailable_log_is_reported_to_client() {
         (on_hold(HoldCause::DeadLetterShare), 429, "too_many_dead_letters", Some("42")),
         (AppendError::Failed("disk full".into()), 500, "log_failed", None),
     ] {
-        *service.log.error.lock().unwrap() = Some(error);
+        *service.log.error.lock() = Some(error);
         let reply = service.post(JSON, READING.as_bytes());
         assert_eq!((reply.status, &*reply.code(), reply.header("retry-after")), (status, code, retry));
     }
@@ -132,34 +131,24 @@ fn unavailable_log_is_reported_to_client() {
 fn post_holds_memory_until_log_acknowledges() {
     let limits = ServeLimits { body_bytes: 1_000, bodies_bytes: 1_000, ..limits() };
     let service = TestServer::start_ready(ServePlan { limits, ..plan() });
-    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
+    service.log.hold_appends();
     let body = [READING; 8].join("\n");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
-        let started = Instant::now();
-        while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
-            assert!(started.elapsed() < TEST_DEADLINE);
-            std::thread::yield_now();
-        }
+        service.log.wait_for_appends(1);
         let second = service.post(LINES, body.as_bytes());
         assert_eq!((second.status, &*second.code()), (429, "busy"));
         assert!(!waiting.is_finished());
-        for done in service.log.pending_callbacks.lock().unwrap().take().unwrap() {
-            done(Ok(AppendReport::default()));
-        }
+        service.log.release_appends();
         assert_eq!(waiting.join().unwrap().status, 200);
     });
     assert_eq!(service.post(LINES, body.as_bytes()).status, 200);
-    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
+    service.log.hold_appends();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| service.post(LINES, body.as_bytes()));
-        let started = Instant::now();
-        while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
-            assert!(started.elapsed() < TEST_DEADLINE);
-            std::thread::yield_now();
-        }
+        service.log.wait_for_appends(1);
         // The log drops the callback without calling it.
-        drop(service.log.pending_callbacks.lock().unwrap().take());
+        drop(service.log.pending_callbacks.lock().take());
         assert_eq!(waiting.join().unwrap().code(), "log_failed");
     });
 }

@@ -15,9 +15,10 @@ mod units;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
@@ -101,13 +102,39 @@ struct MemoryLog {
 impl MemoryLog {
     fn bytes(&self) -> Vec<String> {
         let text = |record: &NewRecord| String::from_utf8(record.bytes.to_vec()).unwrap();
-        self.records.lock().unwrap().iter().map(text).collect()
+        self.records.lock().iter().map(text).collect()
+    }
+
+    /// Answers no append until the test acknowledges it.
+    fn hold_appends(&self) {
+        *self.pending_callbacks.lock() = Some(Vec::new());
+    }
+
+    /// Waits until so many appends are held.
+    fn wait_for_appends(&self, count: usize) {
+        let started = Instant::now();
+        while self.pending_callbacks.lock().as_ref().unwrap().len() < count {
+            assert!(started.elapsed() < TEST_DEADLINE);
+            std::thread::yield_now();
+        }
+    }
+
+    /// Acknowledges the held appends. Later ones are held too.
+    fn acknowledge_appends(&self) {
+        let pending = self.pending_callbacks.lock().replace(Vec::new()).unwrap();
+        pending.into_iter().for_each(|done| done(Ok(AppendReport::default())));
+    }
+
+    /// Acknowledges the held appends, and answers later ones at once.
+    fn release_appends(&self) {
+        self.acknowledge_appends();
+        *self.pending_callbacks.lock() = None;
     }
 }
 
 impl HoldCheck for MemoryLog {
     fn current_hold(&self) -> Option<AppendHold> {
-        match &*self.error.lock().unwrap() {
+        match &*self.error.lock() {
             Some(AppendError::OnHold(hold)) => Some(hold.clone()),
             _ => None,
         }
@@ -116,17 +143,17 @@ impl HoldCheck for MemoryLog {
 
 impl Appender for MemoryLog {
     fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
-        if let Some(callbacks) = &mut *self.pending_callbacks.lock().unwrap() {
+        if let Some(callbacks) = &mut *self.pending_callbacks.lock() {
             return callbacks.push(done);
         }
-        if let Some(error) = self.error.lock().unwrap().clone() {
+        if let Some(error) = self.error.lock().clone() {
             return done(Err(error));
         }
-        let mut log = self.records.lock().unwrap();
+        let mut log = self.records.lock();
         let first = log.len() as u64;
         let (mut refused, mut number) = (Vec::new(), 0);
         log.extend(records.into_iter().filter(|record| {
-            let future = *self.future.lock().unwrap();
+            let future = *self.future.lock();
             let is_refused = future.is_some_and(|future| record.reading_at >= Some(future));
             refused
                 .extend(is_refused.then(|| (number, Refusal::new(Reason::InTheFuture, "as the test says"))));
@@ -151,8 +178,12 @@ struct ScriptedDataflow {
 }
 
 impl ScriptedDataflow {
+    fn insert_row(&self, city: &str, at: EventTime, row: Row) {
+        self.rows.lock().entry(city.into()).or_default().insert(at, row);
+    }
+
     fn publish(&self, mut update: ViewUpdate) {
-        let mut upper = self.upper.lock().unwrap();
+        let mut upper = self.upper.lock();
         *upper = (*upper + 1).max(FIRST_EPOCH + 1);
         update.upper = *upper;
         update.is_ready = true;
@@ -168,7 +199,7 @@ impl ScriptedDataflow {
     }
 
     fn answer(&self, query: &Query) -> Option<AnswerPiece> {
-        let rows = self.rows.lock().unwrap();
+        let rows = self.rows.lock();
         let city_rows = rows.get(&query.city);
         let (from, to, limit) = match query.kind {
             QueryKind::History { from, to, limit } => (from, to, limit as usize),
@@ -194,7 +225,7 @@ impl ScriptedDataflow {
 
 impl Queries for ScriptedDataflow {
     fn submit_queries(&self, queries: Vec<Query>) -> bool {
-        if *self.full.lock().unwrap() {
+        if *self.full.lock() {
             return false;
         }
         let answers: Vec<_> = queries.iter().filter_map(|query| self.answer(query)).collect();

@@ -67,7 +67,7 @@ fn history_pages_neither_skip_nor_repeat_rows() {
     let minute = |at: i64| EventTime::from_millis(start + at * 60_000).unwrap();
     let rows: BTreeMap<_, _> =
         (0..25).map(|at| (minute(at), row(80.0 + at as f64, Category::Caution))).collect();
-    service.dataflow.rows.lock().unwrap().insert("5128581".into(), rows.clone());
+    service.dataflow.rows.lock().insert("5128581".into(), rows.clone());
     let mut times = Vec::new();
     let mut cursor = String::new();
     loop {
@@ -107,7 +107,7 @@ fn history_pages_neither_skip_nor_repeat_rows() {
             "{text}: {detail}"
         );
     }
-    *service.dataflow.full.lock().unwrap() = true;
+    *service.dataflow.full.lock() = true;
     let busy = service.get("/v1/cities/5128581/history");
     assert_eq!((busy.status, &*busy.code(), busy.header("retry-after")), (503, "overloaded", Some("1")));
 }

@@ -63,14 +63,7 @@ impl TestServer {
 fn subscription_messages_match_documentation() {
     let service = TestServer::start_ready(plan());
     let at = time("2025-11-24T16:00:00Z");
-    service
-        .dataflow
-        .rows
-        .lock()
-        .unwrap()
-        .entry("5128581".into())
-        .or_default()
-        .insert(at, row(90.0, Category::Caution));
+    service.dataflow.insert_row("5128581", at, row(90.0, Category::Caution));
     let mut client = service.open("/v1/subscribe", &[]).unwrap();
     check_message("HelloMessage", &service.receive_json(&mut client));
     for (request, schema, answer) in [
@@ -139,11 +132,11 @@ fn ingest_socket_acknowledges_durable_readings_in_order() {
         ]
     );
     assert_eq!((&answers[1]["code"], service.log.bytes().len()), (&json!("bad_message"), 2));
-    *service.log.error.lock().unwrap() = Some(AppendError::Busy);
+    *service.log.error.lock() = Some(AppendError::Busy);
     service.send_text(&mut client, READING);
     let busy = service.receive_json(&mut client);
     assert_eq!((&busy["code"], &busy["seq"]), (&json!("busy"), &json!(4)));
-    *service.log.error.lock().unwrap() = None;
+    *service.log.error.lock() = None;
     service.runtime.block_on(client.send(Message::binary(vec![1, 2]))).unwrap();
     assert_eq!(service.receive_close_code(&mut client), CloseCode::from(1003));
 }
@@ -151,27 +144,17 @@ fn ingest_socket_acknowledges_durable_readings_in_order() {
 #[test]
 fn ingest_socket_bounds_unacknowledged_messages() {
     let service = TestServer::start_ready(plan());
-    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
+    service.log.hold_appends();
     let mut client = service.open("/v1/ingest", &[]).unwrap();
     for _ in 0..100 {
         service.send_text(&mut client, READING);
     }
-    let pending = || service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().len();
-    let started = Instant::now();
-    while pending() < 64 {
-        assert!(started.elapsed() < TEST_DEADLINE);
-        std::thread::yield_now();
-    }
-    for done in service.log.pending_callbacks.lock().unwrap().replace(Vec::new()).unwrap() {
-        done(Ok(AppendReport::default()));
-    }
+    service.log.wait_for_appends(64);
+    service.log.acknowledge_appends();
     for seq in 0..64 {
         assert_eq!(service.receive_json(&mut client)["seq"], seq);
     }
-    while pending() < 36 {
-        assert!(started.elapsed() < TEST_DEADLINE);
-        std::thread::yield_now();
-    }
+    service.log.wait_for_appends(36);
 }
 
 #[test]
@@ -248,7 +231,7 @@ fn stop_closes_sessions_and_finishes_requests() {
     let mut sensor = service.open("/v1/ingest", &[]).unwrap();
     assert_eq!(service.receive_json(&mut subscriber)["type"], "hello");
     let idle = service.connect();
-    *service.log.pending_callbacks.lock().unwrap() = Some(Vec::new());
+    service.log.hold_appends();
     let mut posting = service.connect();
     let request = format!(
         "POST /v1/readings HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{READING}",
@@ -257,17 +240,12 @@ fn stop_closes_sessions_and_finishes_requests() {
     );
     posting.write_all(request.as_bytes()).unwrap();
     let started = Instant::now();
-    while service.log.pending_callbacks.lock().unwrap().as_ref().unwrap().is_empty() {
-        assert!(started.elapsed() < TEST_DEADLINE);
-        std::thread::yield_now();
-    }
+    service.log.wait_for_appends(1);
     let stopping = service.runtime.spawn(service.serving.take().unwrap().stop_serving(TEST_DEADLINE));
     assert_eq!(service.receive_close_code(&mut subscriber), CloseCode::Away);
     assert_eq!(service.receive_close_code(&mut sensor), CloseCode::Away);
     assert!(!stopping.is_finished());
-    for done in service.log.pending_callbacks.lock().unwrap().take().unwrap() {
-        done(Ok(AppendReport::default()));
-    }
+    service.log.release_appends();
     assert_eq!(HttpReply::read(&mut posting).status, 200);
     drop((subscriber, sensor));
     service.runtime.block_on(stopping).unwrap();

@@ -13,8 +13,7 @@ const METRIC: OutputUnits =
 fn service(units: OutputUnits) -> TestServer {
     let service = TestServer::start_with(plan(), true, ServiceInfo { units, ..service_info() });
     let at = time("2025-11-24T16:00:00Z");
-    let row = row(-40.0, Category::None);
-    service.dataflow.rows.lock().unwrap().entry("5128581".into()).or_default().insert(at, row);
+    service.dataflow.insert_row("5128581", at, row(-40.0, Category::None));
     service.dataflow.publish(ViewUpdate { current_rows: cities(), ..ViewUpdate::default() });
     service.poll_until("/v1/cities", |reply| {
         reply.status == 200 && reply.json()["cities"].as_array().unwrap().len() >= 3

@@ -1,8 +1,8 @@
 //! The view that all readers share, and that one publisher thread applies updates to.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use super::city_filter::CityFilter;
@@ -17,7 +17,7 @@ use crate::model::{
     EventTime, OutcomeCounts, PartitionIndex, PartitionProgress, Queries, QueryKind, Reason, ViewUpdate,
     WatchedRow,
 };
-use crate::panics::locks::{SharedLockGuard, SharedMutex, SharedRwLock};
+use crate::panics::locks::{SharedMutex, SharedReadGuard, SharedRwLock};
 use crate::panics::panic_point;
 use crate::serve::budget::{MemoryBudget, Permit};
 use crate::serve::encoding_turns::EncodingTurns;
@@ -303,7 +303,7 @@ impl View {
         AppliedUpdate { as_of, current, rows: update.watched_rows }
     }
 
-    fn read_table(&self) -> SharedLockGuard<RwLockReadGuard<'_, CurrentTable>> {
+    fn read_table(&self) -> SharedReadGuard<'_, CurrentTable> {
         let table = self.table.read();
         panic_point("view");
         table

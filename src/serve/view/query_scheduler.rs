@@ -171,8 +171,9 @@ impl QueryScheduler {
     /// How many rows a group may have in flight that has `in_flight` now.
     fn row_allowance(&self, in_flight: usize) -> usize {
         let beyond = in_flight.saturating_sub(ROWS_PER_GROUP);
-        let left = SHARED_ROWS.saturating_sub(self.shared_rows);
-        ROWS_PER_GROUP + beyond.max((left / SHARED_ROWS_DIVISOR).min(MAX_ROWS_PER_GROUP - ROWS_PER_GROUP))
+        let unused_rows = SHARED_ROWS.saturating_sub(self.shared_rows);
+        ROWS_PER_GROUP
+            + beyond.max((unused_rows / SHARED_ROWS_DIVISOR).min(MAX_ROWS_PER_GROUP - ROWS_PER_GROUP))
     }
 
     fn set_rows_in_flight(&mut self, first: u64, rows: usize) {
@@ -230,8 +231,8 @@ impl QueryScheduler {
             return;
         };
         let allowed = self.row_allowance(group.rows_in_flight);
-        let mut left = allowed.saturating_sub(group.rows_in_flight);
-        if left < allowed / 4 {
+        let mut row_budget = allowed.saturating_sub(group.rows_in_flight);
+        if row_budget < allowed / 4 {
             return;
         }
         let Some(group) = self.groups.get_mut(&first) else { return };
@@ -241,10 +242,10 @@ impl QueryScheduler {
             if query.is_done || missing == 0 {
                 continue;
             }
-            let granted = missing.min(left as u64);
+            let granted = missing.min(row_budget as u64);
             self.outbound.extend(query.grant_rows(id, granted));
-            (left, rows) = (left - granted as usize, rows + granted as usize);
-            if left == 0 {
+            (row_budget, rows) = (row_budget - granted as usize, rows + granted as usize);
+            if row_budget == 0 {
                 break;
             }
         }
@@ -319,10 +320,10 @@ impl ActiveQuery {
 
 /// How many rows a response has at most, and the bytes that the dataflow pins for it.
 fn response_size(answer: &AnswerPiece) -> (Option<u64>, u64) {
-    let made = answer.first_row + answer.rows.len() as u64;
+    let rows_before = answer.first_row + answer.rows.len() as u64;
     match answer.remaining {
-        RemainingRows::AtMost { rows, pinned_bytes } => (Some(made + rows), pinned_bytes),
-        RemainingRows::Nothing | RemainingRows::Refused => (Some(made), 0),
+        RemainingRows::AtMost { rows, pinned_bytes } => (Some(rows_before + rows), pinned_bytes),
+        RemainingRows::Nothing | RemainingRows::Refused => (Some(rows_before), 0),
     }
 }
 

@@ -1,12 +1,11 @@
 //! Messages that wait to be written to one client.
 
 use std::collections::VecDeque;
-use std::sync::MutexGuard;
 
 use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::panics::locks::{SharedLockGuard, SharedMutex};
+use crate::panics::locks::{SharedMutex, SharedMutexGuard};
 use crate::serve::budget::QuotaShare;
 
 /// A queue of shared messages, limited by bytes. Beyond the limit the messages of a subscription
@@ -56,7 +55,7 @@ impl Outbox {
         Outbox { queue: SharedMutex::new(queue), wake: Notify::new(), max_bytes }
     }
 
-    fn lock_queue(&self) -> SharedLockGuard<MutexGuard<'_, OutboxQueue>> {
+    fn lock_queue(&self) -> SharedMutexGuard<'_, OutboxQueue> {
         self.queue.lock()
     }
 
@@ -101,12 +100,12 @@ impl Outbox {
     /// Moves messages of about `bytes` in all, at least one, to `messages`; false if there is none.
     pub(super) fn take_messages(&self, bytes: usize, messages: &mut Vec<OutboxMessage>) -> bool {
         let mut queue = self.lock_queue();
-        let mut left = bytes;
+        let mut remaining = bytes;
         while let Some(message) = queue.messages.pop_front() {
             queue.quota_share.shrink(message.text.len() + MESSAGE_OVERHEAD_BYTES);
-            left = left.saturating_sub(message.text.len());
+            remaining = remaining.saturating_sub(message.text.len());
             messages.push(message);
-            if left == 0 {
+            if remaining == 0 {
                 break;
             }
         }

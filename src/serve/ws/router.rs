@@ -227,10 +227,10 @@ impl SubscriptionRouter {
         }
         if !self.window_by_city.is_empty() {
             // Only the last change of a key counts.
-            let mut seen = HashSet::new();
+            let mut keys = HashSet::new();
             for row in applied.rows.iter().rev() {
                 let Some(groups) = self.window_by_city.get(&row.city) else { continue };
-                if seen.insert((&row.city, row.reading_at)) {
+                if keys.insert((&row.city, row.reading_at)) {
                     picker.encoded.current_encodings.clear();
                     picker.pick_for_groups(groups, ChangeToEncode::Window(row));
                 }

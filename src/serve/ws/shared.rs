@@ -1,7 +1,7 @@
 //! What all sessions of subscribers and the publisher share.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard};
 
 use metrics::{Counter, Gauge};
 use tokio::sync::watch;
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::router::SubscriptionRouter;
 use super::selection::ResumeTokens;
 use super::{metered, name_limits};
-use crate::panics::locks::{SharedLockGuard, SharedMutex};
+use crate::panics::locks::{SharedMutex, SharedMutexGuard};
 use crate::serve::budget::ByteQuota;
 use crate::serve::plan::ServeLimits;
 use crate::serve::view::{AppliedUpdate, View};
@@ -65,7 +65,7 @@ impl SessionsShared {
         }
     }
 
-    pub(super) fn router(&self) -> SharedLockGuard<MutexGuard<'_, SubscriptionRouter>> {
+    pub(super) fn router(&self) -> SharedMutexGuard<'_, SubscriptionRouter> {
         self.router.lock()
     }
 

@@ -2,8 +2,10 @@
 //! others.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::model::ClientId;
 
@@ -25,12 +27,12 @@ impl ClientQuotas {
     }
 
     pub(super) fn charge_client(&self, client: ClientId, bytes: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).charge_client(client, bytes, Instant::now());
+        self.0.lock().charge_client(client, bytes, Instant::now());
     }
 
     /// How long until the client may send again; `None` if it may send now.
     pub fn retry_after(&self, client: ClientId) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retry_after(client, Instant::now())
+        self.0.lock().retry_after(client, Instant::now())
     }
 }
 

@@ -14,8 +14,7 @@ pub enum DlqFileError {
     #[error("{}: {source}: {}, then start again", path.display(), remedy_for(source, path))]
     Sync { path: PathBuf, source: io::Error },
     #[error(
-        "{}: line {line} is not a dead letter: repair the file, or move it away (those that the log still has are then written \
-         again)",
+        "{}: line {line} is not a dead letter: repair the file, or move it away (dead letters of records that the log still has are then written again)",
         path.display()
     )]
     Damaged { path: PathBuf, line: u64 },

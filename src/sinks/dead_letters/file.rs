@@ -228,7 +228,7 @@ fn archive_other_rules(path: &Path, rules: &str) -> io::Result<()> {
         if is_there {
             fs::rename(path, &aside)?;
         }
-        tracing::info!(kept = %aside.display(), "dead letters begin anew: what decides about them has changed");
+        tracing::info!(kept = %aside.display(), "a new file of dead letters begins, and the earlier files are set aside: settings that decide which readings are refused have changed");
     }
     write_rules_file(&noted, rules)
 }

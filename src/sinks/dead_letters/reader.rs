@@ -128,14 +128,14 @@ fn open_file(path: &Path, number: u64) -> io::Result<Option<OpenedFile>> {
         };
         let mut head = Vec::new();
         BufReader::new(&file).take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut head)?;
-        let found = FileHeader::parse_line(&head).map_or(newest + 1, |head| head.number);
+        let file_number = FileHeader::parse_line(&head).map_or(newest + 1, |head| head.number);
         // The file became full, and another one was started, after the full files were listed.
-        if folder::part_path(path, found).try_exists()?
-            || found > newest + 1 && folder::part_path(path, found - 1).try_exists()?
+        if folder::part_path(path, file_number).try_exists()?
+            || file_number > newest + 1 && folder::part_path(path, file_number - 1).try_exists()?
         {
             continue;
         }
-        return Ok(Some(OpenedFile { path: path.into(), number: found, file, is_full: false }));
+        return Ok(Some(OpenedFile { path: path.into(), number: file_number, file, is_full: false }));
     }
 }
 

@@ -301,7 +301,7 @@ fn failed_dead_letters_are_written_later_once() {
     write(&mut letters, 0, 2);
     let error = letters.flush_for_sync().unwrap_err();
     assert!(error.is_transient(), "{error}");
-    let expected = format!("make room on the disk of {}", path.display());
+    let expected = format!("free space on the disk of {}", path.display());
     assert!(error.to_string().contains(&expected), "{error}");
     letters.replace_file(whole);
     write(&mut letters, 0, 3);

@@ -74,33 +74,36 @@ pub(super) fn add_claim(layout: &FolderLayout, claim: &Claim) -> Result<Numbered
 }
 
 /// Fails if another start has claimed the folder.
-pub(super) fn check_claim(layout: &FolderLayout, own: &NumberedClaim) -> Result<(), FolderError> {
+pub(super) fn check_claim(layout: &FolderLayout, own_claim: &NumberedClaim) -> Result<(), FolderError> {
     let exists = |number: u64| {
         let path = layout.claim(number);
         path.try_exists().map_err(FolderError::at(&path))
     };
-    if exists(own.number)? && !exists(own.number + 1)? {
+    if exists(own_claim.number)? && !exists(own_claim.number + 1)? {
         return Ok(());
     }
     let path = layout.root().to_path_buf();
     match newest_claim(layout)? {
-        Some(newest) if newest == *own => Ok(()),
-        Some(NumberedClaim { claim, .. }) if claim.generation > own.claim.generation => {
+        Some(newest) if newest == *own_claim => Ok(()),
+        Some(NumberedClaim { claim, .. }) if claim.generation > own_claim.claim.generation => {
             Err(FolderError::Fenced { path, generation: claim.generation })
         }
         Some(NumberedClaim { claim, .. }) => {
             Err(FolderError::SameGeneration { path, generation: claim.generation })
         }
-        None => Err(FolderError::Damaged { path: layout.claims(), problem: "its claims are gone".into() }),
+        None => Err(FolderError::Damaged { path: layout.claims(), problem: "its claims are missing".into() }),
     }
 }
 
 /// Fails if the folder is not the one that was claimed.
-pub(super) fn check_is_same_folder(layout: &FolderLayout, own: &NumberedClaim) -> Result<(), FolderError> {
-    let path = layout.claim(own.number);
+pub(super) fn check_is_same_folder(
+    layout: &FolderLayout,
+    own_claim: &NumberedClaim,
+) -> Result<(), FolderError> {
+    let path = layout.claim(own_claim.number);
     let claim = read_small_file(&path).ok().and_then(|bytes| serde_json::from_slice::<Claim>(&bytes).ok());
     match claim {
-        Some(claim) if claim == own.claim => Ok(()),
+        Some(claim) if claim == own_claim.claim => Ok(()),
         _ => Err(FolderError::AnotherFolder(layout.root().to_path_buf())),
     }
 }

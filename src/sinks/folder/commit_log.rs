@@ -65,7 +65,7 @@ pub(super) fn read_commit_log(path: &Path) -> Result<CommitLogContents, FolderEr
                 contents.whole += line.len() as u64;
             }
             (Some(_), Some(torn)) => {
-                return Err(damaged(format!("line {torn} is damaged, and there are others behind it")));
+                return Err(damaged(format!("line {torn} is damaged, and more lines follow it")));
             }
             (None, _) => torn = torn.or(Some(number)),
         }

@@ -13,17 +13,17 @@ pub enum FolderError {
     #[error("{}: {source}: {}", .path.display(), remedy_for(source, path))]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{}: {source}: what was to be durable may be lost, so the run ends; the next start goes on from the last transaction that is: {}",
+        "{}: {source}: data that was to be durable may be lost, so the process ends; the next start continues from the last durable transaction: {}",
         .path.display(), remedy_for(source, path)
     )]
     Sync { path: PathBuf, source: io::Error },
     #[error(
-        "{}: {problem}: restore it from a copy, or begin anew: name another folder, or move this one away",
+        "{}: {problem}: restore it from a copy, or, to begin anew, name another folder or move this one away",
         .path.display()
     )]
     Damaged { path: PathBuf, problem: String },
     #[error(
-        "{} holds files that are not a folder sink's: name an empty folder, or one that does not exist yet",
+        "{} holds files that no folder sink has written: name an empty folder, or one that does not exist yet",
         .0.display()
     )]
     NotOurs(PathBuf),
@@ -39,14 +39,12 @@ pub enum FolderError {
     )]
     SameGeneration { path: PathBuf, generation: u64 },
     #[error(
-        "the folder {} was last written by generation {recorded}, and this is generation {own}: {authority} counts generations, and has \
-         lost its count, or is not the one that the folder was written with: restore it, or name another folder",
+        "the folder {} was last written by generation {recorded}, and this is generation {own}: {authority} counts generations, and was lost, or is not the one that the folder was written with: restore it, or name another folder",
         .path.display()
     )]
     GenerationLost { path: PathBuf, recorded: u64, own: u64, authority: String },
     #[error(
-        "the claim of process 0 is not in the folder {} as this process sees it: all processes of a run must see one folder, on one host or on a \
-         file system that they share",
+        "the folder {} does not hold the claim of process 0 as this process sees it: give all processes the same folder, on one host or on a file system that they share",
         .0.display()
     )]
     AnotherFolder(PathBuf),

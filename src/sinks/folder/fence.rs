@@ -64,7 +64,7 @@ fn find_segment(
     };
     let damaged = |path, has: u64| FolderError::Damaged {
         path,
-        problem: format!("it has {has} bytes, and the transactions say {}", segment.bytes),
+        problem: format!("it has {has} bytes, and its transactions have {}", segment.bytes),
     };
     let length = |path: &Path| match fs::metadata(path) {
         Ok(metadata) => Ok(Some(metadata.len())),
@@ -88,14 +88,14 @@ fn find_segment(
 pub(super) fn fence_shard(
     layout: &FolderLayout,
     shard: u16,
-    own: &NumberedClaim,
+    own_claim: &NumberedClaim,
 ) -> Result<FencedShard, FolderError> {
     let writing = layout.writing();
     create_folder(&writing).map_err(FolderError::at(&writing))?;
-    for left in layout.leftovers(shard).map_err(FolderError::at(&writing))? {
-        remove_folder(&left)?;
+    for leftover in layout.leftovers(shard).map_err(FolderError::at(&writing))? {
+        remove_folder(&leftover)?;
     }
-    let building = layout.building(shard, own.number);
+    let building = layout.building(shard, own_claim.number);
     let mut reads = 0;
     let (before, last, log) = loop {
         reads += 1;
@@ -110,11 +110,11 @@ pub(super) fn fence_shard(
         }
     };
     // Check the claim before removing, because a newer start may have made the folders.
-    check_claim(layout, own)?;
-    let folder = layout.working_folder(shard, own.number);
+    check_claim(layout, own_claim)?;
+    let folder = layout.working_folder(shard, own_claim.number);
     fs::rename(&building.path, &folder.path).map_err(FolderError::at(&building.path))?;
     sync_folder(&writing).map_err(FolderError::sync_at(&writing))?;
-    for claim in before.into_iter().filter(|claim| *claim < own.number) {
+    for claim in before.into_iter().filter(|claim| *claim < own_claim.number) {
         let removing = layout.removing(shard, claim);
         let old = layout.working_folder(shard, claim);
         fs::rename(&old.path, &removing).map_err(FolderError::at(&old.path))?;
@@ -139,9 +139,9 @@ fn copy_shard(
     if let Some(before) = before {
         let folder = layout.working_folder(shard, before);
         last = read_commit_log(&folder.commits())?.last;
-        let place = find_segment(layout, &folder, last.as_ref())?;
+        let segment_place = find_segment(layout, &folder, last.as_ref())?;
         if let Some(record) = &mut last {
-            match (&record.segment, place) {
+            match (&record.segment, segment_place) {
                 (Some(segment), SegmentPlace::Open) => copy_segment(&folder, building, segment)?,
                 _ => record.segment = None,
             }
@@ -164,7 +164,7 @@ fn copy_segment(from: &WorkingFolder, to: &WorkingFolder, segment: &OpenSegment)
     };
     let copied = copy().map_err(FolderError::at(&from))?;
     if copied < segment.bytes {
-        let problem = format!("it has {copied} bytes, and the transactions say {}", segment.bytes);
+        let problem = format!("it has {copied} bytes, and its transactions have {}", segment.bytes);
         return Err(FolderError::Damaged { path: from, problem });
     }
     Ok(())

@@ -79,13 +79,13 @@ impl FolderLayout {
 
     /// The half built or half removed working folders of a shard that earlier starts have left.
     pub fn leftovers(&self, shard: u16) -> io::Result<Vec<PathBuf>> {
-        let mut left = Vec::new();
+        let mut folders = Vec::new();
         for prefix in [BUILDING, REMOVING] {
             let prefix = format!("{prefix}-{shard:02}.");
             let numbers = self.numbers(&prefix)?;
-            left.extend(numbers.into_iter().map(|claim| self.writing().join(format!("{prefix}{claim}"))));
+            folders.extend(numbers.into_iter().map(|claim| self.writing().join(format!("{prefix}{claim}"))));
         }
-        Ok(left)
+        Ok(folders)
     }
 
     /// The numbers after `prefix` in the names of working folders.

@@ -76,16 +76,16 @@ impl FolderSink {
         Ok(snapshot)
     }
 
-    fn make_claim(&self, own: &Claim) -> Result<SinkClaim, FolderError> {
+    fn make_claim(&self, own_claim: &Claim) -> Result<SinkClaim, FolderError> {
         let recorded = self.check_identity()?;
         if let Some(NumberedClaim { claim, .. }) = newest_claim(&self.layout)?
-            && claim.generation > own.generation
+            && claim.generation > own_claim.generation
         {
             let path = self.plan.path.clone();
             return Err(FolderError::GenerationLost {
                 path,
                 recorded: claim.generation,
-                own: own.generation,
+                own: own_claim.generation,
                 authority: self.authority.clone(),
             });
         }
@@ -94,7 +94,7 @@ impl FolderSink {
         if recorded.is_none() {
             write_identity(&self.layout, &self.identity)?;
         }
-        let NumberedClaim { number, claim } = add_claim(&self.layout, own)?;
+        let NumberedClaim { number, claim } = add_claim(&self.layout, own_claim)?;
         Ok(SinkClaim { claim, at: number as i64, recorded })
     }
 
@@ -122,19 +122,21 @@ impl DurableSink for FolderSink {
     }
 
     fn claim(&self, request: &ClaimRequest<'_>) -> Result<SinkClaim, SinkError> {
-        let own = request.generation.and_then(Claim::parse);
-        let own = own.ok_or_else(|| SinkError::Fatal("a folder counts no generations of its own".into()))?;
-        Ok(self.make_claim(&own)?)
+        let claim = request.generation.and_then(Claim::parse);
+        let claim =
+            claim.ok_or_else(|| SinkError::Fatal("a folder counts no generations of its own".into()))?;
+        Ok(self.make_claim(&claim)?)
     }
 
     fn fence(&self, claim: &SinkClaim, shards: &[u16]) -> Result<FencedShards, SinkError> {
-        let own = FolderSink::numbered(claim);
-        check_is_same_folder(&self.layout, &own)?;
+        let own_claim = FolderSink::numbered(claim);
+        check_is_same_folder(&self.layout, &own_claim)?;
         let mut writers = Vec::new();
         for shard in shards {
-            let fenced = fence_shard(&self.layout, *shard, &own)?;
+            let fenced = fence_shard(&self.layout, *shard, &own_claim)?;
             let how = (self.plan.format, self.plan.segments);
-            let writer = FolderShardWriter::open(self.layout.clone(), *shard, own.clone(), how, fenced)?;
+            let writer =
+                FolderShardWriter::open(self.layout.clone(), *shard, own_claim.clone(), how, fenced)?;
             writers.push((*shard, Box::new(writer) as Box<dyn ShardWriter>));
         }
         Ok(FencedShards { writers, stop: Arc::default() })
@@ -164,9 +166,9 @@ impl DurableSink for FolderSink {
     }
 
     fn watch_for_claims(&self, claim: &SinkClaim, stop: &Arc<StopDeadline>) -> Result<(), SinkError> {
-        let own = FolderSink::numbered(claim);
+        let own_claim = FolderSink::numbered(claim);
         while !stop.has_begun() {
-            match check_claim(&self.layout, &own) {
+            match check_claim(&self.layout, &own_claim) {
                 Ok(()) => {}
                 Err(error @ (FolderError::Fenced { .. } | FolderError::SameGeneration { .. })) => {
                     return Err(error.into());

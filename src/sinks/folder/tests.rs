@@ -190,7 +190,7 @@ fn missing_rows_are_refused() {
     File::options().write(true).open(&segment).unwrap().set_len(2).unwrap();
     let refused = sink.inspect(WITHIN).unwrap_err().to_string();
     assert!(
-        refused.contains("has 2 bytes, and the transactions say 4") && refused.contains("restore it"),
+        refused.contains("has 2 bytes, and its transactions have 4") && refused.contains("restore it"),
         "{refused}"
     );
     fs::remove_file(segment).unwrap();
@@ -276,5 +276,5 @@ fn another_identity_and_foreign_folder_are_refused() {
     fs::write(folder.path().join("holiday.txt"), "").unwrap();
     let plan = FolderSinkPlan { path: folder.path().into(), ..sink.plan().clone() };
     let refused = FolderSink::new(plan, identity(), String::new()).inspect(WITHIN).unwrap_err().to_string();
-    assert!(refused.contains("holds files that are not a folder sink's"), "{refused}");
+    assert!(refused.contains("holds files that no folder sink has written"), "{refused}");
 }

@@ -13,6 +13,7 @@ use super::plan::{FolderFormat, SegmentLimits};
 use crate::sinks::error::{SinkError, WriteFailure};
 use crate::sinks::progress::ShardProgress;
 use crate::sinks::shard::{ShardBatch, ShardWriter};
+use crate::test_hooks;
 
 /// Rows are written to the file in pieces of about this size.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -132,6 +133,7 @@ impl FolderShardWriter {
             progress: progress.clone(),
             segment: durable.clone(),
         };
+        test_hooks::crash_before_folder_commit();
         self.log.append(&record)?;
         (self.rows, self.is_dirty) = (0, false);
         if let (Some(segment), Some(durable)) = (&mut self.segment, durable) {
@@ -189,7 +191,7 @@ impl FolderShardWriter {
         }
         match self.finish_segment() {
             Err(error) if error.is_transient() => {
-                tracing::warn!(shard = self.shard, %error, "a full segment could not be finished; it is written on, and finished later");
+                tracing::warn!(shard = self.shard, %error, "a full segment could not be finished; records are still appended to it, and finishing it is retried");
                 Ok(())
             }
             finished => finished,
@@ -228,7 +230,7 @@ impl ShardWriter for FolderShardWriter {
 
     fn unfinished(&self) -> SinkError {
         SinkError::Fatal(format!(
-            "the folder {} cannot be written: not all that was read is written; the next start goes on where it ends",
+            "the folder {} cannot be written, so it lacks results of records that were read; the next start writes them",
             self.layout.root().display()
         ))
     }

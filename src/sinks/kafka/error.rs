@@ -19,11 +19,11 @@ pub enum KafkaSinkError {
     #[error("transactional id {id} cannot be used: {error}")]
     Transactions { id: String, error: KafkaError },
     #[error(
-        "topic {topic} was not read to its end in time: {}, before {}: see whether transactions of other producers hang, with kafka-transactions.sh",
-        seen.map_or("nothing was read".into(), |seen| format!("at offset {seen}")),
+        "topic {topic} was not read to its end in time: {}, before {}: look for hanging transactions of other producers with `kafka-transactions.sh find-hanging`",
+        last_offset.map_or("nothing was read".into(), |offset| format!("at offset {offset}")),
         marker.map_or("its end".into(), |marker| marker.to_string())
     )]
-    Hangs { topic: String, seen: Option<i64>, marker: Option<i64> },
+    Hangs { topic: String, last_offset: Option<i64>, marker: Option<i64> },
     #[error(
         "generation {generation} of the same results has taken over (progress topic {topic}): this process ends; run one at a time, or give each its own progress and result topics"
     )]
@@ -36,12 +36,11 @@ pub enum KafkaSinkError {
     #[error(transparent)]
     Rules(#[from] RulesVersionMismatch),
     #[error(
-        "the cluster at {brokers} does not answer: not all that was read is written; the next start goes on where it ends"
+        "the cluster at {brokers} does not answer, so it lacks results of records that were read; the next start writes them"
     )]
     Unfinished { brokers: String },
     #[error(
-        "topic {topic} does not take a record of this size: raise its max.message.bytes, to more than that of the topic that is read, \
-         and start again; nothing is lost"
+        "topic {topic} does not accept a record of this size: raise its max.message.bytes above that of the input topic, and start again; nothing is lost"
     )]
     TooLarge { topic: String },
 }

@@ -35,7 +35,7 @@ pub fn watch_for_claims(
     cluster: &KafkaCluster,
     topic: &str,
     from: i64,
-    own: &Claim,
+    own_claim: &Claim,
     stop: &Arc<StopDeadline>,
 ) -> Result<Option<Claim>, KafkaSinkError> {
     let mut reader = ProgressReader::open(cluster, topic, READ_UNCOMMITTED, Offset::Offset(from))?;
@@ -44,7 +44,7 @@ pub fn watch_for_claims(
         let Some(Ok(message)) = reader.poll() else { continue };
         let record = parse_record(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
         if let Some(ProgressRecord::Claim(claim)) = record
-            && claim != *own
+            && claim != *own_claim
         {
             return Ok(Some(claim));
         }
@@ -153,7 +153,7 @@ pub(super) fn start_heartbeat(plan: &KafkaOutputPlan, claim: &Claim) -> Result<H
     let beat = move || {
         while ended.recv_timeout(HEARTBEAT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             if let Err(error) = writer.write(MARKER, &nonce) {
-                tracing::debug!(%error, "a heartbeat was not written");
+                tracing::debug!(%error, "a heartbeat cannot be written to the progress topic; the next one follows");
             }
         }
     };

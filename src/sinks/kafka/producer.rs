@@ -1,10 +1,11 @@
 //! The producer of a shard, and the delivery of its records.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -41,7 +42,7 @@ pub(super) struct DeliveryErrors {
 impl DeliveryErrors {
     fn record_failure(&self, topic: &str, error: &KafkaError) {
         self.failed.fetch_add(1, Ordering::Relaxed);
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         // A purged record follows from an earlier failure, whose error stays.
         if !matches!(
             error.rdkafka_error_code(),
@@ -59,7 +60,7 @@ impl DeliveryErrors {
     /// The error, if it is permanent, so that a retry does not help.
     pub fn permanent_error(&self) -> Option<KafkaSinkError> {
         use RDKafkaErrorCode::{ClusterAuthorizationFailed, MessageSizeTooLarge, TopicAuthorizationFailed};
-        let (topic, error) = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let (topic, error) = self.last.lock().clone()?;
         match error.rdkafka_error_code() {
             Some(MessageSizeTooLarge) => Some(KafkaSinkError::TooLarge { topic }),
             Some(TopicAuthorizationFailed | ClusterAuthorizationFailed) => {
@@ -76,7 +77,7 @@ impl ClientContext for DeliveryErrors {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "sink");
+        tracing::debug!(%error, reason, "a producer of a sink reports an error");
     }
 }
 
@@ -85,7 +86,7 @@ impl ProducerContext for DeliveryErrors {
 
     fn delivery(&self, delivered: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = delivered {
-            tracing::debug!(%error, topic = message.topic(), "a record was not written");
+            tracing::debug!(%error, topic = message.topic(), "a record was not acknowledged by the brokers; its transaction is aborted and its results are written again");
             self.record_failure(message.topic(), error);
         }
     }
@@ -212,15 +213,15 @@ fn enqueue_record(
     record: &EncodedRecord<'_>,
     wait: &QueueWait,
 ) -> Result<(), ProducerFailure> {
-    let own = record.headers.clone();
-    let of_result = own.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
+    let headers = record.headers.clone();
+    let of_result = headers.clone().next().is_none().then_some((AS_OF_HEADER, as_of.as_bytes()));
     let next = ProducerRecord {
         topic: usize::from(record.topic),
         partition: record.partition as i32,
         timestamp,
         key: record.key,
         value: record.value,
-        headers: of_result.into_iter().chain(own),
+        headers: of_result.into_iter().chain(headers),
     };
     let mut deadline = None;
     loop {

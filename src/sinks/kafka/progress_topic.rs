@@ -167,8 +167,8 @@ pub fn read_topic(
     let mut snapshot = ProgressSnapshot::new(&format!("topic {topic}"));
     while marker.is_none_or(|marker| snapshot.last_offset() < Some(marker)) {
         if limit.is_over() {
-            let seen = snapshot.last_offset();
-            return Err(KafkaSinkError::Hangs { topic: topic.to_owned(), seen, marker });
+            let last_offset = snapshot.last_offset();
+            return Err(KafkaSinkError::Hangs { topic: topic.to_owned(), last_offset, marker });
         }
         match reader.poll() {
             Some(Ok(message)) => {

@@ -164,12 +164,12 @@ impl ShardWriter for KafkaShardWriter {
         // Check the claim before creating a producer, because that would fence a successor.
         let limit = WaitLimit::until_stopped(&self.stop);
         self.check_claim(&read_topic(cluster, progress_topic, ReadExtent::Now, &limit)?)?;
-        let made = open_producer(&self.plan, &self.topics, self.number, CALL_TIMEOUT, &self.stop)?;
+        let producer = open_producer(&self.plan, &self.topics, self.number, CALL_TIMEOUT, &self.stop)?;
         let writer = ProgressProducer::new(cluster, progress_topic)?;
         let marker = writer.write_within(MARKER, &self.claim.nonce, &limit)?;
         let progress = read_topic(cluster, progress_topic, ReadExtent::Marker(marker), &limit)?;
         self.check_claim(&progress)?;
-        self.producer = made;
+        self.producer = producer;
         let durable = progress.shard(self.number)?;
         Ok(durable.is_some_and(|durable| durable.epoch >= last_epoch))
     }

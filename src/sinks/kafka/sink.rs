@@ -59,9 +59,9 @@ impl KafkaSink {
     }
 
     /// Fails if another claim is the newest one.
-    fn check_last_claim(&self, progress: &ProgressSnapshot, own: &Claim) -> Result<(), SinkError> {
+    fn check_last_claim(&self, progress: &ProgressSnapshot, own_claim: &Claim) -> Result<(), SinkError> {
         match progress.get::<Claim>(CLAIM)? {
-            Some(last) if last != *own => Err(self.fenced(&last)),
+            Some(last) if last != *own_claim => Err(self.fenced(&last)),
             _ => Ok(()),
         }
     }

@@ -83,7 +83,13 @@ impl PostgresRenderer {
 
     /// Writes the row of a city with its first arrival, and again once the city is known to be
     /// split.
-    fn render_city(&mut self, epoch: u64, outcome: &ArrivalOutcome, out: &mut BatchBuilder) {
+    fn render_city(
+        &mut self,
+        epoch: u64,
+        names: &CityNames,
+        outcome: &ArrivalOutcome,
+        out: &mut BatchBuilder,
+    ) {
         let city = &mut self.cities[outcome.city.0 as usize];
         let becomes_split = outcome.is_split && !city.is_marked_split;
         if !outcome.is_first_of_city && !becomes_split {
@@ -103,7 +109,7 @@ impl PostgresRenderer {
                 .text(Some(&name))
                 .int(i32::from(shard))
                 .boolean(!outcome.is_split)
-                .text(None)
+                .text(names.time_zone(outcome.city).map(|zone| zone.name()))
                 .timestamptz(None);
         });
     }
@@ -274,7 +280,7 @@ impl Render for PostgresRenderer {
         out: &mut BatchBuilder,
     ) {
         self.city(outcome.city, names);
-        self.render_city(epoch, outcome, out);
+        self.render_city(epoch, names, outcome, out);
         if self.tables.contains(PostgresTable::Reading) {
             self.render_reading(epoch, outcome, out);
         }

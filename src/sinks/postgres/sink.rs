@@ -1,9 +1,10 @@
 //! The databases of a plan as a durable sink.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio_postgres::types::Type;
 
 use super::connection::{CallLimit, Connection, Parameter, Session};
@@ -63,7 +64,7 @@ impl PostgresSink {
         timeout: Duration,
         work: impl AsyncFnOnce(&Session) -> Result<T, PostgresError>,
     ) -> Result<T, PostgresError> {
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = || self.idle.lock();
         let kept = idle()[database].take().filter(Connection::is_open);
         let mut connection = match kept {
             Some(connection) => connection,
@@ -365,12 +366,12 @@ impl DurableSink for PostgresSink {
                 continue;
             }
             next = Instant::now() + WATCH_INTERVAL;
-            match self.check_claims(&claim.claim, Duration::ZERO) {
-                Err(error @ (PostgresError::Fenced { .. } | PostgresError::SameGeneration { .. })) => {
-                    return Err(error.into());
-                }
-                // The writers report a database that cannot be read, or that has lost commits.
-                Ok(()) | Err(_) => {}
+            // The writers report a database that cannot be read, or that has lost commits.
+            let checked = self.check_claims(&claim.claim, Duration::ZERO);
+            if let Err(error @ (PostgresError::Fenced { .. } | PostgresError::SameGeneration { .. })) =
+                checked
+            {
+                return Err(error.into());
             }
         }
         Ok(())

@@ -36,11 +36,7 @@ impl WriterPlan {
     }
 
     fn target(&self) -> WriteTarget {
-        WriteTarget {
-            schema: self.sink.schema.clone(),
-            shard: self.shard,
-            create_tables: self.sink.create_tables,
-        }
+        WriteTarget { schema: self.sink.schema.clone(), create_tables: self.sink.create_tables }
     }
 
     /// Database and schema, for messages.

@@ -94,9 +94,9 @@ impl FileLog {
     /// the next one.
     fn find_position(&mut self, at: LogPosition) -> Result<FileReader, SourceError> {
         let LogPosition { position, before } = at;
-        let known = self.history.file_holding_record_before(position);
-        if let (Some(known), Some(next)) = (known, self.history.file_beginning_at(position))
-            && let Some(FileEnd { digest, .. }) = known.end
+        let holding_file = self.history.file_holding_record_before(position);
+        if let (Some(holding_file), Some(next)) = (holding_file, self.history.file_beginning_at(position))
+            && let Some(FileEnd { digest, .. }) = holding_file.end
         {
             // The position is the end of a known file: its recorded digest is enough.
             return match before.is_none_or(|before| before.digest == digest) {
@@ -106,11 +106,13 @@ impl FileLog {
         }
         let mut ends = None;
         for file in self.newest_first()? {
-            let begin = known.map_or(0, |known| known.begin);
-            if known.is_none() && !file.is_current() {
+            let begin = holding_file.map_or(0, |holding_file| holding_file.begin);
+            if holding_file.is_none() && !file.is_current() {
                 continue;
             }
-            let Some(reader) = self.open_candidate(&file, begin, known.map(|known| known.head))? else {
+            let Some(reader) =
+                self.open_candidate(&file, begin, holding_file.map(|holding_file| holding_file.head))?
+            else {
                 continue;
             };
             match seek_to(reader, &file, at) {
@@ -118,7 +120,7 @@ impl FileLog {
                 SeekOutcome::EndsBefore(end) => ends = Some(end),
                 SeekOutcome::Differs => {}
                 SeekOutcome::Unreadable(why) => {
-                    tracing::warn!(file = %file.path.display(), "not looked at: {why}")
+                    tracing::warn!(file = %file.path.display(), "the file is skipped in the search for the next one of the log, because it cannot be read: {why}")
                 }
             }
         }
@@ -155,56 +157,54 @@ impl FileLog {
     /// Adds the file before the first known one, according to the files' names.
     fn add_file_before(&mut self, first: KnownFile) -> Result<(), SourceError> {
         let files = self.list_files()?;
-        let gone = || {
+        let missing_files_error = || {
             SourceError::Fatal(format!(
-                "{}: the files of the log from position 0 to {} are not there: restore them beside it, or begin anew with another data \
-                 directory",
+                "{}: the files of the log from position 0 to {} are missing: restore them to its folder, or begin anew with another data directory",
                 self.name(),
                 first.begin
             ))
         };
-        let mut own = None;
+        let mut own_index = None;
         for (at, file) in files.iter().enumerate() {
             if self.open_candidate(file, 0, Some(first.head))?.is_some() {
-                own = Some(at);
+                own_index = Some(at);
             }
         }
-        let before = own.map(|own| {
-            files[..own].iter().rev().find(|file| file.rank < files[own].rank && file.is_ranked())
+        let before = own_index.map(|own_index| {
+            files[..own_index].iter().rev().find(|file| file.rank < files[own_index].rank && file.is_ranked())
         });
-        let Some(before) = before.flatten() else { return Err(gone()) };
+        let Some(before) = before.flatten() else { return Err(missing_files_error()) };
         let mut reader =
             FileReader::open(before, &self.plan, 0).map_err(|error| self.unreadable_error(&error))?;
         while skip_record(&mut reader, before).map_err(|error| self.unreadable_error(&error))? {}
-        let begin = first.begin.checked_sub(reader.records).ok_or_else(gone)?;
-        let Some(head) = reader.head else { return Err(gone()) };
+        let begin = first.begin.checked_sub(reader.records).ok_or_else(missing_files_error)?;
+        let Some(head) = reader.head else { return Err(missing_files_error()) };
         let end = Some(FileEnd { records: reader.records, digest: reader.digest() });
         self.history.prepend_file(KnownFile { begin, head, end, is_persisted: false });
         Ok(())
     }
 
     /// Opens a known file at its beginning.
-    pub(super) fn open_known_file(&self, known: &KnownFile) -> Result<FileReader, SourceError> {
+    pub(super) fn open_known_file(&self, known_file: &KnownFile) -> Result<FileReader, SourceError> {
         for file in self.newest_first()? {
-            if let Some(reader) = self.open_candidate(&file, known.begin, Some(known.head))? {
+            if let Some(reader) = self.open_candidate(&file, known_file.begin, Some(known_file.head))? {
                 return Ok(reader);
             }
         }
         Err(SourceError::Fatal(format!(
-            "{}: the file that the log was read from at position {} is not there, nor beside it under the name of a rotated one: restore it, or \
-             begin anew with another data directory",
+            "{}: the file that held the log from position {} is missing, also under the names of rotated files: restore it, or begin anew with another data directory",
             self.name(),
-            known.begin
+            known_file.begin
         )))
     }
 
     /// Finds the first file after the one that is read, if it has a record.
     pub(super) fn find_next_file(&self, reader: &FileReader) -> Result<Option<LogFile>, SourceError> {
         let files = self.list_files()?;
-        let own = self.find_file_of_reader(&files, reader)?.map(|own| files[own].rank.clone());
+        let own_rank = self.find_file_of_reader(&files, reader)?.map(|index| files[index].rank.clone());
         let modified = reader.shared_file().metadata().map_err(|error| self.transient_error(&error))?.mtime();
-        let is_later = |file: &LogFile| match &own {
-            Some(own) => file.rank > *own,
+        let is_later = |file: &LogFile| match &own_rank {
+            Some(own_rank) => file.rank > *own_rank,
             // The file itself was removed. Files that existed before it are older.
             None => file.is_current() || fs::metadata(&file.path).is_ok_and(|it| it.mtime() > modified),
         };
@@ -221,7 +221,7 @@ impl FileLog {
     /// Whether the file that is read exists under another name.
     pub(super) fn is_rotated(&self, reader: &FileReader) -> Result<bool, SourceError> {
         let files = self.list_files()?;
-        Ok(self.find_file_of_reader(&files, reader)?.is_some_and(|own| !files[own].is_current()))
+        Ok(self.find_file_of_reader(&files, reader)?.is_some_and(|index| !files[index].is_current()))
     }
 
     fn find_file_of_reader(
@@ -229,16 +229,16 @@ impl FileLog {
         files: &[LogFile],
         reader: &FileReader,
     ) -> Result<Option<usize>, SourceError> {
-        if let Some(own) = files.iter().position(|file| file_id(file) == Some(reader.file_id)) {
-            return Ok(Some(own));
+        if let Some(index) = files.iter().position(|file| file_id(file) == Some(reader.file_id)) {
+            return Ok(Some(index));
         }
         // It may have been compressed.
         let Some(head) = reader.head else { return Ok(None) };
-        for (own, file) in
+        for (index, file) in
             files.iter().enumerate().rev().filter(|(_, file)| file.compression != Compression::None)
         {
             if self.open_candidate(file, 0, Some(head))?.is_some() {
-                return Ok(Some(own));
+                return Ok(Some(index));
             }
         }
         Ok(None)
@@ -303,7 +303,7 @@ impl FileLog {
             Ok(reader) => Ok(reader),
             // An unreadable file under another name is not the one that is searched for.
             Err(error) if !file.is_current() => {
-                tracing::debug!(file = %file.path.display(), %error, "not a file of the log");
+                tracing::debug!(file = %file.path.display(), %error, "an unreadable file is not counted as part of the log");
                 Ok(None)
             }
             Err(DecodeError::Io(error)) if is_missing(&error) => Ok(None),
@@ -332,15 +332,14 @@ impl FileLog {
 
     pub(super) fn ends_before_error(&self, end: u64, position: u64) -> SourceError {
         SourceError::EndsBefore(format!(
-            "{} has {end} records, but {position} were read from it before: restore it, or begin anew with another data directory",
+            "{} has {end} records, but {position} were read from it earlier: restore it, or begin anew with another data directory",
             self.name()
         ))
     }
 
     pub(super) fn record_differs_error(&self, position: u64) -> SourceError {
         SourceError::RecordDiffers(format!(
-            "{} is not the file that was read: what stands in it before record {position} is something else, and no rotated file beside it has \
-             it; it was written anew, or is another one. Restore it, or begin anew with another data directory",
+            "{} is not the file that was read: its content before record {position} differs, and no rotated file beside it has that content, so it was rewritten or replaced: restore it, or begin anew with another data directory",
             self.name()
         ))
     }

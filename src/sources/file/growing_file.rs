@@ -4,9 +4,10 @@
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// How many bytes at the beginning and the end of what was read are compared each time the file has
@@ -19,7 +20,7 @@ const COMPARED_TAIL_BYTES: usize = 64 * 1024;
 pub(super) enum RewriteError {
     #[error("was truncated")]
     Truncated,
-    #[error("was written anew")]
+    #[error("was rewritten")]
     Rewritten,
 }
 
@@ -148,7 +149,7 @@ impl GrowingFile {
     }
 
     fn lock(&self) -> MutexGuard<'_, ComparedExtent> {
-        self.extent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.extent.lock()
     }
 }
 

@@ -137,7 +137,7 @@ impl FileHistory {
 }
 
 fn io_error_text(path: &Path, error: &io::Error) -> String {
-    format!("{}: {error}: make room, or make it readable and writable", path.display())
+    format!("{}: {error}: free space, or make it readable and writable", path.display())
 }
 
 fn append_lines(path: &Path, whole: u64, lines: &[HistoryLine]) -> io::Result<u64> {
@@ -174,8 +174,8 @@ fn apply_line(files: &mut Vec<KnownFile>, line: HistoryLine) -> Option<()> {
             let file = KnownFile { begin, head: digest(&head)?, end: None, is_persisted: true };
             // Usually the last one, unless earlier files were not known and are read again.
             let at = files.partition_point(|file| file.begin < begin);
-            match files.get_mut(at).filter(|known| known.begin == begin) {
-                Some(known) => *known = KnownFile { end: known.end, ..file },
+            match files.get_mut(at).filter(|existing| existing.begin == begin) {
+                Some(existing) => *existing = KnownFile { end: existing.end, ..file },
                 None => files.insert(at, file),
             }
         }

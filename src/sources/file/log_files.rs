@@ -52,12 +52,12 @@ impl LogFile {
 pub(super) fn log_files(path: &Path, compression: Compression) -> io::Result<Vec<LogFile>> {
     let Some(name) = path.file_name() else { return Ok(Vec::new()) };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let other = entry.file_name();
         if other == name {
-            found.push(LogFile::current(path, compression));
+            files.push(LogFile::current(path, compression));
             continue;
         }
         let (Some(name), Some(other)) = (name.to_str(), other.to_str()) else { continue };
@@ -68,11 +68,11 @@ pub(super) fn log_files(path: &Path, compression: Compression) -> io::Result<Vec
         // This follows symbolic links.
         if path.is_file() {
             let (suffix, compression) = split_compression(&suffix[1..], compression);
-            found.push(LogFile { path, compression, rank: rank_of_suffix(suffix) });
+            files.push(LogFile { path, compression, rank: rank_of_suffix(suffix) });
         }
     }
-    found.sort_by(|a, b| a.rank.cmp(&b.rank).then_with(|| a.path.cmp(&b.path)));
-    Ok(found)
+    files.sort_by(|a, b| a.rank.cmp(&b.rank).then_with(|| a.path.cmp(&b.path)));
+    Ok(files)
 }
 
 fn split_compression(suffix: &str, otherwise: Compression) -> (&str, Compression) {

@@ -3,8 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::file_log::FileLog;
 use super::growing_file::RewriteError;
@@ -94,10 +96,10 @@ impl FilePartition {
                 let may_have_record = reader.may_grow() || reader.is_poll_over();
                 return Ok(if may_have_record { ReadOutcome::NoneYet } else { ReadOutcome::EndOfFile });
             }
-            reader.head = self.known_file.map(|known| known.head);
+            reader.head = self.known_file.map(|file| file.head);
         }
-        if let Some(known) = &self.known_file
-            && is_at_known_end(reader, known)
+        if let Some(file) = &self.known_file
+            && is_at_known_end(reader, file)
                 .ok_or_else(|| lock_log(&self.log).record_differs_error(reader.position()))?
         {
             return Ok(ReadOutcome::EndOfFile);
@@ -109,8 +111,8 @@ impl FilePartition {
             Err(error) if would_block(&error) => return Ok(ReadOutcome::NoneYet),
             Err(error) => return Err(read_error(&lock_log(&self.log), error)),
         };
-        let taken = decoded.and_then(|upsert| handler.handle_upsert(record_position, &upsert));
-        if let Err(refusal) = taken {
+        let outcome = decoded.and_then(|upsert| handler.handle_upsert(record_position, &upsert));
+        if let Err(refusal) = outcome {
             handler.handle_refusal(record_position, &refusal, &RawRecord::from_value(&reader.raw_record()));
         }
         self.rotation.quiet_since = None;
@@ -199,8 +201,7 @@ impl FilePartition {
         if let Some((_, length)) = grown {
             let log = lock_log(&self.log);
             tracing::error!(
-                "{}: the file that was rotated has grown beyond its {length} bytes after the next one was begun: those records are not \
-                 read; append them to {0}, and have whoever writes open it anew when it is rotated",
+                "{}: the rotated file has grown beyond its {length} bytes after the next file was begun, and the added records are not read: append them to {0}, and configure the writer to reopen the file after a rotation",
                 log.name()
             );
         }
@@ -265,11 +266,11 @@ fn begin_file(
 
 /// Whether the reader is at the end that the file had when the next one was begun; `None` if the
 /// content is not that of the known file.
-fn is_at_known_end(reader: &mut FileReader, known: &KnownFile) -> Option<bool> {
-    if reader.records == 1 && reader.digest() != known.head {
+fn is_at_known_end(reader: &mut FileReader, file: &KnownFile) -> Option<bool> {
+    if reader.records == 1 && reader.digest() != file.head {
         return None;
     }
-    match known.end.filter(|end| end.records == reader.records) {
+    match file.end.filter(|end| end.records == reader.records) {
         None => Some(false),
         Some(end) => (reader.digest() == end.digest).then_some(true),
     }
@@ -320,11 +321,14 @@ impl RotationWatch {
             current.filter(|current| reader.records > 0 && self.differing_file != Some(*current))
         {
             if let Some(same) = log.open_replacement(reader)? {
-                tracing::info!("{} was replaced by a file with the same records: it is read on", log.name());
+                tracing::info!(
+                    "{} was replaced by a file with the same records: reading continues in the new one",
+                    log.name()
+                );
                 return Ok(RotationStep::Replaced(Box::new(same)));
             }
             if log.begins_with_same_record(reader)? && !log.is_rotated(reader)? {
-                return Err(SourceError::RecordDiffers(changed("was replaced by one with other records")));
+                return Err(SourceError::RecordDiffers(changed("was replaced by a file with other records")));
             }
             // A file without a record may still become the same.
             self.differing_file = log.current_has_record()?.then_some(current);
@@ -363,7 +367,7 @@ impl RotationWatch {
         if !self.is_warned {
             self.is_warned = true;
             tracing::warn!(
-                "{} was moved away while it is followed: it is read on, and so is what comes in its place",
+                "{} was moved away while it is followed: reading continues in it, and then in the file that replaces it",
                 log.name()
             );
         }
@@ -372,7 +376,7 @@ impl RotationWatch {
 }
 
 fn lock_log(log: &Mutex<FileLog>) -> MutexGuard<'_, FileLog> {
-    log.lock().unwrap_or_else(PoisonError::into_inner)
+    log.lock()
 }
 
 impl Partition for FilePartition {

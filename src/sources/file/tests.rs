@@ -177,7 +177,7 @@ fn truncated_or_rewritten_followed_file_is_refused() {
         let mut written_anew = partition(&path, Format::Json, true, 0);
         drain(&mut *written_anew, 5).unwrap();
         fs::write(&path, after).unwrap();
-        fatal(&mut *written_anew, "was written anew");
+        fatal(&mut *written_anew, "was rewritten");
     };
     written_anew(&line(0), &(line(1) + &line(2)));
     written_anew(&line(10), &line(11));
@@ -188,7 +188,7 @@ fn truncated_or_rewritten_followed_file_is_refused() {
     assert_eq!(drain(&mut *replaced, 5).unwrap().0.len(), 2);
     fs::write(dir.path().join("new"), line(0) + &line(2) + &line(3)).unwrap();
     fs::rename(dir.path().join("new"), &path).unwrap();
-    fatal(&mut *replaced, "was replaced by one with other records");
+    fatal(&mut *replaced, "was replaced by a file with other records");
     fs::write(&path, line(0)).unwrap();
     fatal(&mut *partition(&path, Format::Json, true, 2), "has 1 records, but 2 were read");
     let input = |compression| InputFile { path: Some(path.clone()), format: Format::Json, compression };

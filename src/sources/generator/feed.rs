@@ -43,7 +43,7 @@ pub enum FeedError {
     #[error("{}", start_failure_text(.0))]
     Thread(io::Error),
     #[error(
-        "{path} does not hold the place of a generator ({error}): remove it, and the generator begins anew"
+        "{path} does not hold the position of a generator ({error}): remove it, and the generator starts from its beginning"
     )]
     Damaged { path: PathBuf, error: serde_json::Error },
 }
@@ -85,20 +85,20 @@ impl GeneratorFeed {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(file(error)),
         };
-        let saved = saved.filter(|kept| kept.plan == described);
-        let kept =
+        let saved = saved.filter(|progress| progress.plan == described);
+        let progress =
             saved.unwrap_or_else(|| FeedProgress { plan: described, start_ms: paced::now_ms(), records: 0 });
-        let start = EventTime::from_millis(kept.start_ms).ok_or(PlanError::EndOfTime)?;
+        let start = EventTime::from_millis(progress.start_ms).ok_or(PlanError::EndOfTime)?;
         let paced = PacedLog::new(name, plan, start)?;
-        write_down(&path, &kept).map_err(file)?;
+        write_progress(&path, &progress).map_err(file)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (log, stopped) = (paced.cursor(), Arc::clone(&stop));
         let retries = RetryBackoff::new(
             "generator",
-            "write down the generator's place",
-            "after a restart it begins earlier",
+            "save the position of the generator",
+            "after a restart it repeats some readings",
         );
-        let feeding = FeedLoop { cursor: log, paced, kept, path, appender, stop: stopped, retries };
+        let feeding = FeedLoop { cursor: log, paced, progress, path, appender, stop: stopped, retries };
         let thread = thread::Builder::new().name(format!("feed {name}")).spawn(move || feeding.run());
         let thread = thread.map_err(FeedError::Thread)?;
         Ok(GeneratorFeed { stop, thread })
@@ -107,7 +107,7 @@ impl GeneratorFeed {
     /// Stops the feed once the appends in flight are durable.
     pub fn stop(self) -> Result<(), AppendError> {
         self.stop.store(true, Ordering::Relaxed);
-        let panicked = || Err(AppendError::Failed("its feed has panicked".into()));
+        let panicked = || Err(AppendError::Failed("the thread of the generator has panicked".into()));
         self.thread.join().unwrap_or_else(|_| panicked())
     }
 }
@@ -134,7 +134,7 @@ fn describe(plan: &PacedPlan) -> String {
 struct FeedLoop {
     paced: PacedLog,
     cursor: PacedCursor,
-    kept: FeedProgress,
+    progress: FeedProgress,
     path: PathBuf,
     appender: Arc<dyn Appender>,
     stop: Arc<AtomicBool>,
@@ -143,7 +143,7 @@ struct FeedLoop {
 
 impl FeedLoop {
     fn run(mut self) -> Result<(), AppendError> {
-        for _ in 0..self.kept.records {
+        for _ in 0..self.progress.records {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
@@ -197,7 +197,7 @@ impl FeedLoop {
     ) -> Result<Option<Vec<PacedRecord>>, AppendError> {
         let batch = in_flight.pop_front();
         match appended {
-            Ok(records) => self.kept.records += records,
+            Ok(records) => self.progress.records += records,
             Err(AppendError::OnHold(_)) => return Ok(batch),
             Err(error) => return Err(error),
         }
@@ -231,12 +231,12 @@ impl FeedLoop {
             let records = batch.iter().map(|due| self.new_record(*due)).collect();
             let (sender, count) = (sender.clone(), batch.len() as u64);
             let busy = Arc::new(AtomicBool::new(false));
-            let said = Arc::clone(&busy);
-            let done = move |result: Result<AppendReport, AppendError>| match result {
-                Err(AppendError::Busy) => said.store(true, Ordering::Release),
+            let is_busy = Arc::clone(&busy);
+            let acknowledge = move |result: Result<AppendReport, AppendError>| match result {
+                Err(AppendError::Busy) => is_busy.store(true, Ordering::Release),
                 result => drop(sender.send(result.map(|_| count))),
             };
-            self.appender.append(records, Box::new(done));
+            self.appender.append(records, Box::new(acknowledge));
             if !busy.load(Ordering::Acquire) {
                 in_flight.push_back(batch);
                 return Ok(());
@@ -260,7 +260,7 @@ impl FeedLoop {
     }
 
     fn save_progress(&mut self) {
-        match write_down(&self.path, &self.kept) {
+        match write_progress(&self.path, &self.progress) {
             Ok(()) => self.retries.record_success(),
             Err(error) => {
                 let remedy = remedy_suffix(&error, &self.path);
@@ -271,10 +271,10 @@ impl FeedLoop {
 }
 
 /// Replaces the file atomically.
-fn write_down(path: &Path, kept: &FeedProgress) -> io::Result<()> {
+fn write_progress(path: &Path, progress: &FeedProgress) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
     let mut file = fs::File::create(&temporary)?;
-    serde_json::to_writer(&mut file, kept)?;
+    serde_json::to_writer(&mut file, progress)?;
     file.flush()?;
     fs::rename(&temporary, path)
 }

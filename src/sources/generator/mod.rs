@@ -65,16 +65,16 @@ pub enum PlanError {
     NoCities,
     #[error("the interval must be longer than 0")]
     NoInterval,
-    #[error("from {from} to {to} there is no time: the end must be later than the beginning")]
+    #[error("the end {to} must be later than the beginning {from}")]
     NoTime { from: EventTime, to: EventTime },
     #[error("{} weather begins at {start}, after {from}", weather.name())]
     BeforeWeather { weather: WeatherKind, start: EventTime, from: EventTime },
     #[error(
-        "late arrivals would come after {}, the last time that can be written: end sooner",
+        "late arrivals would be after {}, the greatest time that can be written: choose an earlier end",
         EventTime::MAX
     )]
     EndOfTime,
-    #[error("{name} is a share of all readings, from 0 to 1, not {share}")]
+    #[error("{name} must be a share of all readings from 0 to 1, not {share}")]
     Share { name: &'static str, share: f64 },
     #[error("{0}")]
     Weather(String),
@@ -267,17 +267,17 @@ impl Generator {
     }
 
     fn corrected_measurement(&self, city: u32, at: EventTime) -> Measurement {
-        let wrong = self.weather.measure(city, at);
+        let first_measurement = self.weather.measure(city, at);
         let hash = self.draw_hash(city, at, RandomDraw::CorrectedTo);
         // Whole numbers stay whole.
         let steps_per_degree = if self.plan.weather == WeatherKind::Uniform { 1.0 } else { 10.0 };
         let up_to = |shift: u32, limit: f64| ((unit_interval(hash << shift) * limit) as i64 + 1) as f64;
         let sign = |bit: u64| if hash & bit == 0 { -1.0 } else { 1.0 };
-        let steps = (wrong.temperature() * steps_per_degree).round_ties_even();
+        let steps = (first_measurement.temperature() * steps_per_degree).round_ties_even();
         let temperature = (steps + sign(1) * up_to(0, 5.0 * steps_per_degree)) / steps_per_degree;
-        let humidity = (wrong.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
-        Measurement::new(temperature, humidity, wrong.wind_speed())
-            .expect("made-up weather is far enough within what is accepted")
+        let humidity = (first_measurement.humidity() + sign(2) * up_to(24, 10.0)).clamp(0.0, 100.0);
+        Measurement::new(temperature, humidity, first_measurement.wind_speed())
+            .expect("generated weather is far within the accepted ranges")
     }
 
     fn generate_record(&self, due: ScheduledRecord) -> TimedRecord<'_> {
@@ -301,7 +301,7 @@ impl Generator {
         let right = self.weather.measure(city, at);
         let hash = self.draw_hash(city, at, RandomDraw::InvalidHow);
         let fault = BadReadingKind::ALL[(hash % 5) as usize];
-        let mut bad = BadReading {
+        let mut bad_reading = BadReading {
             kind: fault,
             city: Some(self.weather.city_key(city)),
             at: Some(at),
@@ -310,17 +310,17 @@ impl Generator {
             wind_speed: right.wind_speed(),
         };
         match (fault, (hash >> 32) % 4) {
-            (BadReadingKind::OutOfRange, 0) => bad.temperature = Some(999.9),
-            (BadReadingKind::OutOfRange, 1) => bad.temperature = Some(-459.7),
-            (BadReadingKind::OutOfRange, 2) => bad.humidity = Some(-5.0),
-            (BadReadingKind::OutOfRange, _) => bad.wind_speed = Some(1048.4),
-            (BadReadingKind::MissingField, 0) => bad.city = None,
-            (BadReadingKind::MissingField, 1) => bad.at = None,
-            (BadReadingKind::MissingField, 2) => bad.temperature = None,
-            (BadReadingKind::MissingField, _) => bad.humidity = None,
+            (BadReadingKind::OutOfRange, 0) => bad_reading.temperature = Some(999.9),
+            (BadReadingKind::OutOfRange, 1) => bad_reading.temperature = Some(-459.7),
+            (BadReadingKind::OutOfRange, 2) => bad_reading.humidity = Some(-5.0),
+            (BadReadingKind::OutOfRange, _) => bad_reading.wind_speed = Some(1048.4),
+            (BadReadingKind::MissingField, 0) => bad_reading.city = None,
+            (BadReadingKind::MissingField, 1) => bad_reading.at = None,
+            (BadReadingKind::MissingField, 2) => bad_reading.temperature = None,
+            (BadReadingKind::MissingField, _) => bad_reading.humidity = None,
             (BadReadingKind::CutLine | BadReadingKind::NoOffset | BadReadingKind::BadNumber, _) => {}
         }
-        bad
+        bad_reading
     }
 }
 

@@ -221,7 +221,7 @@ impl PacedPartition {
 
     fn handle_record(&mut self, delivery: &TimedRecord<'_>, handler: &mut dyn RecordHandler) {
         let record_position = RecordPosition { position: self.position, arrived: Some(delivery.arrives_at) };
-        let taken = match &delivery.record {
+        let outcome = match &delivery.record {
             GeneratedRecord::Upsert { city, at, event } => handler.handle_upsert(
                 record_position,
                 &Upsert { city, reading_at: *at, event: *event, revision: None },
@@ -234,7 +234,7 @@ impl PacedPartition {
                     .and_then(|upsert| handler.handle_upsert(record_position, &upsert))
             }
         };
-        if let Err(refusal) = taken {
+        if let Err(refusal) = outcome {
             self.text.clear();
             delivery.record.push_json(&mut self.text);
             handler.handle_refusal(record_position, &refusal, &RawRecord::from_value(&self.text));

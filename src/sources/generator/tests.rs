@@ -156,18 +156,18 @@ fn invalid_plans_are_refused_with_reason() {
     assert_eq!(said(|plan| plan.interval = "0s".parse().unwrap()), "the interval must be longer than 0");
     assert_eq!(
         said(|plan| plan.to = plan.from),
-        "from 2025-01-01T00:00:00Z to 2025-01-01T00:00:00Z there is no time: the end must be later than the beginning"
+        "the end 2025-01-01T00:00:00Z must be later than the beginning 2025-01-01T00:00:00Z"
     );
     assert_eq!(
         said(|plan| plan.from = EventTime::default()),
         "uniform weather begins at 2025-01-01T00:00:00Z, after 1970-01-01T00:00:00Z"
     );
-    assert!(said(|plan| plan.to = EventTime::MAX).ends_with("end sooner"));
-    assert!(said(|plan| plan.interval = Millis::MAX).ends_with("end sooner"));
-    assert_eq!(said(|plan| plan.late = 1.5), "late is a share of all readings, from 0 to 1, not 1.5");
+    assert!(said(|plan| plan.to = EventTime::MAX).ends_with("choose an earlier end"));
+    assert!(said(|plan| plan.interval = Millis::MAX).ends_with("choose an earlier end"));
+    assert_eq!(said(|plan| plan.late = 1.5), "late must be a share of all readings from 0 to 1, not 1.5");
     assert_eq!(
         said(|plan| plan.invalid = f64::NAN),
-        "invalid is a share of all readings, from 0 to 1, not NaN"
+        "invalid must be a share of all readings from 0 to 1, not NaN"
     );
     assert!(said(|plan| (plan.weather, plan.cities) = (WeatherKind::Plausible, 40_000)).contains("34006"));
 }

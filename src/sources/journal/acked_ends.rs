@@ -71,8 +71,8 @@ impl AckedEnds {
             Ok((file, bytes))
         };
         let (file, bytes) = read().map_err(|source| JournalError::Io { path: path.clone(), source })?;
-        let slots = bytes.chunks(COPY_BYTES).filter_map(parse_copy);
-        match slots.max_by_key(|slot| slot.sequence) {
+        let copies = bytes.chunks(COPY_BYTES).filter_map(parse_copy);
+        match copies.max_by_key(|copy| copy.sequence) {
             Some(StoredCopy { format, .. }) if format != FORMAT => {
                 Err(JournalError::Format { dir: dir.into(), found: format, known: FORMAT })
             }

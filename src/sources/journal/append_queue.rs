@@ -1,8 +1,9 @@
 //! The bounded queue of appends that wait for the writer thread.
 
 use std::mem;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::model::{AppendCallback, AppendError, AppendReport, Appender, NewRecord};
 
@@ -51,9 +52,7 @@ impl AppendQueue {
             if is_late {
                 return Some(Vec::new());
             }
-            let waited =
-                self.not_empty.wait_timeout(waiting, timeout).unwrap_or_else(PoisonError::into_inner);
-            (waiting, is_late) = (waited.0, waited.1.timed_out());
+            is_late = self.not_empty.wait_for(&mut waiting, timeout).timed_out();
         }
     }
 
@@ -69,27 +68,27 @@ impl AppendQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn push_append(
         &self,
         records: Vec<NewRecord>,
-        done: AppendCallback,
+        acknowledge: AppendCallback,
     ) -> Result<(), (AppendCallback, AppendError)> {
         let bytes = records.iter().map(|record| record.bytes.len() + RECORD_OVERHEAD_BYTES).sum::<usize>();
         let mut waiting = self.lock();
         if let Some(reason) = &waiting.close_reason {
-            return Err((done, reason.clone()));
+            return Err((acknowledge, reason.clone()));
         }
         let fits =
             waiting.records + records.len() <= self.max_records && waiting.bytes + bytes <= self.max_bytes;
         if !fits && !waiting.appends.is_empty() {
-            return Err((done, AppendError::Busy));
+            return Err((acknowledge, AppendError::Busy));
         }
         waiting.records += records.len();
         waiting.bytes += bytes;
-        waiting.appends.push(QueuedAppend { records, acknowledge: done });
+        waiting.appends.push(QueuedAppend { records, acknowledge });
         if waiting.appends.len() == 1 {
             self.not_empty.notify_one();
         }
@@ -98,12 +97,12 @@ impl AppendQueue {
 }
 
 impl Appender for AppendQueue {
-    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+    fn append(&self, records: Vec<NewRecord>, acknowledge: AppendCallback) {
         if records.is_empty() {
-            return done(Ok(AppendReport::default()));
+            return acknowledge(Ok(AppendReport::default()));
         }
-        if let Err((done, reason)) = self.push_append(records, done) {
-            done(Err(reason));
+        if let Err((acknowledge, reason)) = self.push_append(records, acknowledge) {
+            acknowledge(Err(reason));
         }
     }
 }

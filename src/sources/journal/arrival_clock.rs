@@ -11,8 +11,9 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::fault;
@@ -161,7 +162,7 @@ impl ArrivalClock {
             let time = format_time(wall);
             tracing::warn!(
                 time,
-                "the clock of this host says so for a minute now, and is believed: it was put forward by {}",
+                "the clock of this host has been ahead for a minute without a change, so it is trusted now: it was put forward by {}",
                 format_span(ahead)
             );
             self.accept_clock(offset, uptime);
@@ -179,8 +180,8 @@ impl ArrivalClock {
     /// time.
     fn is_confirmed(&mut self, offset: i64, uptime: i64) -> bool {
         match self.unconfirmed {
-            Some(doubt) if (offset - doubt.offset).abs() <= DRIFT_TOLERANCE_MS => {
-                uptime - doubt.since >= self.clock.confirm_ms()
+            Some(unconfirmed) if (offset - unconfirmed.offset).abs() <= DRIFT_TOLERANCE_MS => {
+                uptime - unconfirmed.since >= self.clock.confirm_ms()
             }
             _ => {
                 self.unconfirmed = Some(UnconfirmedClockStep { offset, since: uptime });
@@ -193,8 +194,8 @@ impl ArrivalClock {
         self.estimate = ClockEstimate::Offset(offset);
         self.unconfirmed = None;
         self.release_hold();
-        let is_fresh = |(at, kept): (i64, i64)| {
-            uptime - at < SAVE_INTERVAL_MS && (offset - kept).abs() <= DRIFT_TOLERANCE_MS
+        let is_fresh = |(at, saved_offset): (i64, i64)| {
+            uptime - at < SAVE_INTERVAL_MS && (offset - saved_offset).abs() <= DRIFT_TOLERANCE_MS
         };
         if self.saved.is_some_and(is_fresh) {
             return;
@@ -202,7 +203,7 @@ impl ArrivalClock {
         self.saved = Some((uptime, offset));
         let saved = SavedClock { boot_id: self.clock.boot_id(), uptime_ms: uptime, wall_ms: uptime + offset };
         if let Err(error) = self.save_clock(&saved) {
-            tracing::debug!(path = %self.path.display(), %error, "the time cannot be written down: it is tried again in a minute");
+            tracing::debug!(path = %self.path.display(), %error, "the time cannot be saved; it is retried in a minute");
         }
     }
 
@@ -217,26 +218,25 @@ impl ArrivalClock {
     }
 
     fn release_hold(&self) {
-        if self.hold.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
-            tracing::info!("readings are taken again");
+        if self.hold.lock().take().is_some() {
+            tracing::info!("the clock of this host is trusted again: readings are accepted");
         }
     }
 
     fn start_hold(&self, wall: i64, uptime: i64, ahead: i64) -> AppendHold {
-        let since = self.unconfirmed.map_or(uptime, |doubt| doubt.since);
+        let since = self.unconfirmed.map_or(uptime, |unconfirmed| unconfirmed.since);
         let left_s = (self.clock.confirm_ms() - (uptime - since)).max(0) / 1_000 + 1;
-        let mut held = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.hold.lock();
         if held.is_none() {
             let time = format_time(wall);
             tracing::warn!(
                 time,
-                "the clock of this host is {} ahead of what it should say: readings are held back until it says so for a minute; set it right",
+                "the clock of this host is {} ahead of the expected time: readings are refused until it is right or has been steady for a minute; set it right",
                 format_span(ahead)
             );
         }
         let detail = format!(
-            "the clock of this host says {}, {} ahead of what it should by the last arrival and the time since: readings are taken once \
-             it is set right, or has said the same for a minute",
+            "the clock of this host says {}, {} ahead of the expected time (the last arrival and the time since): readings are accepted once it is set right, or has been steady for a minute",
             format_time(wall),
             format_span(ahead)
         );
@@ -250,8 +250,7 @@ fn warn_clock_set_back(wall: i64, ahead: i64) {
     let time = format_time(wall);
     tracing::warn!(
         time,
-        "the clock of this host was put back by {}: arrivals are stamped by it from now on, and epochs go on from their bound; readings \
-         that were taken while it was ahead stay (/v1/status has their cities under ahead_of_clock)",
+        "the clock of this host was put back by {}: new arrivals are stamped by it, and epochs continue from their bound; readings that were accepted while it was ahead stay (/v1/status lists their cities under ahead_of_clock)",
         format_span(-ahead)
     );
 }

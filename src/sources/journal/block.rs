@@ -96,12 +96,12 @@ impl JournalBlock {
 
     /// The client that posted the record at a position, if it is known.
     pub(super) fn client_at(&self, position: u64) -> Option<ClientId> {
-        let mut left = position.checked_sub(self.first)?;
+        let mut index = position.checked_sub(self.first)?;
         for (client, count) in &self.clients {
-            if left < u64::from(*count) {
+            if index < u64::from(*count) {
                 return *client;
             }
-            left -= u64::from(*count);
+            index -= u64::from(*count);
         }
         None
     }

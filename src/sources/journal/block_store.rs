@@ -7,10 +7,11 @@ use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use fjall::config::{BlockSizePolicy, CompressionPolicy, FilterPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use parking_lot::Mutex;
 
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -80,7 +81,7 @@ impl BlockStore {
             let file = file.strip_prefix(dir).unwrap_or(&file).display().to_string();
             return Err(JournalError::damaged_error(
                 dir,
-                &format!("its file {file:?} says more contents than it has"),
+                &format!("its file {file:?} declares more contents than it has"),
             ));
         }
         catch_store_panics(|| open_store(&path)).map_err(|failure| match failure {
@@ -143,7 +144,7 @@ impl BlockStore {
     /// Removes the blocks of each partition that begin before its position, and reclaims their disk
     /// space once it is a large share of the store.
     pub(super) fn remove_blocks_before(&self, log_starts: &[u64]) -> Result<(), StoreError> {
-        let mut removed = self.trim_state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut removed = self.trim_state.lock();
         catch_store_panics(|| {
             for (partition, begin) in (0..).zip(log_starts) {
                 let from =
@@ -203,7 +204,7 @@ impl BlockStore {
                 return Err(StoreError::damaged_block(partition, position));
             };
             let first = first.key()?;
-            let mut found = VecDeque::new();
+            let mut blocks = VecDeque::new();
             let (mut bytes, mut end) = (0, None);
             for guard in self.blocks.range(&first[..]..=&block::block_key(partition, u64::MAX)[..]) {
                 let block = decode_entry(guard, decoder)?;
@@ -216,12 +217,12 @@ impl BlockStore {
                 }
                 end = Some(block.end());
                 bytes += block.len();
-                found.push_back(Arc::new(block));
+                blocks.push_back(Arc::new(block));
                 if bytes >= READ_AHEAD_BYTES {
                     break;
                 }
             }
-            Ok(found)
+            Ok(blocks)
         })
     }
 
@@ -234,18 +235,18 @@ impl BlockStore {
         bytes: usize,
     ) -> Result<Vec<StoredBlock>, StoreError> {
         catch_store_panics(|| {
-            let mut found = Vec::new();
-            let mut left = bytes;
+            let mut blocks = Vec::new();
+            let mut remaining = bytes;
             let keys = block::block_key(partition, range.start)..block::block_key(partition, range.end);
             for guard in self.blocks.range(keys) {
                 let (key, value) = guard.into_inner()?;
-                found.push((key.to_vec(), value.to_vec()));
-                left = left.saturating_sub(value.len());
-                if left == 0 {
+                blocks.push((key.to_vec(), value.to_vec()));
+                remaining = remaining.saturating_sub(value.len());
+                if remaining == 0 {
                     break;
                 }
             }
-            Ok::<_, StoreError>(found)
+            Ok::<_, StoreError>(blocks)
         })
     }
 
@@ -305,19 +306,19 @@ fn check_table_lists(dir: &Path, path: &Path) -> Result<(), JournalError> {
         };
         let current = read("current")?;
         let Some((version, rest)) = current.split_first_chunk::<8>() else {
-            return Err(damaged("the file \"current\" is cut off"));
+            return Err(damaged("the file \"current\" is truncated"));
         };
         let list = read(&format!("v{}", u64::from_le_bytes(*version)))?;
         if rest.first_chunk::<16>() != Some(&xxh3_128(&list).to_le_bytes()) {
-            return Err(damaged("the list of tables does not have its checksum"));
+            return Err(damaged("the list of tables does not match its checksum"));
         }
     }
     Ok(())
 }
 
 fn position_of_key(key: &[u8]) -> Result<u64, StoreError> {
-    let parsed = block::parse_block_key(key)
-        .ok_or_else(|| StoreError::Damaged("a block has a key that is none".into()));
+    let parsed =
+        block::parse_block_key(key).ok_or_else(|| StoreError::Damaged("a block has an invalid key".into()));
     parsed.map(|(_, first)| first)
 }
 
@@ -325,7 +326,7 @@ fn decode_entry(guard: fjall::Guard, decoder: &mut BlockDecoder) -> Result<Journ
     let (key, value) = guard.into_inner()?;
     decoder.decode(&key, &value).ok_or_else(|| match block::parse_block_key(&key) {
         Some((partition, first)) => StoreError::damaged_block(partition, first),
-        None => StoreError::Damaged("a block has a key that is none".into()),
+        None => StoreError::Damaged("a block has an invalid key".into()),
     })
 }
 

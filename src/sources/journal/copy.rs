@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 use super::acked_ends::AckedEnds;
 use super::block::{self, BlockDecoder, BlockKey};
@@ -22,7 +21,7 @@ const COPY_BATCH_BYTES: usize = 4 << 20;
 impl Journal {
     /// The number of partitions of the journal in a directory.
     pub fn partition_count_in(dir: &Path) -> Result<u32, JournalError> {
-        AckedEnds::open_file(dir).map(|marks| marks.partition_count())
+        AckedEnds::open_file(dir).map(|acked_ends| acked_ends.partition_count())
     }
 
     /// By partition, the first position that was not removed.
@@ -33,7 +32,7 @@ impl Journal {
     /// By partition, the position behind the last record. All records before these positions are
     /// durable, and each append is included as a whole or not at all.
     pub fn log_ends(&self) -> Vec<u64> {
-        let _whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _whole = self.shared.publish_lock.lock();
         self.shared.tails.iter().map(|tail| tail.log_end()).collect()
     }
 
@@ -69,7 +68,7 @@ impl BlockSequence {
 
     /// Checks the next block, and returns the position of its end.
     pub fn push_block(&mut self, key: &[u8], stored: &[u8]) -> Result<u64, String> {
-        let (partition, first) = block::parse_block_key(key).ok_or("a block has a key that is none")?;
+        let (partition, first) = block::parse_block_key(key).ok_or("a block has an invalid key")?;
         let damaged = || format!("partition {partition} of the journal is damaged at position {first}");
         let next = self.next_positions.get_mut(partition as usize).ok_or_else(damaged)?;
         let block = self.decoder.decode(key, stored).filter(|_| first == *next).ok_or_else(damaged)?;
@@ -116,8 +115,8 @@ impl JournalCopy {
             .push_block(key, stored)
             .map_err(|what| JournalError::damaged_error(&self.dir, &what))?;
         // The key is valid: the sequence has parsed it.
-        let key =
-            BlockKey::try_from(key).map_err(|_| JournalError::damaged_error(&self.dir, "a key is none"))?;
+        let key = BlockKey::try_from(key)
+            .map_err(|_| JournalError::damaged_error(&self.dir, "a key is invalid"))?;
         self.pending_blocks.push((key, stored.to_vec()));
         self.pending_bytes += stored.len();
         if self.pending_bytes >= COPY_BATCH_BYTES { self.commit_pending() } else { Ok(()) }

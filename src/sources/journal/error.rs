@@ -19,23 +19,23 @@ pub enum JournalError {
     #[error("a journal has 1 to {MAX_PARTITIONS} partitions, not {0}: change the configuration")]
     PartitionCount(u32),
     #[error(
-        "the journal in {} has {found} partitions, not {asked}: configure {found}, or move it away to begin anew",
+        "the journal in {} has {found} partitions, not {asked}: set ingest.partitions = {found}, or move it away to begin anew",
         dir.display()
     )]
     PartitionsDiffer { dir: PathBuf, found: u32, asked: u32 },
     #[error(
-        "the journal in {} is of format {found}, this program knows {known}: use the version that wrote it",
+        "the journal in {} has format {found}, and this swelter reads format {known}: use the version that wrote it",
         dir.display()
     )]
     Format { dir: PathBuf, found: u32, known: u32 },
-    #[error("the journal in {} is in use by another process: stop that first", dir.display())]
+    #[error("the journal in {} is in use by another process: stop that process first", dir.display())]
     InUse { dir: PathBuf },
     #[error("the journal in {} is damaged: {what}; {DAMAGE_REMEDY}", dir.display())]
     Damaged { dir: PathBuf, what: String },
     #[error("the journal in {}: its file \"id\" {what}: {}", dir.display(), id_remedy(*known))]
     Id { dir: PathBuf, what: &'static str, known: Option<u128> },
     #[error(
-        "partition {partition} of the journal in {} ends at {end}, so nothing is removed before {upto}: what covers that is of another journal",
+        "partition {partition} of the journal in {} ends at {end} and is not trimmed before {upto}: the checkpoint that covers that position belongs to another journal",
         dir.display()
     )]
     TrimBeyondEnd { dir: PathBuf, partition: u32, end: u64, upto: u64 },
@@ -43,8 +43,8 @@ pub enum JournalError {
 
 pub(super) const DAMAGE_REMEDY: &str = "restore it from a backup, or move it away to begin anew";
 
-fn id_remedy(known: Option<u128>) -> String {
-    match known {
+fn id_remedy(recorded_id: Option<u128>) -> String {
+    match recorded_id {
         Some(id) => {
             format!("restore it, as the line {{\"id\":\"{}\"}}, or restore the journal from a backup", id_to_hex(id))
         }

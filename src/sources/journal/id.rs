@@ -56,20 +56,23 @@ impl JournalId {
 
     /// Reads the id of the journal in a directory; `None` if it has none. `known` is the id in
     /// `marks`.
-    pub(super) fn read_file(dir: &Path, known: Option<u128>) -> Result<Option<JournalId>, JournalError> {
-        let unknown = |what: &'static str| JournalError::Id { dir: dir.into(), what, known };
+    pub(super) fn read_file(
+        dir: &Path,
+        recorded_id: Option<u128>,
+    ) -> Result<Option<JournalId>, JournalError> {
+        let unknown = |what: &'static str| JournalError::Id { dir: dir.into(), what, known: recorded_id };
         let bytes = match fault::read_small_file(&dir.join(FILE_NAME)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return known.map_or(Ok(None), |_| Err(unknown("is missing")));
+                return recorded_id.map_or(Ok(None), |_| Err(unknown("is missing")));
             }
             Err(source) => return Err(JournalError::Io { path: dir.join(FILE_NAME), source }),
         };
         let read: JournalId = serde_json::from_slice(&bytes).map_err(|_| unknown("cannot be read"))?;
         let parent = read.parent.as_ref().map(|parent| parent.id);
-        match known.is_none_or(|known| known == read.id || Some(known) == parent) {
+        match recorded_id.is_none_or(|recorded_id| recorded_id == read.id || Some(recorded_id) == parent) {
             true => Ok(Some(read)),
-            false => Err(unknown("is of another journal")),
+            false => Err(unknown("belongs to another journal")),
         }
     }
 

@@ -6,8 +6,8 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::JournalError;
@@ -31,7 +31,7 @@ impl LogStarts {
             Err(source) => return Err(JournalError::Io { path, source }),
         };
         if positions.len() != partitions as usize {
-            return Err(JournalError::damaged_error(dir, "its file \"begins\" has other partitions"));
+            return Err(JournalError::damaged_error(dir, "its file \"begins\" lists other partitions"));
         }
         Ok(LogStarts { dir: dir.into(), positions: Mutex::new(positions) })
     }
@@ -61,7 +61,7 @@ impl LogStarts {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.positions.lock()
     }
 }
 
@@ -86,9 +86,9 @@ fn parse_file(dir: &Path, bytes: &[u8]) -> Result<Vec<u64>, JournalError> {
         return Err(damaged());
     }
     let (format, positions) = content.split_first_chunk::<4>().ok_or_else(damaged)?;
-    let found = u32::from_le_bytes(*format);
-    if found != FORMAT {
-        return Err(JournalError::Format { dir: dir.into(), found, known: FORMAT });
+    let format_number = u32::from_le_bytes(*format);
+    if format_number != FORMAT {
+        return Err(JournalError::Format { dir: dir.into(), found: format_number, known: FORMAT });
     }
     let (positions, rest) = positions.as_chunks::<8>();
     if !rest.is_empty() {

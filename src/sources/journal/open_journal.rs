@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::acked_ends::{self, AckedEnds};
 use super::append_queue::AppendQueue;
@@ -122,7 +124,7 @@ impl Journal {
     /// made from the journal is verified. Other journals have their id on disk since they were
     /// created.
     pub fn save_id(&self) -> Result<(), JournalError> {
-        let mut is_new = self.shared.is_id_unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_new = self.shared.is_id_unsaved.lock();
         if *is_new {
             let dir = &self.shared.dir;
             self.shared
@@ -130,7 +132,7 @@ impl Journal {
                 .write_file(dir)
                 .map_err(|source| JournalError::Io { path: dir.clone(), source })?;
             *is_new = false;
-            tracing::info!(id = self.shared.id.to_hex(), "the journal has an id from now on");
+            tracing::info!(id = self.shared.id.to_hex(), "the journal has got an id");
         }
         Ok(())
     }
@@ -178,16 +180,12 @@ impl Journal {
 
     /// Blocks trimming while the guard is held.
     pub fn block_trimming(&self) -> RwLockReadGuard<'_, ()> {
-        self.shared.trim_lock.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.trim_lock.read()
     }
 
     /// Calls a function that trims, unless trimming is blocked.
     pub fn trim_unless_blocked<T>(&self, trim: impl FnOnce() -> T) -> Option<T> {
-        let _free = match self.shared.trim_lock.try_write() {
-            Ok(free) => free,
-            Err(TryLockError::Poisoned(free)) => free.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let _free = self.shared.trim_lock.try_write()?;
         Some(trim())
     }
 
@@ -228,7 +226,7 @@ fn recover_log_ends(
         let end = last.as_ref().map_or(0, |block| block.end());
         if end < *acked_end {
             let what = format!(
-                "partition {partition} ends at position {end}, but had acknowledged up to {acked_end}"
+                "partition {partition} ends at position {end}, but records were acknowledged up to {acked_end}"
             );
             return Err(JournalError::damaged_error(dir, &what));
         }
@@ -240,7 +238,7 @@ fn recover_log_ends(
 
 impl HoldCheck for Journal {
     fn current_hold(&self) -> Option<AppendHold> {
-        self.clock_hold.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.clock_hold.lock().clone()
     }
 }
 
@@ -261,8 +259,7 @@ impl Source for Journal {
         let (position, end) = (at.position, self.log_end(partition));
         if position > end {
             return Err(SourceError::EndsBefore(format!(
-                "results were made of partition {partition} of the journal up to position {position}, but it ends at {end}: restore it, \
-                 or begin anew with empty outputs"
+                "results include partition {partition} of the journal up to position {position}, but it ends at {end}: restore it, or begin anew with empty outputs"
             )));
         }
         self.shared.check_not_trimmed(partition, position)?;

@@ -43,8 +43,7 @@ impl JournalReader {
         let end = shared.tail_of(partition)?.log_end();
         if position > end {
             return Err(SourceError::Fatal(format!(
-                "partition {partition} of the journal in {} ends at position {end}, before position {position}, from which it \
-                 is to be read: restore the journal from a backup, or move it away together with what was made of it",
+                "partition {partition} of the journal in {} ends at position {end}, and reading starts at position {position}: restore the journal from a backup, or move it away together with its checkpoints and outputs",
                 shared.dir.display()
             )));
         }
@@ -138,9 +137,9 @@ impl Partition for JournalReader {
                 let decoded = self.record_decoder.decode(raw);
                 let decoded =
                     if retried.is_some() { decoded.and_then(Upsert::into_retried) } else { decoded };
-                let taken =
+                let outcome =
                     decoded.and_then(|upsert| handler.handle_upsert(position_of(self.position), &upsert));
-                if let Err(refusal) = taken {
+                if let Err(refusal) = outcome {
                     let client = block.client_at(self.position);
                     let raw = RawRecord { retry: retried.as_ref(), client, ..RawRecord::from_value(raw) };
                     handler.handle_refusal(position_of(self.position), &refusal, &raw);

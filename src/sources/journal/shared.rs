@@ -1,7 +1,9 @@
 //! State that the writer and the readers of a journal share.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::block::BlockDecoder;
 use super::block_store::BlockStore;
@@ -46,8 +48,7 @@ impl JournalShared {
         let begin = self.log_starts.log_start(partition);
         match position < begin {
             true => Err(SourceError::Fatal(format!(
-                "partition {partition} of the journal in {} begins at position {begin}, since checkpoints cover what lies before; to be read from \
-                 position {position} it needs a checkpoint that is no older: restore one from a backup, or begin anew with empty outputs",
+                "partition {partition} of the journal in {} begins at position {begin}, because it was trimmed below a checkpoint; reading it from position {position} needs a checkpoint that includes position {begin}: restore one from a backup, or begin anew with empty outputs",
                 self.dir.display()
             ))),
             false => Ok(()),
@@ -71,8 +72,7 @@ impl JournalShared {
         match read() {
             Ok(digest) if digest == before.digest => Ok(()),
             Ok(_) => Err(SourceError::RecordDiffers(format!(
-                "the record of the journal in {} at position {position} of partition {partition} is not the one that was read: this is \
-                 another journal",
+                "the record of the journal in {} at position {position} of partition {partition} differs from the one that was read, so this is another journal: restore the right one",
                 self.dir.display()
             ))),
             // It was removed in the meantime.

@@ -23,13 +23,13 @@ pub(super) fn find_impossible_contents(folder: &Path) -> io::Result<Option<PathB
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let (path, kind) = (entry.path(), entry.file_type()?);
-        let found = match () {
+        let impossible_file = match () {
             () if kind.is_dir() => find_impossible_contents(&path)?,
             () if kind.is_file() && has_impossible_contents(&path)? => Some(path),
             () => None,
         };
-        if found.is_some() {
-            return Ok(found);
+        if impossible_file.is_some() {
+            return Ok(impossible_file);
         }
     }
     Ok(None)
@@ -42,11 +42,15 @@ fn has_impossible_contents(path: &Path) -> io::Result<bool> {
     file.seek(SeekFrom::Start(trailer_at))?;
     file.read_exact(&mut trailer)?;
     let position = trailer[POSITION_OFFSET..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let room = trailer_at.checked_sub(position).and_then(|room| room.checked_sub(CONTENTS_HEAD_BYTES as u64));
-    let Some(room) = room.filter(|_| trailer.starts_with(TRAILER_MAGIC)) else { return Ok(false) };
+    let content_bytes = trailer_at
+        .checked_sub(position)
+        .and_then(|content_bytes| content_bytes.checked_sub(CONTENTS_HEAD_BYTES as u64));
+    let Some(content_bytes) = content_bytes.filter(|_| trailer.starts_with(TRAILER_MAGIC)) else {
+        return Ok(false);
+    };
     let mut head = [0; CONTENTS_HEAD_BYTES];
     file.seek(SeekFrom::Start(position))?;
     file.read_exact(&mut head)?;
     let entries = head.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-    Ok(head.starts_with(CONTENTS_MAGIC) && u64::from(entries) * MIN_ENTRY_BYTES > room)
+    Ok(head.starts_with(CONTENTS_MAGIC) && u64::from(entries) * MIN_ENTRY_BYTES > content_bytes)
 }

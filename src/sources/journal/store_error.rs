@@ -46,7 +46,7 @@ impl StoreError {
             StoreError::Store(_) | StoreError::Damaged(_) => None,
         };
         cause.map_or_else(
-            || format!("see that the disk of {} has room and works", dir.display()),
+            || format!("check that the disk of {} has free space and works", dir.display()),
             |error| fault::remedy_for(&error, dir),
         )
     }

@@ -1,9 +1,10 @@
 //! A logger of the store's threads: their log is the only place that has the cause of a failure.
 
 use std::io;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::Once;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
 
 /// The maximum length of an error text that is stored.
 const MAX_ERROR_CHARS: usize = 300;
@@ -24,7 +25,7 @@ pub(super) fn install_store_logger() {
 
 /// The last error that the store has logged.
 pub(super) fn last_store_error() -> Option<String> {
-    LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    LAST_ERROR.lock().clone()
 }
 
 /// Extracts the error of the operating system from a text of the store, which formats errors with
@@ -45,7 +46,7 @@ impl Log for StoreLogger {
         if self.enabled(record.metadata()) {
             let text: String = record.args().to_string().chars().take(MAX_ERROR_CHARS).collect();
             tracing::error!("the storage of the journal: {text}");
-            *LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+            *LAST_ERROR.lock() = Some(text);
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::Thread;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::block::JournalBlock;
 
@@ -74,6 +76,6 @@ impl Tail {
     }
 
     fn lock(&self) -> MutexGuard<'_, TailState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

@@ -1,7 +1,7 @@
 //! The writer thread of a journal: each commit has all appends that wait.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -114,7 +114,7 @@ impl JournalWriter {
     /// the disk is full, unless the journal is closing.
     fn write_acked_ends(&mut self) -> Result<(), StoreError> {
         let mut retries =
-            RetryBackoff::new("journal", "note the ends of the journal", "posted readings wait");
+            RetryBackoff::new("journal", "record the ends of the journal", "posted readings wait");
         loop {
             match self.acked_ends.write_ends() {
                 Ok(()) => {
@@ -141,7 +141,7 @@ impl JournalWriter {
         mut ends: Vec<u64>,
     ) {
         let partitions: Vec<u32> = blocks.iter().map(|(partition, _)| *partition).collect();
-        let whole = self.shared.publish_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = self.shared.publish_lock.lock();
         for (partition, block) in blocks {
             self.shared.tails[partition as usize].push_block(block);
         }
@@ -160,15 +160,15 @@ impl JournalWriter {
     fn fail_all(&mut self, failure: &StoreError, appends: Vec<QueuedAppend>) {
         let dir = self.shared.dir.display();
         let line: Arc<str> = format!(
-            "the journal in {dir} cannot be written ({failure}): {}, then start again; what was acknowledged is there",
+            "the journal in {dir} cannot be written ({failure}): {}, then start again; acknowledged readings are durable",
             failure.remedy(&self.shared.dir)
         )
         .into();
         let reason = AppendError::Failed(self.shared.failure.get_or_init(|| line).clone());
         self.queue.close(reason.clone());
         self.shared.tails.iter().for_each(|tail| tail.wake_readers());
-        let left = std::iter::from_fn(|| self.queue.take_appends(Duration::ZERO)).flatten();
-        for append in appends.into_iter().chain(left) {
+        let queued = std::iter::from_fn(|| self.queue.take_appends(Duration::ZERO)).flatten();
+        for append in appends.into_iter().chain(queued) {
             (append.acknowledge)(Err(reason.clone()));
         }
     }
@@ -215,7 +215,8 @@ fn refuse_future(
             .reading_at
             .filter(|at| record.retry.is_none() && at.millis() - now.millis() > max_ahead.millis())
     };
-    let (mut left, mut all_refused) = (Vec::with_capacity(appends.len()), Vec::with_capacity(appends.len()));
+    let (mut remaining, mut all_refused) =
+        (Vec::with_capacity(appends.len()), Vec::with_capacity(appends.len()));
     for QueuedAppend { mut records, acknowledge: done } in appends {
         let (mut refused, mut number) = (RefusedRecords::new(), 0);
         records.retain(|record| {
@@ -227,11 +228,11 @@ fn refuse_future(
         if records.is_empty() {
             done(Ok(AppendReport { ranges: Vec::new(), refusals: refused }));
         } else {
-            left.push(QueuedAppend { records, acknowledge: done });
+            remaining.push(QueuedAppend { records, acknowledge: done });
             all_refused.push(refused);
         }
     }
-    (left, all_refused)
+    (remaining, all_refused)
 }
 
 #[cold]
@@ -269,7 +270,7 @@ impl SizeWarning {
         }
         tracing::warn!(
             bytes,
-            "the journal in {} holds {} MB: without checkpoints it keeps every reading, and takes as long to replay at a start",
+            "the journal in {} holds {} MB: without checkpoints it keeps every reading, and each start replays all of it; set checkpoints.url",
             dir.display(),
             bytes / 1_000_000,
         );

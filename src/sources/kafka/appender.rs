@@ -1,10 +1,11 @@
 //! The producer that appends posted and generated records to a topic.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -124,7 +125,7 @@ impl KafkaAppender {
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         if let Err(error) = self.producer.flush(FLUSH_TIMEOUT) {
-            tracing::warn!(source = &*self.source, topic = self.topic, %error, "records are left that were not acknowledged");
+            tracing::warn!(source = &*self.source, topic = self.topic, %error, "the producer is closed with records that were not acknowledged");
         }
     }
 
@@ -162,12 +163,12 @@ impl KafkaAppender {
 }
 
 impl Appender for KafkaAppender {
-    fn append(&self, records: Vec<NewRecord>, done: AppendCallback) {
+    fn append(&self, records: Vec<NewRecord>, acknowledge: AppendCallback) {
         if records.is_empty() {
-            return done(Ok(AppendReport::default()));
+            return acknowledge(Ok(AppendReport::default()));
         }
         let bytes = records.iter().map(|record| record.bytes.len() + RECORD_OVERHEAD_BYTES).sum();
-        let mut queueing = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queueing = self.state.lock();
         self.check_acknowledgements(&mut queueing);
         let refused = if self.is_stopping.load(Ordering::Relaxed) {
             Some(AppendError::Stopping)
@@ -180,7 +181,7 @@ impl Appender for KafkaAppender {
         };
         if let Some(error) = refused {
             drop(queueing);
-            return done(Err(error));
+            return acknowledge(Err(error));
         }
         let append = Arc::new(AppendInFlight {
             source: self.source.clone(),
@@ -191,7 +192,7 @@ impl Appender for KafkaAppender {
             outcome: Mutex::new(AppendOutcome {
                 appended_ranges: BTreeMap::new(),
                 failure: None,
-                acknowledge: Some(done),
+                acknowledge: Some(acknowledge),
             }),
         });
         let mut sent = 0;
@@ -283,7 +284,7 @@ impl AppendInFlight {
     /// Records the result of a number of records: the position of one, or why they may not be in
     /// the log.
     fn settle_records(&self, records: usize, result: Result<(i32, i64), String>) {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock();
         match result {
             Ok((partition, offset)) => {
                 self.in_flight.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -303,22 +304,25 @@ impl AppendInFlight {
         if self.unsettled.fetch_sub(records, Ordering::AcqRel) > records {
             return;
         }
-        let (failed, done) = (outcome.failure.take(), outcome.acknowledge.take());
-        let places = std::mem::take(&mut outcome.appended_ranges);
+        let (failure, acknowledge) = (outcome.failure.take(), outcome.acknowledge.take());
+        let ranges = std::mem::take(&mut outcome.appended_ranges);
         drop(outcome);
         self.in_flight.release(self.records, self.bytes);
-        let Some(done) = done else { return };
-        done(match failed {
+        let Some(acknowledge) = acknowledge else { return };
+        acknowledge(match failure {
             Some(reason) => Err(AppendError::Failed(reason)),
             None => {
-                let place = |(partition, (first, end))| AppendedRange {
+                let appended_range = |(partition, (first, end))| AppendedRange {
                     partition: PartitionName { source: self.source.clone(), partition },
                     first,
                     end,
                 };
                 // Readings of the future are refused when the record is read, by the topic's own
                 // timestamps.
-                Ok(AppendReport { ranges: places.into_iter().map(place).collect(), refusals: Vec::new() })
+                Ok(AppendReport {
+                    ranges: ranges.into_iter().map(appended_range).collect(),
+                    refusals: Vec::new(),
+                })
             }
         });
     }

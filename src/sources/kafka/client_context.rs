@@ -26,7 +26,7 @@ impl SourceClientContext {
     pub(super) fn warn_commit_failed(&self, error: &KafkaError) {
         if !self.commit_failed.swap(true, Ordering::Relaxed) {
             let source = &**self.error_log.source();
-            tracing::warn!(source, %error, "positions cannot be shown under the consumer group: monitors of lag do not see them");
+            tracing::warn!(source, %error, "positions cannot be committed to the consumer group, so monitors of its lag do not see them; swelter itself does not need them");
         }
     }
 }

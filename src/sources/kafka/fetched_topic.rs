@@ -1,8 +1,9 @@
 //! A check of which topic the fetched records are from: after a topic is deleted and recreated,
 //! librdkafka continues with the new topic without an error.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rdkafka::consumer::BaseConsumer;
 
 use super::client_context::SourceClientContext;
@@ -50,7 +51,7 @@ impl FetchedTopic {
     /// calls this delivers none of another topic. That holds for brokers from 3.1 on, which are
     /// fetched from by topic id.
     pub(super) fn check_topic_id(&self) -> Result<(), SourceError> {
-        let mut lines = self.client_log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.client_log.lock();
         let ClientLog { queue, other_id: another } = &mut *lines;
         queue.drain(|level, facility, text| {
             kafka::log_librdkafka(level, facility, text);
@@ -71,10 +72,9 @@ impl FetchedTopic {
     }
 }
 
-pub(super) fn topic_recreated_text(topic: &str, id: &str, own: &str) -> String {
+pub(super) fn topic_recreated_text(topic: &str, id: &str, read_id: &str) -> String {
     format!(
-        "topic {topic} was deleted and made anew while it was read: it has the id {id}, and had {own}; nothing of the new one was read: \
-         {TOPIC_REMEDY}"
+        "topic {topic} was deleted and recreated while it was read: it has the id {id}, and had {read_id}; no record of the new one was read: {TOPIC_REMEDY}"
     )
 }
 

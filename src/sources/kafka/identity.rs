@@ -1,7 +1,7 @@
 //! The identity of a topic: its id, and the record before a position. It also identifies the topic
 //! of fetched records: librdkafka continues with another topic of the same name without an error.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,27 +43,24 @@ struct ComparedTopic<'a> {
 
 impl ComparedTopic<'_> {
     /// Checks that the record before a position is the one that was read.
-    fn check_record(&self, partition: u32, before: Fingerprint, found: ProbedRecord) -> Result<(), String> {
+    fn check_record(&self, partition: u32, before: Fingerprint, record: ProbedRecord) -> Result<(), String> {
         let ComparedTopic { topic, id, recorded_identity: recorded } = *self;
         let position = before.position;
-        match found {
+        match record {
             ProbedRecord::Removed => match (id, recorded.id.as_deref()) {
                 (Some(id), Some(was)) if id != was => Err(format!(
-                    "topic {topic} is another one than was read: its id is {id}, and was {was}, and its record at position {position} of \
-                     partition {partition}, which would tell whether it is a copy, is gone: {TOPIC_REMEDY}"
+                    "topic {topic} is not the one that was read: its id is {id}, and was {was}, and its record at position {position} of partition {partition}, which would show whether it is a copy, is gone: {TOPIC_REMEDY}"
                 )),
                 _ => Ok(()),
             },
             ProbedRecord::Record(now) if now.digest != before.digest => Err(format!(
-                "topic {topic} is another one than was read: its record at position {position} of partition {partition} is another one; \
-                 it was made anew, or its records were replaced: {TOPIC_REMEDY}"
+                "topic {topic} is not the one that was read: its record at position {position} of partition {partition} differs, so it was recreated or its records were replaced: {TOPIC_REMEDY}"
             )),
             ProbedRecord::Record(now) => match (now.leader_epoch, before.leader_epoch) {
                 // A copy has other leader epochs.
                 (Some(now), Some(was)) if now != was && id.is_some() && recorded.is_original_id(id) => {
                     Err(format!(
-                        "partition {partition} of topic {topic} was cut back and written anew: its record at position {position} was taken in \
-                     leader epoch {now}, the one that was read in {was}, as after an unclean leader election: {TOPIC_REMEDY}"
+                        "partition {partition} of topic {topic} was truncated and rewritten: its record at position {position} has leader epoch {now}, and the one that was read had {was}, as after an unclean leader election: {TOPIC_REMEDY}"
                     ))
                 }
                 _ => Ok(()),
@@ -84,8 +81,8 @@ impl KafkaSourceShared {
     pub(super) fn check_position(&self, partition: u32, at: LogPosition) -> Result<(), SourceError> {
         let low = self.check_in_range(partition, at.position)?.start;
         let Some(before) = at.before else { return Ok(()) };
-        let recorded = self.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let found = match before.position < low {
+        let recorded = self.recorded_identity.lock().clone();
+        let record = match before.position < low {
             true => ProbedRecord::Removed,
             false => self.probe_record(partition, before.position)?,
         };
@@ -94,7 +91,7 @@ impl KafkaSourceShared {
             id: self.fetched_topic.id(),
             recorded_identity: &recorded,
         };
-        topic.check_record(partition, before, found).map_err(SourceError::RecordDiffers)
+        topic.check_record(partition, before, record).map_err(SourceError::RecordDiffers)
     }
 
     /// Checks that the topic is the one that was opened. Call it if the client has lost its
@@ -102,8 +99,8 @@ impl KafkaSourceShared {
     pub(super) fn check_same_topic(&self) -> Result<(), SourceError> {
         self.fetched_topic.check_topic_id()?;
         let topic = &*self.plan.topic;
-        let found = describe_topic_ids(self.consumer.client(), &[topic], REQUEST_TIMEOUT);
-        let states = found.map_err(|error| SourceError::Transient(format!("topic {topic}: {error}")))?;
+        let ids = describe_topic_ids(self.consumer.client(), &[topic], REQUEST_TIMEOUT);
+        let states = ids.map_err(|error| SourceError::Transient(format!("topic {topic}: {error}")))?;
         match (states.get(topic), self.fetched_topic.id()) {
             (Some(TopicState::Present { id: Some(id), .. }), Some(own)) if id != own => {
                 Err(SourceError::Fatal(topic_recreated_text(topic, id, own)))
@@ -116,8 +113,7 @@ impl KafkaSourceShared {
     /// were read.
     pub(super) fn truncation_error(&self, partition: u32, position: u64) -> SourceError {
         SourceError::Fatal(format!(
-            "partition {partition} of topic {} was cut back before position {position}, up to which it was read, as after an unclean \
-             leader election: {TOPIC_REMEDY}",
+            "partition {partition} of topic {} was truncated below position {position}, up to which it was read, as after an unclean leader election: {TOPIC_REMEDY}",
             self.plan.topic
         ))
     }
@@ -125,27 +121,28 @@ impl KafkaSourceShared {
     /// Reads the record at a position.
     fn probe_record(&self, partition: u32, position: u64) -> Result<ProbedRecord, SourceError> {
         let failed = |error: KafkaError| self.transient_error(partition, &error.to_string());
-        let mut probing = self.prober.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probing = self.prober.lock();
         let consumer = match &*probing {
             Some(consumer) => Arc::clone(consumer),
             None => Arc::clone(probing.insert(Arc::new(self.new_prober().map_err(failed)?))),
         };
         let number = self.kafka_partition(partition)?;
         let queue = RecordQueue::split_from_consumer(&consumer, &self.plan.topic, number, || ());
-        let mut queue = queue.ok_or_else(|| self.transient_error(partition, "it has no queue"))?;
+        let mut queue = queue
+            .ok_or_else(|| self.transient_error(partition, "the client has no queue for the partition"))?;
         let mut assigned = TopicPartitionList::with_capacity(1);
         let offset = Offset::Offset(i64::try_from(position).unwrap_or(i64::MAX));
         assigned.add_partition_offset(&self.plan.topic, number, offset).map_err(failed)?;
         consumer.assign(&assigned).map_err(failed)?;
-        let found = self.read_first_record(&consumer, &mut queue, partition, position);
+        let record = self.read_first_record(&consumer, &mut queue, partition, position);
         queue.release_all();
         drop(queue);
         // It fails only if nothing is assigned.
         let _ = consumer.unassign();
-        if found.is_err() {
+        if record.is_err() {
             *probing = None;
         }
-        found
+        record
     }
 
     fn read_first_record(
@@ -161,10 +158,10 @@ impl KafkaSourceShared {
             queue.fetch_more();
             match queue.first_record() {
                 Some(Ok(record)) => {
-                    let found = record_fingerprint(record);
-                    if found.position >= position {
-                        return Ok(if found.position == position {
-                            ProbedRecord::Record(found)
+                    let fingerprint = record_fingerprint(record);
+                    if fingerprint.position >= position {
+                        return Ok(if fingerprint.position == position {
+                            ProbedRecord::Record(fingerprint)
                         } else {
                             ProbedRecord::Removed
                         });
@@ -176,7 +173,7 @@ impl KafkaSourceShared {
                 None => thread::sleep(PROBE_POLL_INTERVAL),
             }
         }
-        Err(self.transient_error(partition, "the record before its position cannot be read in time"))
+        Err(self.transient_error(partition, "the record before the position was not received in time"))
     }
 
     fn new_prober(&self) -> Result<BaseConsumer<SourceClientContext>, KafkaError> {
@@ -221,7 +218,7 @@ mod tests {
         for id in [Some("a"), Some("b"), None] {
             assert!(compare(id, &own, Some(read)).is_ok());
             let another = Fingerprint { digest: 2, ..read };
-            assert!(compare(id, &own, Some(another)).unwrap_err().contains("is another one than was read"));
+            assert!(compare(id, &own, Some(another)).unwrap_err().contains("is not the one that was read"));
         }
         // If the record is gone, the id decides.
         assert!(compare(Some("a"), &own, None).is_ok() && compare(None, &own, None).is_ok());

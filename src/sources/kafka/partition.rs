@@ -77,7 +77,10 @@ impl KafkaPartition {
             });
         let queue = queue.ok_or_else(|| {
             shared.unregister_reader(partition);
-            SourceError::Transient(format!("partition {partition} of {} has no queue", shared.plan.topic))
+            SourceError::Transient(format!(
+                "the client has no queue for partition {partition} of topic {}",
+                shared.plan.topic
+            ))
         })?;
         let opened = KafkaPartition {
             queue,
@@ -100,8 +103,8 @@ impl KafkaPartition {
         let mut assigned = TopicPartitionList::with_capacity(1);
         let number = self.shared.kafka_partition(self.partition)?;
         let added = assigned.add_partition_offset(&plan.topic, number, Offset::Offset(position));
-        let done = added.and_then(|()| consumer.incremental_assign(&assigned));
-        done.map_err(|error| self.shared.transient_error(self.partition, &error.to_string()))
+        let assigned_result = added.and_then(|()| consumer.incremental_assign(&assigned));
+        assigned_result.map_err(|error| self.shared.transient_error(self.partition, &error.to_string()))
     }
 
     fn unassign_partition(&self) {
@@ -141,7 +144,7 @@ impl KafkaPartition {
                 again.unwrap_or_else(|| self.shared.transient_error(self.partition, &error.to_string()))
             }
             KafkaError::MessageConsumptionFatal(code) => SourceError::Fatal(format!(
-                "partition {} of topic {}: the client has failed for good: {code}; start again",
+                "partition {} of topic {}: the Kafka client has failed for good: {code}; start again",
                 self.partition, self.shared.plan.topic
             )),
             error => self.shared.transient_error(self.partition, &error.to_string()),
@@ -302,8 +305,7 @@ impl KafkaSourceShared {
         }
         if position > high {
             return Err(SourceError::EndsBefore(format!(
-                "partition {partition} of topic {topic} is needed from position {position}, but it ends at {high}: it was made \
-                 anew or has lost records; start over with empty outputs, or name the topic that they were made of"
+                "partition {partition} of topic {topic} is needed from position {position}, but it ends at {high}, so it was recreated or has lost records: name the topic that was read, or start over with empty outputs"
             )));
         }
         Ok(low..high)
@@ -312,11 +314,13 @@ impl KafkaSourceShared {
     /// The low and high watermarks of the partition.
     pub(super) fn watermarks(&self, partition: u32) -> Result<(u64, u64), SourceError> {
         let number = self.kafka_partition(partition)?;
-        let found = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST_TIMEOUT);
-        let (low, high) = found.map_err(|error| self.transient_error(partition, &error.to_string()))?;
+        let watermarks = self.consumer.fetch_watermarks(&self.plan.topic, number, REQUEST_TIMEOUT);
+        let (low, high) = watermarks.map_err(|error| self.transient_error(partition, &error.to_string()))?;
         match (u64::try_from(low), u64::try_from(high)) {
             (Ok(low), Ok(high)) => Ok((low, high)),
-            _ => Err(self.transient_error(partition, "the broker does not say where it begins and ends")),
+            _ => {
+                Err(self.transient_error(partition, "the broker does not return its first and last offsets"))
+            }
         }
     }
 

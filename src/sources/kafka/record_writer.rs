@@ -67,8 +67,7 @@ impl RecordWriter {
         let with_offsets = ReadOptions { settings, ..read.clone() };
         if plan.format != RecordFormat::Json && !with_offsets.is_default() {
             return Err(SourceError::Fatal(format!(
-                "what is appended to topic {topic} as Avro is in °F and % of humidity, with the names of readings, but its records are read \
-                 otherwise: append to a topic of JSON, or read in these"
+                "records appended to topic {topic} as Avro have °F, % humidity and the field names of readings, but the source reads other units or names: append to a topic of JSON, or set the source to these"
             )));
         }
         match &plan.format {
@@ -81,8 +80,7 @@ impl RecordWriter {
                 let parsed = |schema: &str| serde_json::from_str::<serde_json::Value>(schema).ok();
                 if parsed(&file) != parsed(READING_SCHEMA) {
                     return Err(SourceError::Fatal(format!(
-                        "what is appended to topic {topic} is written with schemas/reading.avsc, which {} is not: use that \
-                         file, or append to a topic of JSON",
+                        "records appended to topic {topic} are written with schemas/reading.avsc, and {} is another schema: use that file, or append to a topic of JSON",
                         path.display()
                     )));
                 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -54,8 +55,8 @@ impl KafkaSourceShared {
         request
             .add_partition_offset(&self.plan.topic, self.kafka_partition(partition)?, time)
             .map_err(failed)?;
-        let found = self.consumer.offsets_for_times(request, REQUEST_TIMEOUT).map_err(failed)?;
-        let Some(element) = found.elements().into_iter().next() else { return Ok(end) };
+        let offsets = self.consumer.offsets_for_times(request, REQUEST_TIMEOUT).map_err(failed)?;
+        let Some(element) = offsets.elements().into_iter().next() else { return Ok(end) };
         element.error().map_err(failed)?;
         match element.offset() {
             Offset::Offset(position) => Ok(position.unsigned_abs()),
@@ -91,7 +92,7 @@ impl KafkaSourceShared {
     }
 
     fn lock_partitions(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<PartitionOffsets>>> {
-        self.open_partitions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open_partitions.lock()
     }
 }
 
@@ -106,7 +107,7 @@ impl Drop for KafkaSourceShared {
         if !self.consumer.closed() {
             tracing::debug!(
                 source = &*self.name,
-                "the consumer is left behind, since the cluster does not answer"
+                "the consumer could not be closed, because the cluster does not answer; it ends with the process"
             );
             std::mem::forget(self.consumer.clone());
         }

@@ -1,9 +1,10 @@
 //! A Kafka topic as a log.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 
+use parking_lot::Mutex;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::BaseConsumer;
 
@@ -56,7 +57,7 @@ impl KafkaSource {
         let failed = |error: &dyn std::fmt::Display| SourceError::Fatal(format!("{}: {error}", plan.topic));
         let consumer = Arc::new(new_consumer(&name, &plan, partitions).map_err(|error| failed(&error))?);
         let fetched = FetchedTopic::new(&plan.topic, id, &consumer);
-        let fetched = fetched.ok_or_else(|| failed(&"the client does not give its log away"))?;
+        let fetched = fetched.ok_or_else(|| failed(&"the log queue of the Kafka client cannot be opened"))?;
         let shared = Arc::new(KafkaSourceShared {
             name,
             plan,
@@ -90,7 +91,7 @@ impl KafkaSource {
     /// Sets the identity that earlier starts have recorded, to compare the topic with it. Call it
     /// before positions are checked.
     pub fn set_recorded_identity(&self, recorded: TopicIdentity) {
-        *self.shared.recorded_identity.lock().unwrap_or_else(PoisonError::into_inner) = recorded;
+        *self.shared.recorded_identity.lock() = recorded;
     }
 
     /// The registry of the schemas of its records.

@@ -20,42 +20,42 @@ const LOG_APPEND_TIME: (&str, &str) = ("message.timestamp.type", "LogAppendTime"
 pub(super) fn ensure_topics(plan: &KafkaSourcePlan) -> Result<(u32, Option<String>), SourceError> {
     let dead_letter_topics = dead_letter_topics(&plan.topic);
     let names = [&*plan.topic, &*dead_letter_topics[0], &*dead_letter_topics[1]];
-    let mut found = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
+    let mut described_topics = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
     let missing: Vec<&str> =
-        names.into_iter().filter(|name| !matches!(found.get(*name), Some(Some(_)))).collect();
+        names.into_iter().filter(|name| !matches!(described_topics.get(*name), Some(Some(_)))).collect();
     if !missing.is_empty() {
         let Some(partitions) = plan.create_topics else {
             return Err(SourceError::Fatal(format!(
-                "{} does not have {}: make them (kafka-topics.sh --create), or set `create_topics`",
+                "{} does not have {}: create them (kafka-topics.sh --create), or set `create_topics`",
                 plan.cluster.brokers,
                 missing.join(", ")
             )));
         };
-        let input = found.get(&plan.topic).and_then(Option::as_ref);
+        let input = described_topics.get(&plan.topic).and_then(Option::as_ref);
         let partitions = input.map_or(partitions, |facts| facts.partitions);
         let new = missing.iter().map(|name| new_topic_plan(name, *name == plan.topic, partitions));
         create_topics(&plan.cluster, &new.collect::<Vec<_>>()).map_err(to_source_error)?;
-        tracing::info!(brokers = plan.cluster.brokers, topics = missing.join(", "), "topics were made");
-        found = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
+        tracing::info!(brokers = plan.cluster.brokers, topics = missing.join(", "), "topics were created");
+        described_topics = describe_topics(&plan.cluster, &names).map_err(to_source_error)?;
     }
-    for (name, facts) in &found {
+    for (name, facts) in &described_topics {
         if facts.as_ref().is_some_and(|facts| facts.compacted) {
             return Err(SourceError::Fatal(compacted_text(name, *name == plan.topic)));
         }
     }
-    for (name, facts) in &found {
+    for (name, facts) in &described_topics {
         let warning = facts.as_ref().and_then(|facts| retention_warning(name, facts, *name == plan.topic));
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
     }
-    let facts = found.remove(&plan.topic).flatten();
-    let facts = facts.ok_or_else(|| SourceError::Transient(format!("topic {} has gone", plan.topic)))?;
+    let facts = described_topics.remove(&plan.topic).flatten();
+    let facts = facts.ok_or_else(|| SourceError::Transient(format!("topic {} was deleted", plan.topic)))?;
     warn_of_producer_clocks(&plan.topic, &facts);
     let survey = survey_topics(&plan.cluster, &[&plan.topic]).map_err(to_source_error)?;
     match survey.states.into_values().next() {
         Some(TopicState::Present { id, .. }) => Ok((facts.partitions, id)),
-        _ => Err(SourceError::Transient(format!("topic {} has gone", plan.topic))),
+        _ => Err(SourceError::Transient(format!("topic {} was deleted", plan.topic))),
     }
 }
 
@@ -68,8 +68,8 @@ fn new_topic_plan(name: &str, is_input: bool, partitions: u32) -> TopicSpec {
 
 fn compacted_text(name: &str, is_input: bool) -> String {
     let why = match is_input {
-        true => "its past would not be what it was, and the same readings would not give the same results",
-        false => "dead letters would be lost",
+        true => "compaction removes earlier readings, so a replay would have other results",
+        false => "compaction would remove dead letters",
     };
     format!("topic {name} is compacted: {why}; set cleanup.policy=delete, or use another topic")
 }
@@ -79,16 +79,13 @@ fn retention_warning(topic: &str, facts: &TopicMetadata, is_input: bool) -> Opti
     let retention = facts.retention_text()?;
     let meaning = match is_input {
         true => {
-            "a start goes on from its newest checkpoint, and is refused once that is older than what is kept; whatever needs all of the log, \
-             as another formula or lost state does, can no longer be computed. Set retention.ms=-1 and retention.bytes=-1, or keep records \
-             for much longer than the service and its checkpoints may be away"
+            "a start continues from the newest checkpoint, and is refused if the topic no longer has the records after it; another formula or a rebuild of lost state needs all of the log. Set retention.ms=-1 and retention.bytes=-1, or keep records for much longer than the service may be down"
         }
         false => {
-            "dead letters go away whether anybody has looked at them or not, and cannot be sent again. Set retention.ms=-1 and \
-             retention.bytes=-1, or export them in time (swelter dead-letters export)"
+            "dead letters are deleted even if nobody has seen them, and can no longer be retried. Set retention.ms=-1 and retention.bytes=-1, or export them in time (swelter dead-letters export)"
         }
     };
-    Some(format!("topic {topic} loses its old records ({retention}): {meaning}"))
+    Some(format!("topic {topic} deletes its old records ({retention}): {meaning}"))
 }
 
 fn warn_of_producer_clocks(topic: &str, facts: &TopicMetadata) {
@@ -99,8 +96,7 @@ fn warn_of_producer_clocks(topic: &str, facts: &TopicMetadata) {
     tracing::warn!(
         topic,
         guarded,
-        "arrival times are what producers say, so a producer's wrong clock vouches for itself: set \
-         message.timestamp.type=LogAppendTime, or limit message.timestamp.after.max.ms"
+        "arrival times are set by producers, so a producer with a wrong clock can date readings in the future: set message.timestamp.type=LogAppendTime, or limit message.timestamp.after.max.ms"
     );
 }
 
@@ -139,7 +135,7 @@ mod tests {
             let input = retention_warning("readings", facts, true).unwrap();
             assert!(input.contains(said) && input.contains("newest checkpoint"), "{input}");
             let letters = retention_warning("readings.failed.1", facts, false).unwrap();
-            assert!(letters.contains(said) && letters.contains("dead letters go away"), "{letters}");
+            assert!(letters.contains(said) && letters.contains("dead letters are deleted"), "{letters}");
         }
     }
 }

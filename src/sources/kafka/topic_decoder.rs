@@ -35,7 +35,7 @@ impl TopicDecoder {
             RecordFormat::AvroRegistry(_) => {
                 let schemas = shared.schema_cache.get().cloned();
                 let schemas = schemas.ok_or_else(|| {
-                    SourceError::Fatal(format!("topic {topic}: there is no client of its schema registry"))
+                    SourceError::Fatal(format!("topic {topic}: no schema registry is configured for it"))
                 })?;
                 Some(AvroRecordDecoder::from_registry(schemas, read))
             }
@@ -70,10 +70,10 @@ impl TopicDecoder {
                 }
             },
         };
-        let taken = decoded
+        let outcome = decoded
             .and_then(|upsert| if retried.is_some() { upsert.into_retried() } else { Ok(upsert) })
             .and_then(|upsert| handler.handle_upsert(position, &upsert));
-        if let Err(refusal) = taken {
+        if let Err(refusal) = outcome {
             handler.handle_refusal(
                 position,
                 &refusal,
@@ -102,7 +102,7 @@ fn decode_tombstone<'a>(
 /// form.
 fn parse_retry_headers(record: FetchedRecord<'_>) -> Option<RetryInfo> {
     let text = |name: &str| {
-        let (_, value) = record.headers().find(|(found, _)| *found == name)?;
+        let (_, value) = record.headers().find(|(header_name, _)| *header_name == name)?;
         std::str::from_utf8(value?).ok()
     };
     let attempt = text(dead_letter_headers::ATTEMPT)?.parse().ok().filter(|attempt| *attempt > 0)?;

@@ -60,7 +60,7 @@ impl OpenTransactions {
                         source = &*shared.name,
                         partition,
                         position,
-                        "the open transaction has ended: records are read on"
+                        "the open transaction has ended: records behind it are read"
                     );
                 }
                 if stands {
@@ -80,9 +80,7 @@ impl OpenTransactions {
                     partition,
                     position,
                     withheld,
-                    "records wait behind a transaction that another producer of topic {topic} has left open: they are read once it is \
-                     committed or aborted, or the broker gives it up (transaction.timeout.ms of that producer); \
-                     `kafka-transactions.sh find-hanging` shows one that hangs"
+                    "records wait behind an open transaction of another producer of topic {topic}: they are read once it is committed or aborted, or times out (transaction.timeout.ms of that producer); `kafka-transactions.sh find-hanging` shows hanging ones"
                 );
             }
         }
@@ -136,11 +134,11 @@ fn poll_log_ends(
         return;
     }
     // Brokers that do not respond are reported by the consumer's context.
-    let Ok(found) = shared.consumer.offsets_for_times(request, WATCH_REQUEST_TIMEOUT) else {
+    let Ok(end_offsets) = shared.consumer.offsets_for_times(request, WATCH_REQUEST_TIMEOUT) else {
         return silence.remind_if_silent(shared.consumer.client());
     };
     silence.record_response();
-    for element in found.elements() {
+    for element in end_offsets.elements() {
         let offsets = u32::try_from(element.partition()).ok().and_then(|partition| open.get(&partition));
         if let (Some(offsets), Ok(()), Offset::Offset(end)) = (offsets, element.error(), element.offset()) {
             offsets.end.fetch_max(end.unsigned_abs(), Ordering::Relaxed);
@@ -158,11 +156,20 @@ fn report_lag(shared: &KafkaSourceShared, open: &BTreeMap<u32, Arc<PartitionOffs
 fn poll_partition_count(shared: &KafkaSourceShared) {
     let topic = &*shared.plan.topic;
     let Ok(metadata) = shared.consumer.fetch_metadata(Some(topic), WATCH_REQUEST_TIMEOUT) else { return };
-    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return };
-    let partitions = found.partitions().len() as u32;
+    let Some(topic_metadata) = metadata.topics().iter().find(|topic_metadata| topic_metadata.name() == topic)
+    else {
+        return;
+    };
+    let partitions = topic_metadata.partitions().len() as u32;
     let before = shared.partitions.fetch_max(partitions, Ordering::Relaxed);
     if partitions > before {
-        tracing::info!(source = &*shared.name, topic, before, partitions, "the topic has more partitions");
+        tracing::info!(
+            source = &*shared.name,
+            topic,
+            before,
+            partitions,
+            "the topic has new partitions, which are read from now on"
+        );
     }
 }
 

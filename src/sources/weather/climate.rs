@@ -32,12 +32,12 @@ impl Climate {
     /// [`by_latitude`], weighted by the inverse fourth power of the distance. Elevation is unknown,
     /// so a city in the mountains gets its effect only from such a location nearby.
     pub(super) fn at(latitude: f64, longitude: f64) -> Climate {
-        let here = unit_sphere_point(latitude, longitude);
+        let point = unit_sphere_point(latitude, longitude);
         let mut weights = 0.0;
         let mut sums = [0.0; 5];
         for &(name_latitude, name_longitude, values) in REFERENCE_CLIMATES {
-            let there = unit_sphere_point(name_latitude, name_longitude);
-            let distance = here.iter().zip(there).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+            let named_point = unit_sphere_point(name_latitude, name_longitude);
+            let distance = point.iter().zip(named_point).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
             // 0.0005 is (140 km)², in squares of the globe's radius: below it, distance matters
             // less.
             let near = distance + 0.0005;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::support::{ServiceBuilder, ServiceProcess, swelter_command, wait_for};
+use crate::support::{HostsFile, ServiceProcess, swelter_command, wait_for};
 
 /// Connects to a port as fast as it can until it is dropped, from several threads that each send
 /// other bytes.
@@ -75,22 +75,14 @@ fn refused_call_lines(program: &ServiceProcess) -> Vec<String> {
 
 #[test]
 fn cluster_starts_and_serves_during_connection_flood() {
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ports = [free_port(), free_port()];
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
-    let of = |process: &'static str| {
-        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
-    };
-    let mut first = start_cluster(data.path(), CONFIG, &of("0"), Some("s3cr3t"));
-    wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    let cluster = HostsCluster::with_secret("s3cr3t");
+    let mut first = cluster.start(0, CONFIG);
+    cluster.connect_to(0);
     let resident = proc_status_field(first.pid(), "VmRSS");
-    let floods = [ConnectionFlood::of(ports[0]), ConnectionFlood::of(ports[1])];
+    let floods = [0, 1].map(|process| ConnectionFlood::of(cluster.ports[process]));
     floods[0].wait_for_calls(500);
-    let mut second = start_cluster(data.path(), CONFIG, &of("1"), Some("s3cr3t"));
-    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
-    post_readings(&addresses, 0);
-    wait_for_equal_responses(&addresses, 2);
+    let mut second = cluster.start(1, CONFIG);
+    check_results(&both_ready_addresses(&mut first, &mut second));
     floods[0].wait_for_calls(500);
     let threads = [&first, &second].map(|program| proc_status_field(program.pid(), "Threads"));
     let grown = proc_status_field(first.pid(), "VmRSS").saturating_sub(resident) / 1024;
@@ -103,63 +95,43 @@ fn cluster_starts_and_serves_during_connection_flood() {
         assert!(lines.len() <= 2, "{lines:#?}");
     }
     assert_eq!(refused_call_lines(&first)[0].matches("refused:").count(), 1);
-    second.send_terminate();
-    assert_eq!(
-        (first.wait_for_exit().code(), second.wait_for_exit().code()),
-        (Some(0), Some(0)),
-        "{}",
-        second.log()
-    );
+    terminate_together([second, first]);
 }
 
 #[test]
 fn weak_secret_is_refused_across_hosts() {
-    let folder = tempfile::tempdir().unwrap();
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, "127.0.0.1:1\n192.0.2.1:1\n").unwrap();
+    let hosts = HostsFile::new(&["127.0.0.1:1".into(), "192.0.2.1:1".into()]);
+    let process = |config: &str, secret: Option<&str>| {
+        let service = hosts.process(ServiceBuilder::new(config), 0);
+        match secret {
+            Some(secret) => service.env(CLUSTER_SECRET, secret).run_to_end(),
+            None => service.run_to_end(),
+        }
+    };
     let made = swelter_command().args(["cluster", "secret"]).output().unwrap();
     assert!(made.status.success());
     let made = String::from_utf8(made.stdout).unwrap();
     assert_eq!(made.lines().count(), 1, "{made}");
-    let arguments = ["--processes", "2", "--process", "0", "--hosts", hosts.to_str().unwrap()];
     for secret in [None, Some("s3cr3t"), Some("correct horse battery staple")] {
-        let mut weak = start_cluster(folder.path(), "", &arguments, secret);
-        assert_eq!(weak.wait_for_exit().code(), Some(2));
-        let log = weak.log();
+        let (code, log) = process("", secret);
+        assert_eq!(code, Some(2));
         assert!(log.contains("run `swelter cluster secret`"), "{log}");
         assert!(secret.is_none_or(|secret| !log.contains(secret)), "{log}");
     }
-    let config = "[cluster]\nconnect_time = \"1s\"\n";
-    let mut strong = start_cluster(&folder.path().join("data"), config, &arguments, Some(&made));
-    assert_eq!(strong.wait_for_exit().code(), Some(1));
-    let log = strong.log();
-    assert!(log.contains("process 1 of 2 has not come within 1 s"), "{log}");
-    assert_eq!(log.matches("there is no cluster.tls").count(), 1, "warned of once: {log}");
+    let (code, log) = process("[cluster]\nconnect_time = \"1s\"\n", Some(&made));
+    assert_eq!(code, Some(1));
+    assert!(log.contains("process 1 of 2 has not connected within 1 s"), "{log}");
+    assert_eq!(log.matches("cluster.tls is not set").count(), 1, "warned of once: {log}");
 }
 
 #[test]
 fn handshake_panic_ends_only_its_connection() {
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ports = [free_port(), free_port()];
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
-    let of = |process: &'static str| {
-        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
-    };
-    let first = ServiceBuilder::new(CONFIG).data(data.path()).args(&of("0"));
-    let mut first = first.env("SWELTER_PANIC_POINT", "handshake:1").spawn();
-    let mut stranger = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    let cluster = HostsCluster::new(2);
+    let mut first = cluster.process(0, CONFIG).env("SWELTER_PANIC_POINT", "handshake:1").spawn();
+    let mut stranger = cluster.connect_to(0);
     assert_eq!(std::io::Read::read(&mut stranger, &mut [0]).unwrap_or(0), 0, "it is closed");
-    let mut second = start_cluster(data.path(), CONFIG, &of("1"), None);
-    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
-    post_readings(&addresses, 0);
-    wait_for_equal_responses(&addresses, 2);
+    let mut second = cluster.start(1, CONFIG);
+    check_results(&both_ready_addresses(&mut first, &mut second));
     assert!(first.log().contains("asks for it at handshake"), "{}", first.log());
-    second.send_terminate();
-    assert_eq!(
-        (first.wait_for_exit().code(), second.wait_for_exit().code()),
-        (Some(0), Some(0)),
-        "{}",
-        second.log()
-    );
+    terminate_together([second, first]);
 }

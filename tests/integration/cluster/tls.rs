@@ -5,7 +5,7 @@ use rcgen::{CertificateParams, date_time_ymd};
 use super::authority::CertificateAuthority;
 use super::strangers::ConnectionFlood;
 use super::*;
-use crate::support::{WAIT_TIMEOUT, send_signal, wait_for};
+use crate::support::{HostsFile, WAIT_TIMEOUT, wait_for};
 use crate::trial::proxy::Proxy;
 
 /// A configuration with a certificate for a host, which trusts `ca`.
@@ -35,7 +35,7 @@ fn tls_cluster_has_same_results_as_plain_one() {
         let said = [CONFIG.to_owned(), valid_tls_config(&authority)].map(|config| {
             let (data, count) = (tempfile::tempdir().unwrap(), processes.to_string());
             let arguments = ["--processes", &count, "--workers", workers];
-            let mut program = start_cluster(data.path(), &config, &arguments, None);
+            let mut program = start_cluster(data.path(), &config, &arguments);
             let addresses = ready_addresses(&mut program, processes);
             for minute in 0..5 {
                 post_readings(&addresses, minute);
@@ -53,20 +53,12 @@ fn tls_cluster_has_same_results_as_plain_one() {
 fn tls_leaves_no_plain_text_on_either_link() {
     let authority = CertificateAuthority::new("ours");
     for (config, is_plain) in [(CONFIG.to_owned(), true), (valid_tls_config(&authority), false)] {
-        let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let ports = [free_port(), free_port()];
-        let proxy = Proxy::recording(ports[0]);
-        let start = |process: usize, first: u16| {
-            let hosts = folder.path().join(format!("hosts-{process}"));
-            std::fs::write(&hosts, format!("127.0.0.1:{first}\n127.0.0.1:{}\n", ports[1])).unwrap();
-            let process = process.to_string();
-            let arguments = ["--processes", "2", "--process", &process, "--hosts", hosts.to_str().unwrap()];
-            start_cluster(data.path(), &config, &arguments, Some("s3cr3t"))
-        };
-        let (mut first, mut second) = (start(0, ports[0]), start(1, proxy.port));
-        let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
-        post_readings(&addresses, 0);
-        wait_for_equal_responses(&addresses, 2);
+        let cluster = HostsCluster::with_secret("s3cr3t");
+        let proxy = Proxy::recording(cluster.ports[0]);
+        let behind_proxy = HostsFile::on_ports(&[proxy.port, cluster.ports[1]]);
+        let mut first = cluster.start(0, &config);
+        let mut second = cluster.process_by(&behind_proxy, 1, &config).spawn();
+        check_results(&both_ready_addresses(&mut first, &mut second));
         let records = proxy.captured_bytes();
         let has =
             |record: &Vec<u8>, text: &str| record.windows(text.len()).any(|part| part == text.as_bytes());
@@ -76,32 +68,20 @@ fn tls_leaves_no_plain_text_on_either_link() {
         let busy = records.chunks(2).filter(|ways| ways.iter().map(Vec::len).sum::<usize>() > 2_000).count();
         assert!(busy >= 2, "both links: {:?}", records.iter().map(Vec::len).collect::<Vec<_>>());
         assert_eq!((with_cities >= 2, with_hello >= 2), (is_plain, is_plain), "{with_cities} {with_hello}");
-        first.send_terminate();
-        assert_eq!(
-            (first.wait_for_exit().code(), second.wait_for_exit().code()),
-            (Some(0), Some(0)),
-            "{}",
-            second.log()
-        );
+        terminate_together([first, second]);
     }
 }
 
 #[test]
 fn tls_refuses_other_certificates_and_plain_text() {
     let (ours, theirs) = (CertificateAuthority::new("ours"), CertificateAuthority::new("theirs"));
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ports = [free_port(), free_port()];
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
-    let of = |process: &'static str| {
-        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
-    };
-    let mut first = start_cluster(data.path(), &valid_tls_config(&ours), &of("0"), Some("s3cr3t"));
-    let mut plain = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    let cluster = HostsCluster::with_secret("s3cr3t");
+    let mut first = cluster.start(0, &valid_tls_config(&ours));
+    let mut plain = cluster.connect_to(0);
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     std::io::Read::read_to_end(&mut plain, &mut Vec::new()).unwrap();
     drop(plain);
-    let plain = "it does not speak TLS, and this process has cluster.tls";
+    let plain = "it does not use TLS, and this process has cluster.tls";
     wait_for("the line of the first stranger", || first.log().contains(plain).then_some(()));
     let expired = |params: &mut CertificateParams| {
         params.not_before = date_time_ymd(2001, 1, 1);
@@ -118,52 +98,35 @@ fn tls_refuses_other_certificates_and_plain_text() {
         (
             tls_config_for_host(&ours, "example.org", &ours.ca_file(), |_| ()),
             1,
-            "its certificate is not for the host",
+            "its certificate is not valid for its host",
         ),
-        (CONFIG.to_owned(), 1, "it speaks TLS, and this process has no cluster.tls"),
+        (CONFIG.to_owned(), 1, "it uses TLS, and this process has no cluster.tls"),
     ] {
-        let config = config.replace("20s", "2s");
-        let mut refused = start_cluster(data.path(), &config, &of("1"), Some("s3cr3t"));
-        assert_eq!(refused.wait_for_exit().code(), Some(code), "{}", refused.log());
-        let log = refused.log();
+        let (exit_code, log) = cluster.process(1, &config.replace("20s", "2s")).run_to_end();
+        assert_eq!(exit_code, Some(code), "{log}");
         assert!(log.lines().last().unwrap().contains(expected), "{expected}: {log}");
     }
     let log = first.log();
-    assert!(log.contains("process 1 is at 127.0.0.1 by cluster.hosts of process 0"), "{log}");
-    let mut second = start_cluster(data.path(), &valid_tls_config(&ours), &of("1"), Some("s3cr3t"));
-    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
-    post_readings(&addresses, 0);
-    wait_for_equal_responses(&addresses, 2);
-    second.send_terminate();
-    assert_eq!(
-        (first.wait_for_exit().code(), second.wait_for_exit().code()),
-        (Some(0), Some(0)),
-        "{}",
-        second.log()
-    );
+    assert!(log.contains("cluster.hosts of process 0 has process 1 at 127.0.0.1"), "{log}");
+    let mut second = cluster.start(1, &valid_tls_config(&ours));
+    check_results(&both_ready_addresses(&mut first, &mut second));
+    terminate_together([second, first]);
 }
 
 #[test]
 fn tls_caller_of_plain_listener_names_missing_setting() {
     let authority = CertificateAuthority::new("ours");
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let hosts = folder.path().join("hosts");
-    let ports = [free_port(), free_port()];
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
-    let of = |process: &'static str| {
-        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
-    };
-    let first = start_cluster(data.path(), CONFIG, &of("0"), None);
+    let cluster = HostsCluster::new(2);
+    let first = cluster.start(0, CONFIG);
     // Not by a connection: of its refusal the log would tell, and then of the next ones only later.
-    let listens = format!(":{:04X} 00000000:0000 0A", ports[0]);
+    let listens = format!(":{:04X} 00000000:0000 0A", cluster.ports[0]);
     wait_for("its port", || {
         std::fs::read_to_string("/proc/net/tcp").unwrap().contains(&listens).then_some(())
     });
-    let mut second =
-        start_cluster(data.path(), &valid_tls_config(&authority).replace("20s", "4s"), &of("1"), None);
-    assert_eq!(second.wait_for_exit().code(), Some(1));
-    assert!(first.log().contains("it speaks TLS, and this process has no cluster.tls"), "{}", first.log());
-    let log = second.log();
+    let config = valid_tls_config(&authority).replace("20s", "4s");
+    let (code, log) = cluster.process(1, &config).run_to_end();
+    assert_eq!(code, Some(1));
+    assert!(first.log().contains("it uses TLS, and this process has no cluster.tls"), "{}", first.log());
     assert!(log.lines().last().unwrap().contains("in the TLS handshake"), "{log}");
 }
 
@@ -171,54 +134,35 @@ fn tls_caller_of_plain_listener_names_missing_setting() {
 fn lost_tls_peer_ends_all_soon() {
     let authority = CertificateAuthority::new("ours");
     for (lost, how, expected) in [
-        (0, Signal::KILL, "it is gone"),
-        (1, Signal::KILL, "it is gone"),
-        (1, Signal::STOP, "no sign of life"),
+        (0, Signal::KILL, "its connection is lost"),
+        (1, Signal::KILL, "its connection is lost"),
+        (1, Signal::STOP, "it has sent no heartbeat"),
     ] {
-        let folder = tempfile::tempdir().unwrap();
         let config = valid_tls_config(&authority);
         // Only the process that is stopped is lost by its silence.
         let config = if how == Signal::STOP { config.replace("5m", "2s") } else { config };
-        let mut both = start_two_by_hosts(folder.path(), &config);
-        both.iter_mut().for_each(|one| drop(ready_addresses(one, 1)));
-        send_signal(both[lost].pid(), how);
-        let other = &mut both[1 - lost];
-        assert_eq!(other.wait_for_exit().code(), Some(1), "{}", other.log());
-        assert!(other.log().contains(expected), "{expected}: {}", other.log());
+        check_lost_peer(&config, lost, how, expected);
     }
 }
 
 #[test]
 fn stalled_tls_handshakes_do_not_delay_start_and_time_out() {
     let authority = CertificateAuthority::new("ours");
-    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let ports = [free_port(), free_port()];
-    let hosts = folder.path().join("hosts");
-    std::fs::write(&hosts, format!("127.0.0.1:{}\n127.0.0.1:{}\n", ports[0], ports[1])).unwrap();
-    let of = |process: &'static str| {
-        ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()]
-    };
-    let mut first = start_cluster(data.path(), &valid_tls_config(&authority), &of("0"), None);
-    let mut stalled = wait_for("its port", || TcpStream::connect(("127.0.0.1", ports[0])).ok());
+    let cluster = HostsCluster::new(2);
+    let mut first = cluster.start(0, &valid_tls_config(&authority));
+    let mut stalled = cluster.connect_to(0);
     // The head of a hello whose rest does not come.
     stalled.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
     stalled.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
     while std::io::Read::read(&mut stalled, &mut [0; 100]).expect("the process closes the connection") > 0 {}
 
-    let flood = ConnectionFlood::of(ports[0]);
+    let flood = ConnectionFlood::of(cluster.ports[0]);
     flood.wait_for_calls(200);
-    let mut second = start_cluster(data.path(), &valid_tls_config(&authority), &of("1"), None);
-    let addresses = [ready_addresses(&mut first, 1), ready_addresses(&mut second, 1)].concat();
+    let mut second = cluster.start(1, &valid_tls_config(&authority));
+    let addresses = both_ready_addresses(&mut first, &mut second);
     drop(flood);
-    post_readings(&addresses, 0);
-    wait_for_equal_responses(&addresses, 2);
-    second.send_terminate();
-    assert_eq!(
-        (first.wait_for_exit().code(), second.wait_for_exit().code()),
-        (Some(0), Some(0)),
-        "{}",
-        second.log()
-    );
+    check_results(&addresses);
+    terminate_together([second, first]);
 }
 
 /// The commands of docs/cluster.md, as they are written but for the hosts.
@@ -234,9 +178,7 @@ fn documented_commands_create_usable_certificates() {
     let path = |name: &str| folder.path().join(name);
     let config = tls_config(&path("127.0.0.1.pem"), &path("127.0.0.1.key"), &path("ca.pem"));
     let data = folder.path().join("data");
-    let mut program = start_cluster(&data, &config, &["--processes", "2"], None);
-    let addresses = ready_addresses(&mut program, 2);
-    post_readings(&addresses, 0);
-    wait_for_equal_responses(&addresses, 2);
+    let mut program = start_cluster(&data, &config, &["--processes", "2"]);
+    check_results(&ready_addresses(&mut program, 2));
     program.terminate();
 }

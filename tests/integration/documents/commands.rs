@@ -9,10 +9,11 @@ use std::path::Path;
 
 use super::markdown::{Block, Page, repository, user_pages};
 use super::matching::{json_matches, text_matches};
-use super::shell::{Shell, free_ports};
+use super::shell::Shell;
 use crate::kafka::broker::shared_broker;
 use crate::postgres::server::PrivateServer;
 use crate::postgres::test_schema::TestClient;
+use crate::support::consecutive_free_ports;
 
 /// The pages that a test below runs.
 const PAGES: [&str; 13] = [
@@ -64,7 +65,7 @@ const MARKER: &str = "@@ block ended with";
 
 fn run_page(path: &str, prepare: impl Fn(&Path), replacements: Replacements) {
     let page = Page::read(path);
-    let (folder, first) = (tempfile::tempdir().unwrap(), free_ports(3));
+    let (folder, first) = (tempfile::tempdir().unwrap(), consecutive_free_ports(3));
     let own = folder.path().file_name().unwrap().to_str().unwrap().to_owned();
     let mut all: Replacements =
         (0..3).map(|at| (format!("{}", 8080 + at), (first + at).to_string())).collect();

@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::markdown::{Page, repository};
-use super::shell::{Shell, free_ports};
+use super::shell::Shell;
 use crate::kafka::broker::shared_broker;
+use crate::support::consecutive_free_ports;
 use crate::support::prepared::prepared_variable;
 
 const PAGE: &str = "docs/disaster-recovery.md";
@@ -69,7 +70,7 @@ fn disaster_recovery_commands_lose_nothing() {
         anew = anew.replace("heat-index,heat-index-now", "heat-index-now"),
         adopt = run(adopt),
     );
-    let (folder, port) = (tempfile::tempdir().unwrap(), free_ports(1));
+    let (folder, port) = (tempfile::tempdir().unwrap(), consecutive_free_ports(1));
     let number = std::process::id();
     let named = |text: &str| {
         let named = text

@@ -1,7 +1,6 @@
 //! A shell that runs commands of the documents.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -15,18 +14,6 @@ use crate::support::remove_swelter_variables;
 
 /// For all the commands of a page.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// The first of so many free ports in a row.
-pub fn free_ports(count: u16) -> u16 {
-    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).ok();
-    loop {
-        let first = free(0).unwrap().local_addr().unwrap().port();
-        let all = (1..count).map(|next| first.checked_add(next).and_then(free)).collect::<Option<Vec<_>>>();
-        if all.is_some() {
-            return first;
-        }
-    }
-}
 
 /// A shell and the processes that it has started: all of them end with this.
 pub struct Shell {

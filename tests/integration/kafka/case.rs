@@ -9,10 +9,10 @@ use tempfile::TempDir;
 
 use super::broker::BrokerAccess;
 use super::config::KafkaConfig;
-use super::random_log::{ExpectedDeadLetter, RandomLog, ValueHistory, final_values};
+use super::random_log::{ExpectedDeadLetter, RandomLog};
 use super::topic_reader::{ConsumedRecord, compact_records, read_committed, read_uncommitted};
 use super::topics::TestProducer;
-use crate::support::{ServiceProcess, WAIT_TIMEOUT, normalize_numbers};
+use crate::support::{ServiceProcess, ValueHistory, WAIT_TIMEOUT, final_values, normalize_numbers};
 
 /// Partitions of the input.
 pub const PARTITIONS: u32 = 3;
@@ -41,6 +41,16 @@ impl KafkaCase {
             data: tempfile::tempdir().unwrap(),
             producer: TestProducer::to(access),
         }
+    }
+
+    /// A case whose service has written some results and stopped.
+    pub fn after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
+        let mut case = KafkaCase::new(access, seed, 500);
+        case.produce_records(200);
+        let swelter = case.start_swelter(1).wait_until_ready();
+        case.wait_for_results();
+        swelter.terminate();
+        case
     }
 
     pub fn start_swelter(&self, workers: u64) -> ServiceProcess {
@@ -74,7 +84,7 @@ impl KafkaCase {
     pub fn check_at_least_once(&self) {
         self.wait_for_results();
         let KafkaConfig { access, results, current, .. } = &self.setup;
-        for (topic, values) in [(results, &self.log.rows), (current, &self.log.current)] {
+        for (topic, values) in [(results, &self.log.rows.values), (current, &self.log.current)] {
             let records = read_committed(access, topic);
             for record in &records {
                 let value = record.json().map(|value| normalize_numbers(&value));
@@ -90,7 +100,7 @@ impl KafkaCase {
     /// Checks that each change of a row is there once, in order; returns the number of records.
     pub fn check_rows(&self) -> usize {
         let rows = read_committed(&self.setup.access, &self.setup.results);
-        check_changes(&rows, &self.log.rows);
+        check_changes(&rows, &self.log.rows.values);
         check_order(&rows);
         check_partitions(&rows, |row| row["city"].as_str().unwrap().to_string());
         rows.len()
@@ -141,8 +151,9 @@ impl KafkaCase {
 
     /// The first difference between the topics and the expected results.
     pub fn find_difference(&self) -> Option<String> {
-        let KafkaConfig { access, results, current, .. } = &self.setup;
-        for (topic, values) in [(results, &self.log.rows), (current, &self.log.current)] {
+        let KafkaConfig { access, results, current, has_sink, .. } = &self.setup;
+        let topics = [(results, &self.log.rows.values), (current, &self.log.current)];
+        for (topic, values) in topics.into_iter().filter(|_| *has_sink) {
             let records = read_committed(access, topic);
             let (state, expected) = (compact_records(&records), final_values(values));
             let state: BTreeMap<&str, Value> =

@@ -15,7 +15,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 61, 600);
     let kept = tempfile::tempdir().unwrap();
-    case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+    case.setup.set_checkpoints(kept.path());
     case.produce_records(300);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
@@ -33,7 +33,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     case.wait_for_results();
     let log = swelter.log();
     swelter.terminate();
-    assert!(log.contains("a checkpoint is not used: progress topic"), "{log}");
+    assert!(log.contains("a checkpoint cannot be used, and an older one is tried: progress topic"), "{log}");
     case.check_rows();
     case.check_current();
 
@@ -46,7 +46,7 @@ fn new_output_topics_receive_whole_log_despite_checkpoint() {
     swelter.kill();
     let swelter = case.start_swelter(1).wait_until_ready();
     let log = swelter.log();
-    assert!(log.contains("a checkpoint is taken up"), "{log}");
+    assert!(log.contains("a checkpoint was restored"), "{log}");
     swelter.terminate();
     case.check_rows();
     case.check_current();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::broker::BrokerAccess;
 use super::topics::{COMPACT, LOG_APPEND_TIME, TopicAdmin, unique_name};
-use crate::support::ServiceBuilder;
+use crate::support::{ServiceBuilder, swelter_command};
 
 /// A configuration with a source and a sink in Kafka.
 #[derive(Clone, Debug)]
@@ -90,6 +90,22 @@ impl KafkaConfig {
              [ingest]\nenabled = {ingest}\n\
              [[sources]]\ntype = \"kafka\"\n{cluster}\ntopic = \"{input}\"\nformat = \"{format}\"\n{source}\n{sink}"
         )
+    }
+
+    /// Adds a folder for checkpoints, one a second.
+    pub fn set_checkpoints(&mut self, folder: &Path) {
+        self.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", folder.display());
+    }
+
+    /// Runs `swelter dead-letters retry`; returns its output.
+    pub fn retry_dead_letters(&self) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("swelter.toml");
+        std::fs::write(&config, self.to_toml()).unwrap();
+        let mut command = swelter_command();
+        let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// A service with this configuration. Its data folder is all that it shares with another one

@@ -104,7 +104,7 @@ fn retry_returns_dead_letters_byte_for_byte_and_once() {
     assert_eq!(sent.len(), 1);
     let said = rig.run_command(&["retry"]);
     assert!(said.contains("sent 1 dead letters\n  not_decodable: 1"), "{said}");
-    assert!(said.contains("were sent before") && said.contains("are withdrawals"), "{said}");
+    assert!(said.contains("were sent by an earlier retry") && said.contains("are withdrawals"), "{said}");
     assert!(rig.run_command(&["retry"]).contains("sent 0 dead letters"));
     assert!(rig.run_command(&["retry", "--reason", "too_late", "--source", "readings"]).contains("sent 1"));
     assert!(rig.run_command(&["retry", "--reason", "too_late"]).contains("sent 0"));

@@ -8,23 +8,13 @@ use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::broker::{BrokerAccess, shared_broker};
+use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};
 use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed, read_uncommitted};
 use super::topics::{COMPACT, LOG_APPEND_TIME, NewRecord, TestProducer, TopicAdmin};
 use crate::support::checkpoint_files::published_manifests;
-use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, swelter_command, wait_for};
-
-/// A case whose service has written some results and stopped.
-fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
-    let mut case = KafkaCase::new(access, seed, 500);
-    case.produce_records(200);
-    let swelter = case.start_swelter(1).wait_until_ready();
-    case.wait_for_results();
-    swelter.terminate();
-    case
-}
+use crate::support::{MINUTE_MS, WAIT_TIMEOUT, check_during, send_signal, wait_for};
 
 /// Creates all missing topics, if it may.
 fn enable_create_topics(setup: &mut KafkaConfig) {
@@ -123,8 +113,7 @@ fn recreated_input_with_more_records_is_refused_at_start() {
         let mut case = KafkaCase::new(&access, 201, 500);
         let kept = tempfile::tempdir().unwrap();
         if has_checkpoints {
-            case.setup.rules =
-                format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+            case.setup.set_checkpoints(kept.path());
         }
         case.produce_records(200);
         let swelter = case.start_swelter(1).wait_until_ready();
@@ -141,7 +130,7 @@ fn recreated_input_with_more_records_is_refused_at_start() {
             check_start_refused(
                 &case,
                 arguments,
-                &[&input, "is another one than was read", "disaster-recovery"],
+                &[&input, "is not the one that was read", "disaster-recovery"],
             );
         }
         assert_eq!(before, (uncommitted_outputs(&case.setup), progress_positions(&case.setup)));
@@ -181,7 +170,7 @@ fn input_recreated_while_read_ends_process() {
         }
         check_no_intruder_in_outputs(&case.setup);
         assert_eq!(progress_positions(&case.setup), before);
-        check_start_refused(&case, &[], &[&input, "is another one than was read"]);
+        check_start_refused(&case, &[], &[&input, "is not the one that was read"]);
     }
 }
 
@@ -208,12 +197,12 @@ fn lost_or_recreated_outputs_are_refused() {
         &second,
     ];
     for (seed, topic) in (210..).zip(each) {
-        let mut case = case_after_run(&access, seed);
+        let mut case = KafkaCase::after_run(&access, seed);
         enable_create_topics(&mut case.setup);
         let topic = topic(&case.setup);
         let topics = TopicAdmin::of(&access);
         topics.delete(&topic);
-        check_start_refused(&case, &[], &[&topic, "is gone", "begin anew: delete", &case.setup.progress]);
+        check_start_refused(&case, &[], &[&topic, "is gone", "begin anew, delete", &case.setup.progress]);
         assert_eq!(topics.partitions(&topic), 0, "{topic} was made");
         topics.create(&topic, if topic.contains("failed") { PARTITIONS as i32 } else { 4 }, &[COMPACT]);
         topics.set_config(
@@ -223,7 +212,7 @@ fn lost_or_recreated_outputs_are_refused() {
         check_start_refused(
             &case,
             &[],
-            &[&topic, "is another one", "begin anew: delete", &case.setup.progress],
+            &[&topic, "is another one", "begin anew, delete", &case.setup.progress],
         );
     }
 }
@@ -232,11 +221,11 @@ fn lost_or_recreated_outputs_are_refused() {
 #[ignore = "needs Kafka: scripts/test"]
 fn lost_input_is_not_created() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 220);
+    let mut case = KafkaCase::after_run(&access, 220);
     enable_create_topics(&mut case.setup);
     let input = case.setup.input.clone();
     TopicAdmin::of(&access).delete(&input);
-    check_start_refused(&case, &[], &[&input, "is gone", "how far it was read"]);
+    check_start_refused(&case, &[], &[&input, "is gone", "has positions of the earlier topic"]);
     assert_eq!(TopicAdmin::of(&access).partitions(&input), 0);
 }
 
@@ -261,15 +250,15 @@ fn output_recreated_while_written_ends_process() {
 #[ignore = "needs Kafka: scripts/test"]
 fn lost_progress_topic_is_refused_and_not_created() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 222);
+    let mut case = KafkaCase::after_run(&access, 222);
     enable_create_topics(&mut case.setup);
     let before = uncommitted_outputs(&case.setup);
     let (topics, progress) = (TopicAdmin::of(&access), case.setup.progress.clone());
     topics.delete(&progress);
-    check_start_refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
+    check_start_refused(&case, &[], &["holds results that progress topic", &progress, "written twice"]);
     assert_eq!(topics.partitions(&progress), 0, "it was made");
     topics.create(&progress, 1, &[COMPACT]);
-    check_start_refused(&case, &[], &["holds results, of which progress topic", &progress, "written twice"]);
+    check_start_refused(&case, &[], &["holds results that progress topic", &progress, "written twice"]);
     assert_eq!(before, uncommitted_outputs(&case.setup));
 }
 
@@ -323,7 +312,7 @@ fn copied_input_is_refused_until_adopted() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 224, 600);
     let kept = tempfile::tempdir().unwrap();
-    case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+    case.setup.set_checkpoints(kept.path());
     case.produce_records(200);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
@@ -339,11 +328,11 @@ fn copied_input_is_refused_until_adopted() {
     let adopted = case.setup.service(case.data.path(), 1).args(&["--adopt-logs"]).spawn().wait_until_ready();
     case.produce_records(100);
     case.wait_for_results();
-    assert!(adopted.log().contains("a checkpoint is taken up"), "{}", adopted.log());
+    assert!(adopted.log().contains("a checkpoint was restored"), "{}", adopted.log());
     adopted.kill();
     // Adopted logs need no flag at the next start.
     let swelter = case.start_swelter(2).wait_until_ready();
-    assert!(swelter.log().contains("a checkpoint is taken up"), "{}", swelter.log());
+    assert!(swelter.log().contains("a checkpoint was restored"), "{}", swelter.log());
     case.produce_records(100);
     case.check_exactly_once();
     swelter.terminate();
@@ -355,7 +344,7 @@ fn input_without_previous_record_is_recognized_by_id() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 225, 600);
     let kept = tempfile::tempdir().unwrap();
-    case.setup.rules = format!("[checkpoints]\nevery = \"1s\"\nurl = \"{}\"\n", kept.path().display());
+    case.setup.set_checkpoints(kept.path());
     case.produce_records(200);
     let swelter = case.start_swelter(1).wait_until_ready();
     case.wait_for_results();
@@ -382,7 +371,7 @@ fn input_without_previous_record_is_recognized_by_id() {
 #[ignore = "needs Kafka: scripts/test"]
 fn unrecorded_topics_are_recorded_at_next_start() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 226);
+    let mut case = KafkaCase::after_run(&access, 226);
     let setup = case.setup.clone();
     // As a version without topic ids has left it.
     produce_records(&setup, &setup.progress, &[NewRecord::new(0, "topics", "{}")]);
@@ -412,17 +401,6 @@ fn retry_offsets(setup: &KafkaConfig) -> TopicPartitionList {
     kept
 }
 
-/// Runs `swelter dead-letters retry`; returns its output.
-fn run_retry(setup: &KafkaConfig) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("swelter.toml");
-    std::fs::write(&config, setup.to_toml()).unwrap();
-    let mut command = swelter_command();
-    let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn retry_of_recreated_dead_letter_topic_skips_nothing() {
@@ -439,16 +417,19 @@ fn retry_of_recreated_dead_letter_topic_skips_nothing() {
         (read_committed(&access, &setup.dead_letter_topic()).len() == 2).then_some(())
     });
     swelter.terminate();
-    assert!(run_retry(&setup).contains("sent 2 dead letters"));
-    assert!(run_retry(&setup).contains("sent 0 dead letters"));
+    assert!(setup.retry_dead_letters().contains("sent 2 dead letters"));
+    assert!(setup.retry_dead_letters().contains("sent 0 dead letters"));
     // A broker forgets the offsets of a deleted topic, but a tool that copies clusters restores
     // them.
     let kept = retry_offsets(&setup);
     recreate_topic_with_copy(&setup, &setup.dead_letter_topic());
     let group = retry_group(&setup);
     group.commit(&kept, CommitMode::Sync).unwrap();
-    assert!(run_retry(&setup).contains("sent 2 dead letters"), "those of another topic were not sent");
-    assert!(run_retry(&setup).contains("sent 0 dead letters"));
+    assert!(
+        setup.retry_dead_letters().contains("sent 2 dead letters"),
+        "those of another topic were not sent"
+    );
+    assert!(setup.retry_dead_letters().contains("sent 0 dead letters"));
 }
 
 /// The periodic check does not take an unreachable broker for a deleted topic.

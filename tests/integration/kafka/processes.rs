@@ -1,12 +1,10 @@
 //! Several processes that read one topic: records that arrive while they run, and their joint end.
 
-use std::net::TcpListener;
-
 use super::broker::shared_broker;
 use super::case::{KafkaCase, PARTITIONS};
 use super::topic_reader::read_committed;
 use super::topics::{NewRecord, TestProducer, TopicAdmin};
-use crate::support::{ServiceProcess, wait_for};
+use crate::support::{HostsFile, ServiceProcess, free_ports, wait_for};
 
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
@@ -44,16 +42,8 @@ fn takeover_ends_all_processes_of_predecessor() {
     let access = shared_broker();
     let mut case = KafkaCase::new(&access, 62, 500);
     case.produce_records(200);
-    let folder = tempfile::tempdir().unwrap();
-    let hosts = folder.path().join("hosts");
-    let listeners = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    let text = listeners.each_ref().map(|listener| format!("{}\n", listener.local_addr().unwrap()));
-    std::fs::write(&hosts, text.concat()).unwrap();
-    drop(listeners);
-    let both = ["0", "1"].map(|process| {
-        let arguments = ["--processes", "2", "--process", process, "--hosts", hosts.to_str().unwrap()];
-        case.setup.service(case.data.path(), 1).args(&arguments).spawn()
-    });
+    let hosts = HostsFile::on_ports(&free_ports(2));
+    let both = [0, 1].map(|process| hosts.process(case.setup.service(case.data.path(), 1), process).spawn());
     let both = both.map(ServiceProcess::wait_until_ready);
     let other = tempfile::tempdir().unwrap();
     let new = case.setup.service(other.path(), 1).spawn();
@@ -79,7 +69,7 @@ fn stop_succeeds_at_any_point_of_takeover() {
         let successor =
             case.setup.service(case.data.path(), 1).args(&["--takeover", "--processes", "2"]).spawn();
         wait_for("that it follows the other one", || {
-            successor.log().contains("another generation is followed").then_some(())
+            successor.log().contains("the run follows the generation").then_some(())
         });
         wait_for(&format!("point {number} of the takeover"), || {
             point(&successor, running.as_mut().unwrap()).then_some(())

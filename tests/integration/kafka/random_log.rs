@@ -1,14 +1,12 @@
 //! Random logs for a topic, and their expected results.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 use swelter::internals::model::{EventTime, ReadingEvent};
 
 use super::topics::NewRecord;
 use crate::support::{
-    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, city_name, current_json, random_entry, record_json,
-    row_json,
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, RowHistory, ValueHistory, city_name, current_json,
+    push_value, random_entry, record_json, row_key,
 };
 
 pub const CITIES: u32 = 12;
@@ -24,9 +22,6 @@ pub struct ExpectedDeadLetter {
     pub reason: String,
 }
 
-/// The values of a key one after the other, as they would be if each record were applied by itself.
-pub type ValueHistory = BTreeMap<String, Vec<Option<Value>>>;
-
 /// A log in the making. A city's records are in one partition.
 pub struct RandomLog {
     pub random: Random,
@@ -36,15 +31,13 @@ pub struct RandomLog {
     /// The next offset of each partition.
     offsets: Vec<i64>,
     oracle: Oracle,
-    /// By the keys of the topics.
-    pub rows: ValueHistory,
+    pub rows: RowHistory,
+    /// By city.
     pub current: ValueHistory,
     /// The entries that admission accepts, in their order.
     pub accepted: Vec<LogEntry>,
     /// By partition of the input.
     pub letters: Vec<Vec<ExpectedDeadLetter>>,
-    /// Times that the log has had, of each city.
-    times: BTreeMap<u32, Vec<i64>>,
 }
 
 impl RandomLog {
@@ -63,11 +56,10 @@ impl RandomLog {
             now: now - now.rem_euclid(MINUTE_MS),
             offsets: vec![0; partitions as usize],
             oracle: Oracle::new(RUN_SETTINGS),
-            rows: ValueHistory::new(),
+            rows: RowHistory::default(),
             current: ValueHistory::new(),
             accepted: Vec::new(),
             letters: vec![Vec::new(); partitions as usize],
-            times: BTreeMap::new(),
         }
     }
 
@@ -162,35 +154,9 @@ impl RandomLog {
 
     /// Notes the values of all keys that an applied record reaches.
     fn expect_values(&mut self, entry: &LogEntry) {
+        self.rows.note_arrival(&self.oracle, entry);
         let city = city_name(entry.city);
-        let times = self.times.entry(entry.city).or_default();
-        if let Err(place) = times.binary_search(&entry.millis) {
-            times.insert(place, entry.millis);
-        }
-        for millis in
-            times.iter().filter(|at| (entry.millis..=entry.millis + RUN_SETTINGS.window).contains(at))
-        {
-            let row = self.oracle.row(entry.city, *millis).map(|row| row_json(&city, *millis, &row));
-            push_value(&mut self.rows, &row_key(&city, *millis), row);
-        }
         let current = self.oracle.current().get(&entry.city).map(|row| current_json(&city, row));
         push_value(&mut self.current, &city, current);
     }
-}
-
-pub fn push_value(values: &mut ValueHistory, key: &str, value: Option<Value>) {
-    let values = values.entry(key.into()).or_default();
-    if values.last().unwrap_or(&None) != &value {
-        values.push(value);
-    }
-}
-
-/// The key of a row, byte for byte.
-pub fn row_key(city: &str, millis: i64) -> String {
-    format!("{{\"city\":{},\"reading_at\":\"{}\"}}", json!(city), EventTime::from_millis(millis).unwrap())
-}
-
-/// What each key holds in the end.
-pub fn final_values(values: &ValueHistory) -> BTreeMap<&str, Value> {
-    values.iter().filter_map(|(key, values)| Some((key.as_str(), values.last()?.clone()?))).collect()
 }

@@ -1,6 +1,6 @@
 //! Refused starts, each with one line that names the cause.
 
-use super::broker::{BrokerAccess, PrivateBroker, shared_broker};
+use super::broker::{PrivateBroker, shared_broker};
 use super::case::{KafkaCase, PARTITIONS};
 use super::config::KafkaConfig;
 use super::topics::{COMPACT, NewRecord, TestProducer, TopicAdmin};
@@ -13,16 +13,6 @@ fn check_start_refused(case: &KafkaCase, words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "no {word:?} in: {said}");
     }
-}
-
-/// A case whose service has written some results and stopped.
-fn case_after_run(access: &BrokerAccess, seed: u64) -> KafkaCase {
-    let mut case = KafkaCase::new(access, seed, 500);
-    case.produce_records(200);
-    let swelter = case.start_swelter(1).wait_until_ready();
-    case.wait_for_results();
-    swelter.terminate();
-    case
 }
 
 #[test]
@@ -86,7 +76,7 @@ fn missing_permission_is_reported() {
 #[ignore = "needs Kafka: scripts/test"]
 fn results_topics_with_other_partitions_are_refused() {
     let access = shared_broker();
-    let case = case_after_run(&access, 13);
+    let case = KafkaCase::after_run(&access, 13);
     TopicAdmin::of(&access).add_partitions(&case.setup.results, 6);
     check_start_refused(&case, &[&case.setup.results, "partitions"]);
 }
@@ -95,7 +85,7 @@ fn results_topics_with_other_partitions_are_refused() {
 #[ignore = "needs Kafka: scripts/test"]
 fn formula_differing_from_progress_is_refused() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 14);
+    let mut case = KafkaCase::after_run(&access, 14);
     case.setup.rules = "formula = \"lu-romps\"\n".into();
     check_start_refused(
         &case,
@@ -133,7 +123,7 @@ fn progress_topic_of_rules_version_1_is_refused() {
 #[ignore = "needs Kafka: scripts/test"]
 fn changed_shard_count_is_refused() {
     let access = shared_broker();
-    let mut case = case_after_run(&access, 15);
+    let mut case = KafkaCase::after_run(&access, 15);
     case.setup.sink = case.setup.sink.replace("shards = 2", "shards = 3");
     check_start_refused(&case, &["shards"]);
 }
@@ -158,7 +148,7 @@ fn invalid_configuration_does_not_fence_running_process() {
             assert!(words.iter().all(|word| said.contains(word)), "no {words:?} in: {said}");
         }
     };
-    refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["not there any more"]);
+    refused(&|wrong| wrong.source = "name = \"renamed\"\n".into(), &["which no longer exists"]);
     // Its second sink is in another cluster, judged by names.
     let second = format!("{}.progress", setup.input);
     TopicAdmin::of(&access).create(&second, 1, &[COMPACT]);
@@ -186,7 +176,7 @@ fn compacted_input_is_refused() {
 #[ignore = "needs Kafka: scripts/test"]
 fn input_deleted_past_resume_point_is_refused() {
     let access = shared_broker();
-    let case = case_after_run(&access, 17);
+    let case = KafkaCase::after_run(&access, 17);
     TopicAdmin::of(&access).delete_records_before(&case.setup.input, 1, 5);
     check_start_refused(&case, &[&case.setup.input, "its records before 5 are gone"]);
 }

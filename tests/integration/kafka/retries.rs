@@ -10,7 +10,7 @@ use super::case::KafkaCase;
 use super::config::KafkaConfig;
 use super::topic_reader::{ConsumedRecord, read_committed};
 use super::topics::{NewRecord, TestProducer};
-use crate::support::{swelter_command, wait_for};
+use crate::support::wait_for;
 
 /// How far ahead a reading may be dated, and how far ahead those are that are refused for it.
 const MAX_AHEAD_CONFIG: &str = "max_ahead = \"2s\"\n";
@@ -54,16 +54,6 @@ fn row_values(setup: &KafkaConfig, city: &str) -> Vec<serde_json::Value> {
     rows.iter().filter_map(ConsumedRecord::json).filter(|row| row["city"] == city).collect()
 }
 
-fn run_retry(setup: &KafkaConfig) -> String {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("swelter.toml");
-    std::fs::write(&config, setup.to_toml()).unwrap();
-    let mut command = swelter_command();
-    let output = command.args(["dead-letters", "retry", "--config"]).arg(&config).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 #[test]
 #[ignore = "needs Kafka: scripts/test"]
 fn retried_record_counts_once_and_only_if_nothing_newer_arrived() {
@@ -97,7 +87,7 @@ fn retried_record_counts_once_and_only_if_nothing_newer_arrived() {
     wait_until_clock_reaches(at);
     produce_records(&setup, &[&reading("beaten", at, 70)]);
     let before = wait_for("a result", || Some(row_values(&setup, "beaten")).filter(|rows| !rows.is_empty()));
-    assert!(run_retry(&setup).contains("sent 3 dead letters"));
+    assert!(setup.retry_dead_letters().contains("sent 3 dead letters"));
     wait_for("the result of what was sent again", || (!row_values(&setup, "early").is_empty()).then_some(()));
     let second = wait_for_dead_letters(&setup, 2, 1);
     let headers = &second[0].headers;
@@ -107,7 +97,7 @@ fn retried_record_counts_once_and_only_if_nothing_newer_arrived() {
     assert_eq!(headers["swelter-first-seen"], first[1].headers["swelter-first-seen"]);
     assert_ne!(headers["swelter-position"], headers["swelter-origin"]);
 
-    assert!(run_retry(&setup).contains("sent 0 dead letters"));
+    assert!(setup.retry_dead_letters().contains("sent 0 dead letters"));
     // Behind all of that, of the same partition.
     produce_records(&setup, &[&reading("last", at, 70)]);
     wait_for("the last result", || (!row_values(&setup, "last").is_empty()).then_some(()));
@@ -144,7 +134,7 @@ fn automatic_retry_skips_too_late_dead_letters() {
     };
     assert_eq!(again(&read_committed(&access, &setup.input)), [format!("{}/1/2", setup.input)]);
     // The one that is too late came first, so it would have been sent with it.
-    let said = run_retry(&setup);
+    let said = setup.retry_dead_letters();
     assert!(said.contains("sent 0 dead letters"), "{said}");
     swelter.terminate();
 }

@@ -119,7 +119,7 @@ fn topic_recreated_while_read_yields_no_record() {
     let error = wait_for("that another topic is noticed", || partition.poll(10, u64::MAX, &mut worker).err());
     assert_eq!(worker.got, []);
     let said = error.to_string();
-    assert!(matches!(error, SourceError::Fatal(_)) && said.contains("was deleted and made anew"), "{said}");
+    assert!(matches!(error, SourceError::Fatal(_)) && said.contains("was deleted and recreated"), "{said}");
     // Nor afterwards.
     check_during(Duration::from_millis(100), || drop(partition.poll(10, u64::MAX, &mut worker)));
     assert_eq!(worker.got, []);
@@ -143,7 +143,7 @@ fn record_before_a_position_is_compared_by_key_and_value() {
     for changed in [Fingerprint { position: 8, ..own }, Fingerprint { digest: own.digest ^ 1, ..own }] {
         let refused =
             opened.check_position(0, LogPosition { position: 10, before: Some(changed) }).unwrap_err();
-        assert!(refused.to_string().contains("is another one than was read"), "{refused}");
+        assert!(refused.to_string().contains("is not the one that was read"), "{refused}");
     }
     // What is gone cannot be compared.
     TopicAdmin::of(&access).delete_records_before(&topic, 0, 10);

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -133,7 +133,7 @@ impl ProducerContext for DeliveryErrors {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         if let Err((error, message)) = result {
-            self.0.lock().unwrap().push(format!("{error} ({} {})", message.topic(), message.partition()));
+            self.0.lock().push(format!("{error} ({} {})", message.topic(), message.partition()));
         }
     }
 }
@@ -203,7 +203,7 @@ impl TestProducer {
             assert!(Instant::now() < deadline, "{error}");
             silence.remind_if_silent(self.0.client());
         }
-        let failed = self.0.context().0.lock().unwrap();
+        let failed = self.0.context().0.lock();
         assert!(failed.is_empty(), "{} records are not in the log: {}", failed.len(), failed[0]);
     }
 }

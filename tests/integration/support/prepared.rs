@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The value of a variable that `scripts/test` sets; without it the test fails. A test that needs
 /// one has `#[ignore = "needs ...: scripts/test"]`, so that plain `cargo test` needs nothing.
@@ -19,7 +20,7 @@ pub fn print_line(line: &str) {
 /// Held by tests that keep the whole machine busy, so that only one of them runs at a time.
 pub fn lock_machine() -> MutexGuard<'static, ()> {
     static BUSY: Mutex<()> = Mutex::new(());
-    BUSY.lock().unwrap_or_else(PoisonError::into_inner)
+    BUSY.lock()
 }
 
 /// Tests with a browser that run at the same time.
@@ -32,15 +33,15 @@ pub struct BrowserPermit(());
 
 /// Waits until the test may start a browser.
 pub fn limit_browsers() -> BrowserPermit {
-    let running = BROWSERS.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_full = |running: &mut usize| *running >= MAX_BROWSERS;
-    *BROWSER_CLOSED.wait_while(running, is_full).unwrap_or_else(PoisonError::into_inner) += 1;
+    let mut running = BROWSERS.lock();
+    BROWSER_CLOSED.wait_while(&mut running, |running| *running >= MAX_BROWSERS);
+    *running += 1;
     BrowserPermit(())
 }
 
 impl Drop for BrowserPermit {
     fn drop(&mut self) {
-        *BROWSERS.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *BROWSERS.lock() -= 1;
         BROWSER_CLOSED.notify_one();
     }
 }

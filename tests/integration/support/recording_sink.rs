@@ -1,6 +1,8 @@
 //! A sink that records what its renderers are given.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use swelter::internals::dataflow::{EncodedBatchesPlan, RendererPlan};
 use swelter::internals::model::{
@@ -23,9 +25,12 @@ pub enum SinkChange {
     Day(DayChange),
 }
 
-/// The changes of all workers: epoch, city and change, in the order of each worker.
+/// Epoch, city and change.
+type RecordedChange = (u64, Arc<str>, SinkChange);
+
+/// The changes of all workers, in the order of each worker.
 #[derive(Clone, Default)]
-pub struct RecordedChanges(Arc<Mutex<Vec<(u64, Arc<str>, SinkChange)>>>);
+pub struct RecordedChanges(Arc<Mutex<Vec<RecordedChange>>>);
 
 impl RecordedChanges {
     /// The plan of a graph whose only sink wants this.
@@ -38,8 +43,8 @@ impl RecordedChanges {
         EncodedBatchesPlan { renderers: vec![renderer], partitions: PartitionTable::default() }
     }
 
-    pub fn take(&self) -> Vec<(u64, Arc<str>, SinkChange)> {
-        std::mem::take(&mut self.0.lock().unwrap())
+    pub fn take(&self) -> Vec<RecordedChange> {
+        std::mem::take(&mut self.0.lock())
     }
 }
 
@@ -50,7 +55,7 @@ struct RecordingRenderer {
 
 impl RecordingRenderer {
     fn record(&self, epoch: u64, city: Arc<str>, change: SinkChange) {
-        self.recorded.0.lock().unwrap().push((epoch, city, change));
+        self.recorded.0.lock().push((epoch, city, change));
     }
 }
 

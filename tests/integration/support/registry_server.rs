@@ -8,8 +8,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use apache_avro::Schema;
 use apache_avro::schema_compatibility::SchemaCompatibility;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +99,12 @@ impl RegistryServer {
     }
 
     pub fn set_health(&self, health: ServerHealth) {
-        self.shared.state.lock().unwrap().health = health;
+        self.shared.state.lock().health = health;
     }
 
     /// The paths that were asked for, in order.
     pub fn requested_paths(&self) -> Vec<String> {
-        self.shared.state.lock().unwrap().asked.clone()
+        self.shared.state.lock().asked.clone()
     }
 
     pub fn add_schema(&self, subject: &str, schema: &str, references: Value) -> u32 {
@@ -113,7 +114,7 @@ impl RegistryServer {
     /// Adds a version without a check.
     pub fn add_schema_of_kind(&self, kind: &str, subject: &str, schema: &str, references: Value) -> u32 {
         let new = (kind.to_string(), schema.to_string(), references);
-        self.shared.state.lock().unwrap().add_schema(subject, new)
+        self.shared.state.lock().add_schema(subject, new)
     }
 }
 
@@ -141,7 +142,7 @@ impl ServerShared {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
         let Some(request) = read_request(&stream) else { return };
         let health = {
-            let mut state = self.state.lock().unwrap();
+            let mut state = self.state.lock();
             state.asked.push(request.path.clone());
             state.health
         };
@@ -169,7 +170,7 @@ impl ServerShared {
     /// Until somebody wants something else of the server.
     fn hold_until_health_changes(&self) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        let silent = || self.state.lock().unwrap().health == ServerHealth::Silent;
+        let silent = || self.state.lock().health == ServerHealth::Silent;
         while silent() && !self.stopping.load(Ordering::SeqCst) && Instant::now() < deadline {
             thread::park_timeout(Duration::from_millis(5));
         }
@@ -182,7 +183,7 @@ impl ServerShared {
         let path = request.path.split('?').next().unwrap_or_default();
         let parts: Vec<String> = path.split('/').skip(1).map(decode_segment).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         match (&*request.method, &*parts) {
             ("GET", ["schemas", "ids", id]) => state.schema(id),
             ("GET", ["subjects"]) => (200, state.subjects.iter().map(|(name, _)| name.as_str()).collect()),

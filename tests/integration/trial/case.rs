@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use super::backups::TakenBackup;
 use super::checkpoints;
-use super::cluster::{LaunchPlan, TrialCluster};
+use super::cluster::{DeathPoint, LaunchPlan, TrialCluster};
 use super::comparisons::{Comparisons, check_dead_letters, panic_message};
 use super::feeder::{Feed, Feeder, PostedLog, TrialControl};
 use super::follower::Follower;
 use super::plan::{CasePlan, CaseSettings, LogMode, RULES, TrialTopology};
+use super::results_folder::{folder_sink_table, results_folder};
 use crate::cluster::authority::CertificateAuthority;
+use crate::folder_reader::{check_folder, check_positions, is_rows_file, open_files, wait_for_folder};
 use crate::kafka::broker::PrivateBroker;
 use crate::kafka::case::{KafkaCase as Topics, PARTITIONS};
 use crate::kafka::random_log;
@@ -38,6 +40,9 @@ pub struct CaseOutcome {
     pub own_ends: usize,
     pub records: u64,
     pub comparisons: Comparisons,
+    /// The comparisons of the folder sink among them, and the changes of rows that they found.
+    pub folder_comparisons: usize,
+    pub folder_changes: usize,
     pub resets: usize,
     pub resumed: usize,
     /// Why it was aborted.
@@ -105,13 +110,16 @@ impl<'a> TrialCase<'a> {
         outcome: &'a mut CaseOutcome,
     ) -> TrialCase<'a> {
         let (feed, cities) = new_feed(plan, folder, broker);
-        let config = match &feed {
+        let mut config = match &feed {
             Feed::Journal(_) => {
                 let tables = config_tables(plan, folder);
                 format!("[results]\n{}\n[ingest]\npartitions = 5\n{tables}", RULES)
             }
             Feed::Kafka(case) => case.setup.to_toml(),
         };
+        if plan.settings.sinks.folder {
+            config += &folder_sink_table(folder);
+        }
         fs::write(folder.join("swelter.toml"), config).unwrap();
         let shared = Arc::new(TrialControl::default());
         let cluster = TrialCluster::start(new_launch(plan, folder, plan.first, &[]));
@@ -152,18 +160,23 @@ impl<'a> TrialCase<'a> {
     }
 
     /// Kills all processes that still run, and starts all.
-    pub(super) fn restart_all(&mut self, topology: TrialTopology, dies: Option<(&'static str, u64)>) {
-        let launch =
-            LaunchPlan { death_point: dies, ..new_launch(self.plan, self.folder, topology, &self.clocks) };
+    pub(super) fn restart_all(&mut self, topology: TrialTopology, death_point: Option<DeathPoint>) {
+        let launch = new_launch(self.plan, self.folder, topology, &self.clocks);
+        let launch = LaunchPlan { death_point, ..launch };
         self.cluster.restart(launch);
         self.outcome.topologies.push(topology);
         self.log_event(&format!("started: {topology}"));
     }
 
     /// Starts successors of the running processes.
-    pub(super) fn start_successor(&mut self, topology: TrialTopology, how: &'static str) {
-        let launch =
-            LaunchPlan { successor_flag: Some(how), ..new_launch(self.plan, self.folder, topology, &[]) };
+    pub(super) fn start_successor(
+        &mut self,
+        topology: TrialTopology,
+        successor_flag: Option<&'static str>,
+        death_point: Option<DeathPoint>,
+    ) {
+        let launch = new_launch(self.plan, self.folder, topology, &[]);
+        let launch = LaunchPlan { successor_flag, death_point, ..launch };
         self.cluster.start_successor(launch, self.settled);
         self.outcome.topologies.push(topology);
         self.log_event(&format!("started beside them: {topology}"));
@@ -189,6 +202,7 @@ impl<'a> TrialCase<'a> {
         self.compare_checkpoint(&feed);
         self.log_event("a checkpoint of all is compared");
         self.cluster.terminate();
+        self.compare_finished_folder(&feed);
         if let Feed::Journal(posted) = &feed {
             let letters = self.folder.join("data").join("dead-letters.jsonl");
             self.outcome
@@ -201,6 +215,7 @@ impl<'a> TrialCase<'a> {
         self.compare_served(&feed);
         self.log_event("compared");
         self.cluster.terminate();
+        self.compare_finished_folder(&feed);
         if let Feed::Journal(posted) = &feed {
             for backup in &self.backups {
                 let cities = city_count(self.plan.mode);
@@ -209,8 +224,10 @@ impl<'a> TrialCase<'a> {
         }
         if let Feed::Kafka(case) = &feed {
             let comparisons = &mut self.outcome.comparisons;
-            comparisons.run_check("the changes of rows", || case.check_rows());
-            comparisons.run_check("the changes of current rows", || case.check_current());
+            if self.plan.settings.sinks.kafka {
+                comparisons.run_check("the changes of rows", || case.check_rows());
+                comparisons.run_check("the changes of current rows", || case.check_current());
+            }
             comparisons.run_check("dead letters", || case.check_dead_letters());
         }
         self.check_complaints();
@@ -240,9 +257,36 @@ impl<'a> TrialCase<'a> {
         if let Feed::Kafka(case) = feed {
             comparisons.run_check("what the topics hold", || {
                 case.wait_for_results();
-                case.log.rows.len() + case.log.current.len()
+                case.log.rows.values.len() + case.log.current.len()
             });
         }
+        self.compare_folder("what the folder holds", |folder| wait_for_folder(folder, feed.rows()));
+    }
+
+    /// Compares the files of the folder sink after a stop with the recomputation.
+    fn compare_finished_folder(&mut self, feed: &Feed) {
+        let (rows, records) = (feed.rows(), feed.records());
+        let changes =
+            self.compare_folder("the changes of rows in the folder", |folder| check_folder(folder, rows));
+        self.outcome.folder_changes += changes;
+        self.compare_folder("the positions of the folder", |folder| check_positions(folder, records));
+        self.compare_folder("files of the folder that are not finished", |folder| {
+            let open: Vec<_> = open_files(folder).into_iter().filter(|file| is_rows_file(file)).collect();
+            assert!(open.is_empty(), "{open:?}");
+            0
+        });
+    }
+
+    /// Runs a check of the folder sink, if the case has one. Says how many values were compared.
+    fn compare_folder(&mut self, what: &str, check: impl FnOnce(&Path) -> usize) -> usize {
+        if !self.plan.settings.sinks.folder {
+            return 0;
+        }
+        let CaseOutcome { comparisons, folder_comparisons, .. } = &mut *self.outcome;
+        *folder_comparisons += 1;
+        let before = comparisons.values;
+        comparisons.run_check(what, || check(&results_folder(self.folder)));
+        comparisons.values - before
     }
 
     /// Compares a checkpoint that includes the whole log with the recomputation.
@@ -278,13 +322,17 @@ fn city_count(mode: LogMode) -> u32 {
 /// An empty log, and of how many cities it will be.
 fn new_feed(plan: &CasePlan, folder: &Path, broker: &mut Option<PrivateBroker>) -> (Feed, u32) {
     let feed = match plan.mode {
-        LogMode::Journal => Feed::Journal(PostedLog::new(plan.seed)),
+        LogMode::Journal => Feed::Journal(Box::new(PostedLog::new(plan.seed))),
         LogMode::Kafka => {
             let access = &broker.as_ref().expect("a case of Kafka needs a broker").access;
             let mut case = Topics::without_topics(access, plan.seed, plan.records);
             case.setup.rules = config_tables(plan, folder);
             case.setup.sink =
                 "shards = 2\ncommit_interval = \"20ms\"\ntransaction_timeout = \"10s\"\n".into();
+            case.setup.has_sink = plan.settings.sinks.kafka;
+            if !case.setup.has_sink {
+                case.setup.source = format!("progress_topic = \"{}\"\n", case.setup.progress);
+            }
             case.setup.create_topics(PARTITIONS as i32);
             Feed::Kafka(Box::new(case))
         }
@@ -362,7 +410,9 @@ fn check_logs(folder: &Path) -> usize {
     let logs: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
     for log in &logs {
         let text = String::from_utf8_lossy(&fs::read(log).unwrap()).into_owned();
-        let panics: Vec<&str> = text.lines().filter(|line| line.contains("panicked")).collect();
+        let is_planned = |line: &str| line.contains("SWELTER_PANIC_POINT asks for it");
+        let is_panic = |line: &&str| line.contains("panicked") && !is_planned(line);
+        let panics: Vec<&str> = text.lines().filter(is_panic).collect();
         assert!(panics.is_empty(), "{}: {panics:?}", log.display());
     }
     logs.len()

@@ -1,5 +1,6 @@
 //! The processes of a case: started, found, signalled, and never left behind.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
@@ -9,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use super::host::{child_processes, is_own_process, listening_sockets, send_signal, sockets_of};
+use super::host::{
+    StoppedProcess, child_processes, is_own_process, listening_sockets, send_signal, sockets_of,
+};
 use super::plan::TrialTopology;
 use super::proxy::Proxy;
 use crate::support::{ServiceStatus, remove_swelter_variables, wait_for};
@@ -24,6 +27,16 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(800);
 /// How often processes may end by themselves between two times that all are ready.
 const MAX_SELF_ENDS: usize = 15;
 
+/// Where processes die.
+#[derive(Clone)]
+pub struct DeathPoint {
+    /// The variable that the program reads, and its value.
+    pub variable: &'static str,
+    pub value: String,
+    /// The process that dies, if each is started by itself; all may die otherwise.
+    pub process: Option<u64>,
+}
+
 /// How processes are started.
 #[derive(Clone)]
 pub struct LaunchPlan {
@@ -31,8 +44,7 @@ pub struct LaunchPlan {
     pub folder: PathBuf,
     pub config: PathBuf,
     pub topology: TrialTopology,
-    /// The variable that makes a process die, and its value.
-    pub death_point: Option<(&'static str, u64)>,
+    pub death_point: Option<DeathPoint>,
     /// What the clock of each process is off, ms.
     pub clock_offsets_ms: Vec<i64>,
     /// The most files that each process may have open.
@@ -106,12 +118,9 @@ impl TrialCluster {
     /// Waits until the processes that were started last follow others; false after `within`.
     pub fn wait_until_following(&mut self, within: Duration) -> bool {
         let (until, mut left) = (Instant::now() + within, MAX_SELF_ENDS);
-        let follows = |member: &ClusterMember| {
-            fs::read_to_string(&member.log).is_ok_and(|log| log.contains("another generation is followed"))
-        };
         while Instant::now() < until {
             self.restart_ended(&mut left);
-            if self.members.iter().any(follows) {
+            if self.has_logged("the run follows the generation") {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -119,8 +128,15 @@ impl TrialCluster {
         false
     }
 
+    /// Whether a process that was started last has logged this.
+    pub fn has_logged(&self, text: &str) -> bool {
+        let has =
+            |member: &ClusterMember| fs::read_to_string(&member.log).is_ok_and(|log| log.contains(text));
+        self.members.iter().any(has)
+    }
+
     /// Checks that processes that were taken over have ended with exit code 3.
-    fn check_retired(&mut self) {
+    pub fn check_retired(&mut self) {
         let Some(RetiringCluster { members, undisturbed, .. }) = &mut self.retiring else { return };
         let until = Instant::now() + MAX_OUTLIVE_PEER;
         let has_ended = |member: &mut ClusterMember| member.child.try_wait().unwrap().is_some();
@@ -142,6 +158,15 @@ impl TrialCluster {
         if let Some(RetiringCluster { topology, mut members, .. }) = self.retiring.take() {
             kill_members(&mut members, topology);
         }
+    }
+
+    /// Whether processes that have successors were not killed.
+    pub fn has_retiring(&self) -> bool {
+        self.retiring.is_some()
+    }
+
+    pub fn process_count(&self) -> u64 {
+        self.launch.topology.processes
     }
 
     /// How often processes were started.
@@ -215,8 +240,10 @@ impl TrialCluster {
                 command.env("SWELTER_TEST_CLOCK_OFFSET_MS", clock.to_string());
             }
         }
-        if let Some((variable, after)) = dies {
-            command.env(variable, after.to_string());
+        if let Some(DeathPoint { variable, value, process: dying }) = dies
+            && dying.zip(process).is_none_or(|(dying, (process, _))| dying == process as u64)
+        {
+            command.env(variable, value);
         }
         command.current_dir(folder).stdin(Stdio::null());
         command.stdout(File::create(&out).unwrap()).stderr(File::create(&log).unwrap());
@@ -250,6 +277,13 @@ impl TrialCluster {
         })
     }
 
+    /// Stops all processes and their supervisor; they go on when the result is dropped.
+    pub fn stop_all(&self) -> Vec<StoppedProcess> {
+        let supervisors = self.members.iter().map(|member| member.child.id());
+        let pids: BTreeSet<u32> = supervisors.chain(self.processes()).collect();
+        pids.into_iter().map(StoppedProcess::new).collect()
+    }
+
     /// The ports that processes listen at.
     pub fn ports(&self) -> Vec<u16> {
         let listening = listening_sockets();
@@ -277,6 +311,13 @@ impl TrialCluster {
     /// and that generation. Processes that end meanwhile are started again if they have no
     /// supervisor.
     pub fn wait_ready(&mut self, not: Option<&str>) -> (Vec<String>, String) {
+        let ready = self.wait_until_serving(not);
+        self.check_retired();
+        ready
+    }
+
+    /// The same, while processes that were taken over may still be there.
+    pub fn wait_until_serving(&mut self, not: Option<&str>) -> (Vec<String>, String) {
         let deadline = Instant::now() + READY_TIMEOUT;
         let mut left = MAX_SELF_ENDS;
         loop {
@@ -292,9 +333,7 @@ impl TrialCluster {
                 && statuses.iter().all(|status| status.generation == statuses[0].generation)
                 && Some(&*statuses[0].generation) != not
             {
-                let generation = statuses[0].generation.clone();
-                self.check_retired();
-                return (addresses, generation);
+                return (addresses, statuses[0].generation.clone());
             }
             assert!(Instant::now() < deadline, "not ready: {statuses:?}; {}", self.last_lines());
             std::thread::sleep(Duration::from_millis(20));

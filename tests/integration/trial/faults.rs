@@ -8,8 +8,10 @@ use rustix::process::Signal;
 use super::backups::TakenBackup;
 use super::case::TrialCase;
 use super::checkpoints;
+use super::cluster::DeathPoint;
 use super::host::{OpenFileBlock, StoppedProcess, send_signal};
-use super::plan::{Fault, FaultStep};
+use super::plan::{ClaimCrash, Fault, FaultStep};
+use super::results_folder;
 use super::strangers::StrangerFlood;
 use crate::support::Random;
 
@@ -32,6 +34,7 @@ impl TrialCase<'_> {
         if step.settle {
             let another = match happened {
                 Fault::Pause(_) | Fault::DiskFull(_) | Fault::CheckpointsUnwritable(_) => None,
+                Fault::FolderBlocked(_) => None,
                 Fault::KillBroker(_)
                 | Fault::PauseBroker(_)
                 | Fault::CutConnections(_)
@@ -62,11 +65,15 @@ impl TrialCase<'_> {
                 self.restart_all(topology, None);
             }
             Fault::DieBeforeCommit(after) => {
-                return self.restart_to_die(step, ("SWELTER_TEST_DIE_BEFORE_COMMIT", after));
+                return self.restart_to_die(step, "SWELTER_TEST_DIE_BEFORE_COMMIT", after);
             }
             Fault::DieBeforeManifest(after) => {
-                return self.restart_to_die(step, ("SWELTER_TEST_DIE_BEFORE_MANIFEST", after));
+                return self.restart_to_die(step, "SWELTER_TEST_DIE_BEFORE_MANIFEST", after);
             }
+            Fault::DieBeforeFolderCommit(after) => {
+                return self.restart_to_die(step, "SWELTER_TEST_DIE_BEFORE_FOLDER_COMMIT", after);
+            }
+            Fault::DieBetweenClaims(crash) => return self.die_between_claims(step, crash),
             Fault::Damage(damage) => {
                 self.cluster.kill_all();
                 let damaged = checkpoints::damage_newest(self.folder(), damage, lot);
@@ -85,9 +92,10 @@ impl TrialCase<'_> {
                 self.cluster.terminate();
                 self.restart_all(topology, None);
             }
-            Fault::Takeover => self.start_successor(topology, "--takeover"),
+            Fault::Takeover => self.start_successor(topology, Some("--takeover"), None),
+            Fault::StoppedTakeover => return self.take_over_from_stopped(step),
             Fault::StandbyTakeover => {
-                self.start_successor(topology, "--standby");
+                self.start_successor(topology, Some("--standby"), None);
                 if !self.cluster.wait_until_following(FOLLOW_TIMEOUT) {
                     // The broker may be down, or there was no primary to follow.
                     self.log_event("the standby is not there in time");
@@ -123,6 +131,9 @@ impl TrialCase<'_> {
             Fault::CheckpointsUnwritable(time) => {
                 checkpoints::while_unwritable(self.folder(), || thread::sleep(time))
             }
+            Fault::FolderBlocked(time) => {
+                results_folder::while_blocked(self.folder(), || thread::sleep(time));
+            }
             Fault::KillBroker(time) => {
                 let broker = self.broker.as_mut().expect("a broker");
                 broker.kill();
@@ -148,12 +159,62 @@ impl TrialCase<'_> {
         }
     }
 
-    /// Restarts all so that one process dies as planned; then all are killed.
-    fn restart_to_die(&mut self, step: &FaultStep, dies: (&'static str, u64)) -> Fault {
-        self.restart_all(step.topology, Some(dies));
+    /// Restarts all so that one process dies as planned, after so many passes of a point; then all
+    /// are killed.
+    fn restart_to_die(&mut self, step: &FaultStep, variable: &'static str, after: u64) -> Fault {
+        let point = DeathPoint { variable, value: after.to_string(), process: None };
+        self.restart_all(step.topology, Some(point));
         let died = self.cluster.wait_for_death(DEATH_TIMEOUT);
         self.restart_all(step.topology, None);
         if died { step.fault } else { Fault::KillAll }
+    }
+
+    /// A process of the next start dies when the authority is claimed and the next sink is not; then
+    /// all are started again.
+    fn die_between_claims(&mut self, step: &FaultStep, crash: ClaimCrash) -> Fault {
+        let FaultStep { fault, lot, topology, .. } = *step;
+        let name = crash.panic_point();
+        let process = (crash == ClaimCrash::Fence).then_some(lot % topology.processes);
+        let point = DeathPoint { variable: "SWELTER_PANIC_POINT", value: format!("{name}:1"), process };
+        let is_takeover = crash == ClaimCrash::TakeoverClaim;
+        if is_takeover {
+            self.wait_for_owner();
+            self.start_successor(topology, Some("--takeover"), Some(point));
+        } else {
+            self.restart_all(topology, Some(point));
+        }
+        let timeout = if is_takeover { FOLLOW_TIMEOUT } else { DEATH_TIMEOUT };
+        let died = self.cluster.wait_for_death(timeout) && self.cluster.has_logged(name);
+        if died {
+            // They have lost the authority.
+            self.cluster.check_retired();
+        }
+        self.restart_all(topology, None);
+        if died { fault } else { Fault::KillAll }
+    }
+
+    /// Waits until the running processes own the sinks: a start that has not claimed them yet would
+    /// take over from its own successor. A fault may still disturb them, so `settled` stays as it is.
+    fn wait_for_owner(&mut self) {
+        let settled = self.settled;
+        self.wait_until_ready(None);
+        self.settled = settled;
+    }
+
+    /// Processes are stopped, taken over from, and go on.
+    fn take_over_from_stopped(&mut self, step: &FaultStep) -> Fault {
+        self.wait_for_owner();
+        // A process that goes on may miss the others before it sees the new claim.
+        self.settled &= self.cluster.process_count() == 1;
+        let stopped = self.cluster.stop_all();
+        // A plain start takes over, too.
+        let flag = (step.lot.is_multiple_of(2)).then_some("--takeover");
+        self.start_successor(step.topology, flag, None);
+        self.cluster.wait_until_serving(self.generation.as_deref());
+        // If a successor has ended, all were killed.
+        let go_on = self.cluster.has_retiring();
+        drop(stopped);
+        if go_on { step.fault } else { Fault::KillAll }
     }
 
     fn take_backup(&mut self) {

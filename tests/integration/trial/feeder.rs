@@ -1,16 +1,17 @@
 //! A steady flow of records: posted to the journal, or produced to a topic.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::kafka::case::KafkaCase as Topics;
 use crate::support::{
-    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, ServiceStatus, city_name, keep_accepted_entries, post,
-    random_entry, record_json,
+    LogEntry, MINUTE_MS, Oracle, RUN_SETTINGS, Random, RowHistory, ServiceStatus, ValueHistory, city_name,
+    keep_accepted_entries, post, random_entry, record_json,
 };
 
 /// Between two sendings, and how many records each has at most.
@@ -33,12 +34,12 @@ pub struct TrialControl {
 
 impl TrialControl {
     pub fn set_addresses(&self, addresses: &[String]) {
-        *self.addresses.lock().unwrap() = addresses.to_vec();
+        *self.addresses.lock() = addresses.to_vec();
     }
 
     /// Of the first process, or of the one that `lot` means.
     pub fn address(&self, lot: u64) -> Option<String> {
-        let addresses = self.addresses.lock().unwrap();
+        let addresses = self.addresses.lock();
         addresses.get(lot as usize % addresses.len().max(1)).cloned()
     }
 
@@ -58,7 +59,7 @@ impl TrialControl {
 
 /// A log that grows, with its expected results.
 pub enum Feed {
-    Journal(PostedLog),
+    Journal(Box<PostedLog>),
     Kafka(Box<Topics>),
 }
 
@@ -67,6 +68,14 @@ impl Feed {
         match self {
             Feed::Journal(posted) => &posted.oracle,
             Feed::Kafka(case) => case.log.oracle(),
+        }
+    }
+
+    /// The values that each row has had.
+    pub fn rows(&self) -> &ValueHistory {
+        match self {
+            Feed::Journal(posted) => &posted.rows.values,
+            Feed::Kafka(case) => &case.log.rows.values,
         }
     }
 
@@ -141,6 +150,7 @@ pub struct PostedLog {
     /// The time of the newest reading.
     now: i64,
     pub oracle: Oracle,
+    pub rows: RowHistory,
     pub records: u64,
     /// The records that are refused for it.
     pub too_late: Vec<String>,
@@ -156,6 +166,7 @@ impl PostedLog {
             lots: Random::new(seed),
             now: now - now.rem_euclid(MINUTE_MS),
             oracle: Oracle::new(RUN_SETTINGS),
+            rows: RowHistory::default(),
             records: 0,
             too_late: Vec::new(),
             batches: Vec::new(),
@@ -172,8 +183,9 @@ impl PostedLog {
         let count = entries.len() as u64;
         self.records += count;
         for entry in &entries {
-            if self.oracle.apply_arrival(entry).is_none() {
-                self.too_late.push(record_json(entry));
+            match self.oracle.apply_arrival(entry) {
+                Some(_) => self.rows.note_arrival(&self.oracle, entry),
+                None => self.too_late.push(record_json(entry)),
             }
         }
         self.batches.push(entries);

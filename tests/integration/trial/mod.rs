@@ -13,16 +13,18 @@ mod host;
 mod plan;
 pub mod proxy;
 mod report;
+mod results_folder;
 mod strangers;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use self::case::CaseOutcome;
-use self::plan::{CasePlan, Fault, LogMode};
+use self::plan::{CasePlan, CaseSettings, ClaimCrash, Fault, LogMode};
 use self::report::TrialReport;
 use crate::kafka::broker::PrivateBroker;
 use crate::support::prepared::print_line;
@@ -48,17 +50,17 @@ fn run_cases(seeds: &[u64], faults: usize, lanes: usize) -> Vec<CaseOutcome> {
                 // The broker may be the cause.
                 broker = None;
             }
-            outcomes.lock().unwrap().push(outcome);
+            outcomes.lock().push(outcome);
         }
     };
     thread::scope(|scope| (0..lanes).for_each(|_| drop(scope.spawn(lane))));
-    let mut outcomes = outcomes.into_inner().unwrap();
+    let mut outcomes = outcomes.into_inner();
     outcomes.sort_by_key(|outcome| outcome.seed);
     outcomes
 }
 
 /// Short cases that run with all other tests, and the faults of each.
-const SHORT_TRIAL_SEEDS: &[u64] = &[5, 18, 35, 97];
+const SHORT_TRIAL_SEEDS: &[u64] = &[20, 73, 92, 189, 449, 584];
 const SHORT_TRIAL_FAULTS: usize = 3;
 
 fn short_trial_seeds(mode: LogMode) -> Vec<u64> {
@@ -69,7 +71,7 @@ fn short_trial_seeds(mode: LogMode) -> Vec<u64> {
 fn short_trials_cover_every_required_fault() {
     let faults = SHORT_TRIAL_SEEDS.iter().flat_map(|seed| CasePlan::new(*seed, SHORT_TRIAL_FAULTS).steps);
     let faults: Vec<Fault> = faults.map(|step| step.fault).collect();
-    let kinds: [fn(&Fault) -> bool; 10] = [
+    let kinds: [fn(&Fault) -> bool; 15] = [
         |fault| matches!(fault, Fault::KillOne),
         |fault| matches!(fault, Fault::DieBeforeCommit(_)),
         |fault| matches!(fault, Fault::DieBeforeManifest(_)),
@@ -80,14 +82,25 @@ fn short_trials_cover_every_required_fault() {
         |fault| matches!(fault, Fault::Strangers(_)),
         |fault| matches!(fault, Fault::NoOpenFiles(_)),
         |fault| matches!(fault, Fault::Backup),
+        |fault| matches!(fault, Fault::StoppedTakeover),
+        |fault| matches!(fault, Fault::DieBetweenClaims(ClaimCrash::TakeoverClaim)),
+        |fault| matches!(fault, Fault::DieBetweenClaims(_)),
+        |fault| matches!(fault, Fault::DieBeforeFolderCommit(_)),
+        |fault| matches!(fault, Fault::FolderBlocked(_)),
     ];
     for (number, kind) in kinds.iter().enumerate() {
         assert!(faults.iter().any(kind), "kind {number} is not in {faults:?}: take other seeds");
     }
-    assert!(
-        SHORT_TRIAL_SEEDS.iter().any(|seed| CasePlan::new(*seed, SHORT_TRIAL_FAULTS).settings.tls),
-        "no TLS: take other seeds"
-    );
+    let settings: Vec<CaseSettings> =
+        SHORT_TRIAL_SEEDS.iter().map(|seed| CasePlan::new(*seed, SHORT_TRIAL_FAULTS).settings).collect();
+    assert!(settings.iter().any(|settings| settings.tls), "no TLS: take other seeds");
+    for sinks in [(true, false), (false, true), (true, true)] {
+        let has = |settings: &CaseSettings| (settings.sinks.kafka, settings.sinks.folder) == sinks;
+        assert!(
+            settings.iter().any(has),
+            "no case has the sinks (Kafka, folder) {sinks:?}: take other seeds"
+        );
+    }
 }
 
 fn check_outcomes(outcomes: &[CaseOutcome], faults: usize) {

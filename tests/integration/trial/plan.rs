@@ -31,6 +31,38 @@ impl LogMode {
     }
 }
 
+/// Makes the draw of the sinks independent of all others.
+const SINKS_STREAM: u64 = 0x7369_6e6b_7300_0000;
+
+/// The sinks of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrialSinks {
+    pub kafka: bool,
+    pub folder: bool,
+}
+
+impl TrialSinks {
+    /// Of the cases of the journal, half have a folder. Of those of Kafka, half have a folder beside
+    /// Kafka, a quarter a folder alone.
+    fn of(seed: u64, mode: LogMode) -> TrialSinks {
+        let lot = Random::new(seed ^ SINKS_STREAM).below(4);
+        match mode {
+            LogMode::Journal => TrialSinks { kafka: false, folder: lot >= 2 },
+            LogMode::Kafka => TrialSinks { kafka: lot < 3, folder: lot > 0 },
+        }
+    }
+
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match (self.kafka, self.folder) {
+            (false, false) => "no sink",
+            (true, false) => "sink Kafka",
+            (false, true) => "sink folder",
+            (true, true) => "sinks Kafka and folder",
+        }
+    }
+}
+
 /// The number of processes, and how they are restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TrialTopology {
@@ -73,12 +105,19 @@ pub enum Fault {
     DieBeforeCommit(u64),
     /// A process aborts before the manifest that follows so many checkpoints.
     DieBeforeManifest(u64),
+    /// A process aborts after so many transactions of its folder, when the rows of the next one are
+    /// synced.
+    DieBeforeFolderCommit(u64),
+    /// A process dies between the claims of two sinks.
+    DieBetweenClaims(ClaimCrash),
     /// While no process runs.
     Damage(Damage),
     /// No file can be written to.
     DiskFull(Duration),
     /// The folder of checkpoints alone cannot be written to.
     CheckpointsUnwritable(Duration),
+    /// The folder of results cannot be written to, nor read.
+    FolderBlocked(Duration),
     KillBroker(Duration),
     PauseBroker(Duration),
     /// All connections of one process end, and no new one is made.
@@ -91,6 +130,8 @@ pub enum Fault {
     Restart,
     /// Successors take over from the running processes.
     Takeover,
+    /// The running processes are stopped with SIGSTOP, and go on once others have taken over.
+    StoppedTakeover,
     /// The running processes are killed while others stand by.
     StandbyTakeover,
     /// Strangers send garbage to every port for so long before and after a start; meanwhile a
@@ -109,59 +150,102 @@ pub enum Damage {
     Removed,
 }
 
-/// A kind of fault: its name in reports, how often it is drawn, and where it can happen.
+/// The authority of the run is claimed, the next sink is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimCrash {
+    /// Process 0 is about to claim the next sink.
+    Claim,
+    /// A process is about to fence its shards of the next sink.
+    Fence,
+    /// Process 0 of a successor is about to claim the next sink.
+    TakeoverClaim,
+}
+
+impl ClaimCrash {
+    /// The point of the program at which the process panics.
+    pub fn panic_point(self) -> &'static str {
+        match self {
+            ClaimCrash::Claim | ClaimCrash::TakeoverClaim => "between_claims",
+            ClaimCrash::Fence => "between_fences",
+        }
+    }
+}
+
+/// What decides which faults are possible.
+struct FaultContext {
+    mode: LogMode,
+    sinks: TrialSinks,
+    topology: TrialTopology,
+}
+
+impl FaultContext {
+    fn is_kafka(&self) -> bool {
+        self.mode == LogMode::Kafka
+    }
+}
+
+/// A kind of fault: how often it is drawn, and where it can happen.
 struct FaultKind {
     weight: u64,
     draw: fn(&mut Random) -> Fault,
-    possible: fn(LogMode, TrialTopology) -> bool,
+    possible: fn(&FaultContext) -> bool,
 }
 
 const FAULT_KINDS: &[FaultKind] = &[
-    FaultKind { weight: 5, draw: |_| Fault::KillOne, possible: |_, _| true },
-    FaultKind { weight: 2, draw: |_| Fault::KillAll, possible: |_, t| t.processes > 1 },
-    FaultKind { weight: 2, draw: |_| Fault::KillSupervisor, possible: |_, t| t.is_supervised() },
-    FaultKind { weight: 2, draw: |r| Fault::KillStarting(millis(r, 0, 800)), possible: |_, _| true },
-    FaultKind { weight: 3, draw: pause, possible: |_, _| true },
-    FaultKind {
-        weight: 3,
-        draw: |r| Fault::DieBeforeCommit(r.below(20)),
-        possible: |m, _| m == LogMode::Kafka,
-    },
-    FaultKind { weight: 2, draw: |r| Fault::DieBeforeManifest(r.below(3)), possible: |_, _| true },
-    FaultKind { weight: 2, draw: damage, possible: |_, _| true },
-    FaultKind { weight: 1, draw: |r| Fault::DiskFull(millis(r, 200, 1_500)), possible: |_, _| true },
+    FaultKind { weight: 5, draw: |_| Fault::KillOne, possible: |_| true },
+    FaultKind { weight: 2, draw: |_| Fault::KillAll, possible: |c| c.topology.processes > 1 },
+    FaultKind { weight: 2, draw: |_| Fault::KillSupervisor, possible: |c| c.topology.is_supervised() },
+    FaultKind { weight: 2, draw: |r| Fault::KillStarting(millis(r, 0, 800)), possible: |_| true },
+    FaultKind { weight: 3, draw: pause, possible: |_| true },
+    FaultKind { weight: 3, draw: |r| Fault::DieBeforeCommit(r.below(20)), possible: FaultContext::is_kafka },
+    FaultKind { weight: 2, draw: |r| Fault::DieBeforeManifest(r.below(3)), possible: |_| true },
+    FaultKind { weight: 2, draw: damage, possible: |_| true },
+    FaultKind { weight: 1, draw: |r| Fault::DiskFull(millis(r, 200, 1_500)), possible: |_| true },
     FaultKind {
         weight: 1,
         draw: |r| Fault::CheckpointsUnwritable(millis(r, 800, 2_500)),
-        possible: |_, _| true,
+        possible: |_| true,
     },
     FaultKind {
         weight: 1,
         draw: |r| Fault::KillBroker(millis(r, 0, 1_000)),
-        possible: |m, _| m == LogMode::Kafka,
+        possible: FaultContext::is_kafka,
     },
     FaultKind {
         weight: 1,
         draw: |r| Fault::PauseBroker(millis(r, 500, 4_000)),
-        possible: |m, _| m == LogMode::Kafka,
+        possible: FaultContext::is_kafka,
     },
     FaultKind {
         weight: 2,
         draw: |r| Fault::CutConnections(millis(r, 0, 3_000)),
-        possible: |_, t| t.separate,
+        possible: |c| c.topology.separate,
     },
     FaultKind {
         weight: 2,
         draw: |r| Fault::StallConnections(millis(r, 200, 5_000)),
-        possible: |_, t| t.separate,
+        possible: |c| c.topology.separate,
     },
-    FaultKind { weight: 1, draw: |_| Fault::ClockSkew, possible: |_, t| t.separate },
-    FaultKind { weight: 2, draw: |_| Fault::Restart, possible: |_, _| true },
-    FaultKind { weight: 3, draw: |_| Fault::Takeover, possible: |m, _| m == LogMode::Kafka },
-    FaultKind { weight: 2, draw: |_| Fault::StandbyTakeover, possible: |m, _| m == LogMode::Kafka },
-    FaultKind { weight: 3, draw: |r| Fault::Strangers(millis(r, 300, 1_500)), possible: |_, _| true },
-    FaultKind { weight: 2, draw: |r| Fault::NoOpenFiles(millis(r, 500, 4_000)), possible: |_, _| true },
-    FaultKind { weight: 2, draw: |_| Fault::Backup, possible: |m, _| m == LogMode::Journal },
+    FaultKind { weight: 1, draw: |_| Fault::ClockSkew, possible: |c| c.topology.separate },
+    FaultKind { weight: 2, draw: |_| Fault::Restart, possible: |_| true },
+    FaultKind { weight: 3, draw: |_| Fault::Takeover, possible: FaultContext::is_kafka },
+    FaultKind { weight: 2, draw: |_| Fault::StandbyTakeover, possible: FaultContext::is_kafka },
+    FaultKind { weight: 3, draw: |r| Fault::Strangers(millis(r, 300, 1_500)), possible: |_| true },
+    FaultKind { weight: 2, draw: |r| Fault::NoOpenFiles(millis(r, 500, 4_000)), possible: |_| true },
+    FaultKind { weight: 2, draw: |_| Fault::Backup, possible: |c| c.mode == LogMode::Journal },
+    FaultKind { weight: 2, draw: |_| Fault::StoppedTakeover, possible: FaultContext::is_kafka },
+    FaultKind { weight: 4, draw: claim_crash, possible: |c| c.sinks.folder && c.is_kafka() },
+    FaultKind { weight: 2, draw: start_claim_crash, possible: |c| c.sinks.folder && !c.is_kafka() },
+    FaultKind {
+        weight: 3,
+        draw: |r| Fault::DieBeforeFolderCommit(r.below(20)),
+        possible: |c| c.sinks.folder,
+    },
+    FaultKind {
+        weight: 2,
+        draw: |r| Fault::FolderBlocked(millis(r, 300, 2_500)),
+        possible: |c| c.sinks.folder,
+    },
 ];
 
 fn millis(random: &mut Random, from: u64, to: u64) -> Duration {
@@ -183,6 +267,21 @@ fn damage(random: &mut Random) -> Fault {
     })
 }
 
+fn claim_crash(random: &mut Random) -> Fault {
+    match random.below(3) {
+        0 => Fault::DieBetweenClaims(ClaimCrash::TakeoverClaim),
+        _ => start_claim_crash(random),
+    }
+}
+
+/// One at a start, where no other generation runs.
+fn start_claim_crash(random: &mut Random) -> Fault {
+    Fault::DieBetweenClaims(match random.below(2) {
+        0 => ClaimCrash::Claim,
+        _ => ClaimCrash::Fence,
+    })
+}
+
 impl Fault {
     /// The name in reports.
     pub fn name(self) -> &'static str {
@@ -195,11 +294,16 @@ impl Fault {
             Fault::Pause(_) => "a process stopped for up to 5 s (SIGSTOP)",
             Fault::DieBeforeCommit(_) => "killed between flush and commit",
             Fault::DieBeforeManifest(_) => "killed between a checkpoint's files and its manifest",
+            Fault::DieBeforeFolderCommit(_) => "killed between a folder's rows and their commit",
+            Fault::DieBetweenClaims(ClaimCrash::Claim) => "process 0 killed between two claims",
+            Fault::DieBetweenClaims(ClaimCrash::Fence) => "a process killed between the fences of two sinks",
+            Fault::DieBetweenClaims(ClaimCrash::TakeoverClaim) => "a successor killed between two claims",
             Fault::Damage(Damage::Truncated) => "the newest checkpoint cut off",
             Fault::Damage(Damage::Changed) => "a byte of the newest checkpoint changed",
             Fault::Damage(Damage::Removed) => "a file of the newest checkpoint removed",
             Fault::DiskFull(_) => "disk full (no file can grow)",
             Fault::CheckpointsUnwritable(_) => "the folder of checkpoints cannot be written to",
+            Fault::FolderBlocked(_) => "a file in the place of the folder of results",
             Fault::KillBroker(_) => "the broker killed and started again",
             Fault::PauseBroker(_) => "the broker stopped (SIGSTOP)",
             Fault::CutConnections(_) => "a process cut off from the others (connections closed)",
@@ -207,6 +311,7 @@ impl Fault {
             Fault::ClockSkew => "clocks of processes apart",
             Fault::Restart => "stopped and started again (SIGTERM)",
             Fault::Takeover => "taken over by another generation",
+            Fault::StoppedTakeover => "stopped (SIGSTOP), taken over, and gone on with",
             Fault::StandbyTakeover => "kill -9 of all with a standby beside them",
             Fault::Strangers(_) => "strangers flood every port, and kill -9 of a process",
             Fault::NoOpenFiles(_) => "a process that can open no more files",
@@ -223,10 +328,13 @@ impl Fault {
                 | KillStarting(_)
                 | DieBeforeCommit(_)
                 | DieBeforeManifest(_)
+                | DieBeforeFolderCommit(_)
+                | DieBetweenClaims(_)
                 | Damage(_)
                 | ClockSkew
                 | Restart
                 | Takeover
+                | StoppedTakeover
                 | StandbyTakeover
                 | Strangers(_)
         )
@@ -248,6 +356,7 @@ pub struct FaultStep {
 /// The settings of all starts of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaseSettings {
+    pub sinks: TrialSinks,
     /// Processes speak TLS to each other.
     pub tls: bool,
     /// The most files that each process may have open.
@@ -255,15 +364,15 @@ pub struct CaseSettings {
 }
 
 impl CaseSettings {
-    fn random(random: &mut Random) -> CaseSettings {
+    fn random(random: &mut Random, sinks: TrialSinks) -> CaseSettings {
         let tls = random.below(2) == 0;
-        CaseSettings { tls, open_files: (random.below(3) == 0).then_some(LOW_OPEN_FILES) }
+        CaseSettings { sinks, tls, open_files: (random.below(3) == 0).then_some(LOW_OPEN_FILES) }
     }
 }
 
 impl fmt::Display for CaseSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.tls { "cluster.tls" } else { "no cluster.tls" })?;
+        write!(f, "{}, {}", self.sinks.name(), if self.tls { "cluster.tls" } else { "no cluster.tls" })?;
         self.open_files.map_or(Ok(()), |files| write!(f, ", {files} open files"))
     }
 }
@@ -282,17 +391,18 @@ pub struct CasePlan {
 impl CasePlan {
     pub fn new(seed: u64, faults: usize) -> CasePlan {
         let mode = LogMode::of(seed);
+        let sinks = TrialSinks::of(seed, mode);
         let mut random = Random::new(!seed);
         let first = TrialTopology::random(&mut random);
         let mut topology = first;
         let step = |_| {
-            let step = FaultStep::random(&mut random, mode, topology);
+            let step = FaultStep::random(&mut random, &FaultContext { mode, sinks, topology });
             topology = step.topology;
             step
         };
         let steps = (0..faults).map(step).collect();
         let last = TrialTopology::random(&mut random);
-        let mut settings = CaseSettings::random(&mut random);
+        let mut settings = CaseSettings::random(&mut random, sinks);
         let mut plan =
             CasePlan { seed, mode, settings, first, steps, last, records: RECORDS_PER_FAULT * (faults + 1) };
         settings.tls &= plan.topologies().any(|topology| topology.processes > 1);
@@ -307,9 +417,9 @@ impl CasePlan {
 }
 
 impl FaultStep {
-    fn random(random: &mut Random, mode: LogMode, topology: TrialTopology) -> FaultStep {
+    fn random(random: &mut Random, context: &FaultContext) -> FaultStep {
         let wait = millis(random, 100, 1_200);
-        let possible = || FAULT_KINDS.iter().filter(|kind| (kind.possible)(mode, topology));
+        let possible = || FAULT_KINDS.iter().filter(|kind| (kind.possible)(context));
         let mut drawn = random.below(possible().map(|kind| kind.weight).sum());
         let mut fault = Fault::KillOne;
         for kind in possible() {
@@ -321,9 +431,9 @@ impl FaultStep {
         }
         let next = TrialTopology::random(random);
         let next = match fault {
-            Fault::ClockSkew => topology,
+            Fault::ClockSkew => context.topology,
             _ if fault.restarts() => next,
-            _ => topology,
+            _ => context.topology,
         };
         FaultStep { wait, fault, lot: random.below(1 << 32), topology: next, settle: random.below(4) > 0 }
     }

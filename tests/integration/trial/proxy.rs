@@ -2,10 +2,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 const STATE_OPEN: u8 = 0;
 /// Connections stay open, and no bytes are forwarded.
@@ -34,7 +36,7 @@ impl ProxyState {
     }
 
     fn close_all(&self) {
-        for stream in self.streams.lock().unwrap().drain(..) {
+        for stream in self.streams.lock().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -60,8 +62,8 @@ impl Proxy {
 
     /// By connection and direction.
     pub fn captured_bytes(&self) -> Vec<Vec<u8>> {
-        let records = self.shared.records.as_ref().unwrap().lock().unwrap();
-        records.iter().map(|record| record.lock().unwrap().clone()).collect()
+        let records = self.shared.records.as_ref().unwrap().lock();
+        records.iter().map(|record| record.lock().clone()).collect()
     }
 
     fn start(target: u16, shared: ProxyState) -> Proxy {
@@ -126,13 +128,13 @@ fn connect_streams(from: &TcpStream, to: &TcpStream, shared: &Arc<ProxyState>) -
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(POLL_INTERVAL))?;
-        shared.streams.lock().unwrap().push(stream.try_clone()?);
+        shared.streams.lock().push(stream.try_clone()?);
     }
     for (from, to) in [(from, to), (to, from)] {
         let (from, to, shared) = (from.try_clone()?, to.try_clone()?, Arc::clone(shared));
         let record = shared.records.as_ref().map(|records| {
             let record = CapturedBytes::default();
-            records.lock().unwrap().push(Arc::clone(&record));
+            records.lock().push(Arc::clone(&record));
             record
         });
         thread::spawn(move || copy_stream(from, to, &shared, record.as_ref()));
@@ -155,7 +157,7 @@ fn copy_stream(mut from: TcpStream, mut to: TcpStream, shared: &ProxyState, reco
             Ok(0) => return drop(to.shutdown(Shutdown::Write)),
             Ok(length) => {
                 if let Some(record) = record {
-                    record.lock().unwrap().extend_from_slice(&buffer[..length]);
+                    record.lock().extend_from_slice(&buffer[..length]);
                 }
                 wait();
                 if to.write_all(&buffer[..length]).is_err() {

@@ -91,6 +91,16 @@ impl TrialReport<'_> {
         self.outcomes.iter().map(of).sum()
     }
 
+    /// The sinks of cases, with the number of each.
+    fn sinks_row(&self) -> String {
+        let mut counts = BTreeMap::<_, usize>::new();
+        for outcome in self.outcomes {
+            let (Some(mode), Some(settings)) = (outcome.mode, outcome.settings) else { continue };
+            *counts.entry(format!("{} with {}", mode_name(mode), settings.sinks.name())).or_default() += 1;
+        }
+        counts.iter().map(|(sinks, count)| format!("{sinks}: {count}")).collect::<Vec<_>>().join("; ")
+    }
+
     fn table_rows(&self) -> Vec<(&'static str, String)> {
         let of_mode = |mode| self.outcomes.iter().filter(|outcome| outcome.mode == Some(mode)).count();
         let of_setting = |has: fn(&CaseSettings) -> bool| {
@@ -121,11 +131,20 @@ impl TrialReport<'_> {
                     of_setting(|settings| settings.open_files.is_some())
                 ),
             ),
+            ("sinks", self.sinks_row()),
             ("faults", self.sum(|outcome| outcome.faults.values().sum()).to_string()),
             ("starts of the service", self.sum(|outcome| outcome.starts).to_string()),
             ("ends of its own", self.sum(|outcome| outcome.own_ends).to_string()),
             ("records", self.sum(|outcome| outcome.records as usize).to_string()),
             ("comparisons", self.sum(|outcome| outcome.comparisons.made).to_string()),
+            (
+                "comparisons of folder sinks",
+                format!(
+                    "{}, with {} changes of rows",
+                    self.sum(|outcome| outcome.folder_comparisons),
+                    self.sum(|outcome| outcome.folder_changes)
+                ),
+            ),
             ("values compared", self.sum(|outcome| outcome.comparisons.values).to_string()),
             (
                 "subscriptions",

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::cluster::TrialCluster;
 use crate::support::Random;
@@ -45,7 +47,7 @@ impl StrangerFlood {
             while !has_ended.load(Ordering::Relaxed) {
                 thread::sleep(CALL_INTERVAL);
                 let port = {
-                    let ports = of_thread.lock().unwrap();
+                    let ports = of_thread.lock();
                     ports.get(random.below(1 << 32) as usize % ports.len().max(1)).copied()
                 };
                 held.extend(port.and_then(|port| call_port(port, &mut random)));
@@ -61,7 +63,7 @@ impl StrangerFlood {
     pub fn flood(&self, cluster: &TrialCluster, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
-            *self.ports.lock().unwrap() = cluster.ports();
+            *self.ports.lock() = cluster.ports();
             thread::sleep(PORT_POLL_INTERVAL);
         }
     }

@@ -1,9 +1,9 @@
 //! Random updates, and the rows that they make at each epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::*;
@@ -88,7 +88,7 @@ impl Queries for ModelDataflow {
     fn submit_queries(&self, queries: Vec<Query>) -> bool {
         let full = self.full.load(Ordering::Relaxed);
         if !full {
-            self.queries.lock().unwrap().extend(queries);
+            self.queries.lock().extend(queries);
         }
         !full
     }
@@ -115,11 +115,11 @@ impl ModelDataflow {
 
     /// The next update: one to three epochs.
     pub(super) fn step(&self) -> ViewUpdate {
-        let log = &mut *self.log.lock().unwrap();
+        let log = &mut *self.log.lock();
         let before = self.as_of.load(Ordering::Relaxed);
         let as_of = before + 1 + log.rng.below(3);
         let answered = before + 1 + log.rng.below(as_of - before);
-        let queries = std::mem::take(&mut *self.queries.lock().unwrap());
+        let queries = std::mem::take(&mut *self.queries.lock());
         let mut rows = Vec::new();
         for epoch in before + 1..=as_of {
             rows.extend(log.change_rows(epoch, &self.cities));
@@ -160,9 +160,9 @@ impl ModelDataflow {
 
     /// An update that has only answers.
     pub(super) fn answer(&self, epoch: u64) -> ViewUpdate {
-        let log = &mut *self.log.lock().unwrap();
+        let log = &mut *self.log.lock();
         let mut answers = Vec::new();
-        for Query { id, city, kind, .. } in std::mem::take(&mut *self.queries.lock().unwrap()) {
+        for Query { id, city, kind, .. } in std::mem::take(&mut *self.queries.lock()) {
             if kind != QueryKind::Unwatch {
                 answers.extend(log.accept_query(id, epoch, city, kind));
             }
@@ -173,7 +173,7 @@ impl ModelDataflow {
 
     /// Queries that wait for an answer.
     pub(super) fn pending_query_count(&self) -> usize {
-        let queries = self.queries.lock().unwrap();
+        let queries = self.queries.lock();
         queries
             .iter()
             .filter(|query| !matches!(query.kind, QueryKind::GrantRows { .. } | QueryKind::Cancel))
@@ -192,7 +192,7 @@ impl ModelDataflow {
         units: OutputUnits,
         as_of: u64,
     ) -> BTreeMap<String, Value> {
-        let log = self.log.lock().unwrap();
+        let log = self.log.lock();
         let mut map = BTreeMap::new();
         for city in self.cities.iter().filter(|city| is_selected(city)) {
             let mut add = |write: &dyn Fn(&mut Vec<u8>)| {

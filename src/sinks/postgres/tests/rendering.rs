@@ -58,11 +58,12 @@ fn records(rendered: &mut Rendered) -> Vec<String> {
 fn outcome_is_rendered_as_city_reading_and_arrival() {
     let mut rendered = Rendered::new();
     let oslo = rendered.city("Oslo");
+    rendered.names.set_time_zone(oslo, IanaZone::from_name("Europe/Oslo").unwrap());
     rendered.outcome(&ArrivalOutcome { is_first_of_city: true, ..inserted(oslo, at(9)) });
     assert_eq!(
         records(&mut rendered),
         [
-            "city [city_id OSLO]: city_id=OSLO name=Oslo shard=0 exact=true".to_owned(),
+            "city [city_id OSLO]: city_id=OSLO name=Oslo shard=0 exact=true zone=Europe/Oslo".to_owned(),
             "reading day 0 [city_id OSLO reading_at 2025-11-24T00:00:00.009Z]: city_id=OSLO reading_at=9ms temperature=81.5 \
              humidity=60.25 heat_index_e6=82000000 category=1 revision=3"
                 .to_owned(),

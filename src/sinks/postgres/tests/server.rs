@@ -73,7 +73,7 @@ impl ServerSchema {
     }
 
     pub fn target(&self) -> WriteTarget {
-        WriteTarget { schema: self.schema.clone(), shard: 0, create_tables: true }
+        WriteTarget { schema: self.schema.clone(), create_tables: true }
     }
 
     pub fn lock(&self, epoch: Option<u64>) -> ShardLock {

@@ -336,7 +336,7 @@ fn two_writers_make_the_same_partitions() {
     let (clients, batches) = ([server.connect(), server.connect()], [batch("Oslo"), batch("Lima")]);
     let write = async |shard: u16| {
         let (client, batch) = (&clients[usize::from(shard)], &batches[usize::from(shard)]);
-        let mut pending = PendingTransaction::new(WriteTarget { shard, ..server.target() });
+        let mut pending = PendingTransaction::new(server.target());
         pending.clear(None);
         pending.add(batch).unwrap();
         pending.prepare(client).await.unwrap();

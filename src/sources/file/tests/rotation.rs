@@ -252,7 +252,7 @@ fn changed_bytes_before_position_are_refused() {
             fs::write(logs.path(), format!("{}{inserted}{}", &text[..first], &text[first..])).unwrap();
             let error = refused(&logs, at);
             assert!(
-                matches!(&error, SourceError::RecordDiffers(line) if line.contains("Restore it")),
+                matches!(&error, SourceError::RecordDiffers(line) if line.contains("restore it")),
                 "{error}"
             );
         }

@@ -70,13 +70,13 @@ fn is_held(stamps: &mut ArrivalClock) -> bool {
     let held = stamps.shared_hold();
     match stamps.stamp_now() {
         Ok(_) => {
-            assert_eq!(*held.lock().unwrap(), None);
+            assert_eq!(*held.lock(), None);
             false
         }
         Err(AppendError::OnHold(hold)) => {
             assert_eq!(hold.cause, HoldCause::ClockAhead);
             assert!((1..=61).contains(&hold.retry_after_s), "{hold:?}");
-            assert_eq!(held.lock().unwrap().as_ref(), Some(&hold));
+            assert_eq!(held.lock().as_ref(), Some(&hold));
             true
         }
         Err(error) => panic!("{error}"),

@@ -118,7 +118,7 @@ fn flipped_contents_length_is_refused_before_allocation() {
             fs::write(path, &bytes).unwrap();
             fs::File::options().write(true).open(path).unwrap().set_len(*length).unwrap();
             let error = Journal::open(&dir, plan(2)).err().expect("it is refused");
-            let said = "says more contents than it has";
+            let said = "declares more contents than it has";
             assert!(
                 matches!(&error, JournalError::Damaged { what, .. } if what.contains(said)),
                 "{}: {error}",

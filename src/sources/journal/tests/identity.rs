@@ -135,8 +135,8 @@ fn journal_with_missing_id_is_refused_with_remedy() {
         ("", "cannot be read"),
         ("{\"id\":\"12\"}", "cannot be read"),
         ("{\"id\":\"+2345678901234567890123456789012\"}", "cannot be read"),
-        (&*serde_json::to_string(&other).unwrap(), "is of another journal"),
-        (&*of_another, "is of another journal"),
+        (&*serde_json::to_string(&other).unwrap(), "belongs to another journal"),
+        (&*of_another, "belongs to another journal"),
     ] {
         fs::write(&path, content).unwrap();
         let line = refused();

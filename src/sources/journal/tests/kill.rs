@@ -6,7 +6,8 @@ use std::process::Stdio;
 use super::*;
 use crate::child_tests::child_test;
 
-const DIR: &str = "SWELTER_TEST_JOURNAL";
+/// The variable with the folder of the journal of a child process.
+pub(super) const DIR: &str = "SWELTER_TEST_JOURNAL";
 
 /// The process that is killed: appends for ever and prints the acknowledged records.
 #[test]
@@ -36,34 +37,46 @@ fn child_process_appends_until_killed() {
     });
 }
 
+/// Runs a test of this module as a child process on a journal, and kills it after so many lines
+/// that `read_line` takes.
+pub(super) fn kill_after_lines(
+    test: &str,
+    journal: &Path,
+    lines: usize,
+    mut read_line: impl FnMut(&str) -> bool,
+) {
+    let mut child = child_test(&format!("sources::journal::tests::{test}"))
+        .env(DIR, journal)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut count = 0;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        count += usize::from(read_line(&line));
+        if count == lines {
+            child.kill().unwrap();
+        }
+    }
+    child.wait().unwrap();
+    assert!(count >= lines, "the process ended by itself");
+}
+
 #[test]
 fn kill_loses_no_acknowledged_record() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<(u32, u64), i64> = BTreeMap::new();
     for round in 0..12usize {
-        let mut child = child_test("sources::journal::tests::kill::child_process_appends_until_killed")
-            .env(DIR, dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut count = 0;
         let stop = 1 + round * 117 % 900;
-        while let Some(Ok(line)) = lines.next() {
+        kill_after_lines("kill::child_process_appends_until_killed", dir.path(), stop, |line| {
             // The test harness prints on the same line before the first one.
-            let Some((_, rest)) = line.split_once("acknowledged ") else { continue };
+            let Some((_, rest)) = line.split_once("acknowledged ") else { return false };
             let numbers: Vec<i64> = rest.split(' ').filter_map(|number| number.parse().ok()).collect();
             if let [number, partition, end] = numbers[..] {
                 acknowledged.insert((partition as u32, end as u64 - 1), number);
             }
-            count += 1;
-            if count == stop {
-                child.kill().unwrap();
-            }
-        }
-        child.wait().unwrap();
-        assert!(count >= stop, "the process ended by itself");
+            true
+        });
         let journal = Journal::open(dir.path(), plan(2)).unwrap();
         let seen = read_all(&journal).unwrap();
         for ((partition, position), number) in &acknowledged {
