@@ -247,7 +247,8 @@ fn backends(
     // A journal decides by its own timestamps; those of a topic are not known in advance.
     let warn_ahead = plan.ingest.as_ref().and_then(|ingest| ingest.source.as_ref()).map(|_| plan.max_ahead);
     let hold_check = Some(logs.hold_reasons(shared));
-    let history_store = plan.history.as_ref().map(|history| Arc::new(PostgresHistory::new(history)) as Arc<_>);
+    let history_store =
+        plan.history.as_ref().map(|history| Arc::new(PostgresHistory::new(history)) as Arc<_>);
     Backends { queries: Arc::clone(shared) as Arc<_>, appender, hold_check, warn_ahead, history_store }
 }
 
