@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -14,8 +15,9 @@ use swelter::internals::dataflow::rolling::snapshot::InitialState;
 use swelter::internals::dataflow::{self, Closed, Graph, GraphPlan};
 use swelter::internals::directory::{Directory, PlacesFile};
 use swelter::internals::model::{
-    AnswerPiece, ArrivalOutcome, CheckpointBarrier, CityId, CityKey, CitySnapshot, CurrentRow, EventTime,
-    PeriodSummary, Query, QueryKind, RemainingRows, RenderWants, Row, SnapshotSink, state_shard,
+    AnswerPiece, Arrival, ArrivalOutcome, CheckpointBarrier, CityId, CityIntroduction, CityKey, CitySnapshot,
+    CurrentRow, EventTime, PeriodSummary, Query, QueryKind, RemainingRows, RenderWants, Row, SnapshotSink,
+    state_shard,
 };
 
 use super::entries::{LogEntry, RunSettings, city_name, city_number};
@@ -193,6 +195,31 @@ fn graph_plan(settings: RunSettings, leg: &RunLeg, recorded: &RecordedChanges) -
     }
 }
 
+/// Admits those entries of an epoch that a worker reads.
+fn admit_epoch(
+    log: &[LogEntry],
+    epoch: Range<usize>,
+    is_own: impl Fn(&LogEntry) -> bool,
+    admission: &mut Admission,
+) -> (Vec<CityIntroduction>, Vec<Arrival>) {
+    let (mut cities, mut arrivals) = (Vec::new(), Vec::new());
+    for position in epoch {
+        let entry = &log[position];
+        if !is_own(entry) {
+            continue;
+        }
+        let name = city_name(entry.city);
+        let upsert = entry.upsert(&name);
+        let Ok(admitted) = admission.admit(&upsert, None) else { continue };
+        if admitted.is_new {
+            cities.push(admitted.introduction(&name));
+        }
+        let arrived = arrival_time(position);
+        arrivals.push(admitted.arrival(&upsert, position as u64).with_arrival_time(arrived));
+    }
+    (cities, arrivals)
+}
+
 /// The outputs of each epoch, with state that is taken and resumed.
 pub fn run_leg(
     log: &[LogEntry],
@@ -219,19 +246,10 @@ pub fn run_leg(
         let mut next = 0;
         let (mut cities, mut arrivals) = (Vec::new(), Vec::new());
         for (epoch, &cut) in cuts.iter().enumerate() {
-            for (position, entry) in log.iter().enumerate().take(cut).skip(next) {
-                if entry.city as usize % worker.peers() != worker.index() {
-                    continue;
-                }
-                let name = city_name(entry.city);
-                let upsert = entry.upsert(&name);
-                let Ok(admitted) = admission.admit(&upsert, None) else { continue };
-                if admitted.is_new {
-                    cities.push(admitted.introduction(&name));
-                }
-                let arrived = arrival_time(position);
-                arrivals.push(admitted.arrival(&upsert, position as u64).with_arrival_time(arrived));
-            }
+            let own = |entry: &LogEntry| entry.city as usize % worker.peers() == worker.index();
+            let (introduced, admitted) = admit_epoch(&log, next..cut, own, &mut admission);
+            cities.extend(introduced);
+            arrivals.extend(admitted);
             next = cut;
             if leg.resumed.is_some() && epoch <= first {
                 arrivals.clear();
