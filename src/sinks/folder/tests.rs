@@ -354,7 +354,7 @@ fn finished_file_without_its_transaction_is_refused() {
     let older = "is older than rows-00-0000000000000020.jsonl";
     refuse(&|path| fs::remove_dir_all(path.join("archive/writing")).unwrap(), older);
     refuse(&|path| fs::write(log(path), "").unwrap(), older);
-    refuse(&|path| fs::copy(path.join("older"), log(path)).map(drop).unwrap(), older);
+    refuse(&|path| fs::copy(path.join("older"), log(path)).map(|_| ()).unwrap(), older);
 }
 
 /// The first line of a log is durable before the folder of the log has its name.

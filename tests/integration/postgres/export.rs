@@ -30,8 +30,8 @@ fn read_file(path: &Path, rows: &mut Exported) {
         let means = column("rolling_heat_index").as_primitive::<Float64Type>();
         let counts = column("count").as_primitive::<Int64Type>();
         assert_eq!(column("temperature").null_count(), 0);
-        for row in 0..batch.num_rows() {
-            let key = (cities[row].clone(), times.value(row));
+        for (row, city) in cities.into_iter().enumerate() {
+            let key = (city, times.value(row));
             assert!(
                 rows.insert(key, (means.value(row), counts.value(row))).is_none(),
                 "a row is there twice"

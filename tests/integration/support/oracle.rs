@@ -199,11 +199,7 @@ impl Oracle {
 
     /// The servable row at a time, the readings of its window, each as the row of a window that
     /// holds nothing else, and which of their measurements are held.
-    pub fn explanation(
-        &self,
-        city: u32,
-        millis: i64,
-    ) -> (Option<Row>, Vec<(i64, Row)>, Vec<(i64, Measurement)>) {
+    pub fn explanation(&self, city: u32, millis: i64) -> ExpectedExplanation {
         let (from, to) = (millis - self.settings.window, millis);
         let measured = self.measured.get(&city).into_iter().flat_map(|measured| measured.range(from..=to));
         let measured = measured.map(|(at, measurement)| (*at, *measurement)).collect();
@@ -229,6 +225,9 @@ impl Oracle {
             .collect()
     }
 }
+
+/// A row, the readings of its window, and their measurements that are held.
+pub type ExpectedExplanation = (Option<Row>, Vec<(i64, Row)>, Vec<(i64, Measurement)>);
 
 /// The summary of an hour or a day of a city.
 #[derive(Clone, Copy, Debug, PartialEq)]
