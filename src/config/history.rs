@@ -23,7 +23,12 @@ pub fn read_history(keys: &mut ConfigReader, sinks: &[SinkPlan]) -> Option<Histo
         SinkKind::Postgres(postgres) => Some(postgres),
         SinkKind::Kafka(_) | SinkKind::Folder(_) => None,
     });
+    // What is wrong with a sink is said of it alone.
+    let has_invalid_sinks = keys.list_items("sinks").len() > sinks.len();
     let Some(sink) = postgres.next() else {
+        if has_invalid_sinks {
+            return None;
+        }
         keys.add_error(
             URLS,
             "names replicas, and there is no sink with type = \"postgres\" that writes what they have",

@@ -54,7 +54,7 @@ fn disaster_recovery_commands_lose_nothing() {
         "{RECOVERY}
         serve swelter run --config swelter.toml; post 0 4; stop
         {delete} heat-index
-        refused heat-index 'is gone' 'begin anew: delete'
+        refused heat-index 'is gone' 'to begin anew, delete'
         {anew}
         until [ $(rows | wc -l) -ge 4 ]; do sleep 0.2; done
         {copy}

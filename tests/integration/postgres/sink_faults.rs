@@ -28,13 +28,13 @@ fn results_wait_while_the_server_is_away() {
     case.fill(&service, 0, 10);
     server.kill();
     service.post(&readings(10, 30));
-    wait_for_log(&service, "results could not be written; they are written again");
+    wait_for_log(&service, "a transaction of results failed; it is retried");
     server.restart();
     case.wait_for_arrivals(30);
     end_sessions(&server.url);
     case.fill(&service, 30, 40);
     service.terminate_in_place();
-    assert!(service.log().contains("results are written again"), "{}", service.log());
+    assert!(service.log().contains("results can be written again"), "{}", service.log());
     assert_eq!(case.count("reading"), 40);
 }
 
@@ -56,7 +56,7 @@ fn results_wait_while_the_server_is_read_only() {
     };
     set("on");
     service.post(&readings(10, 30));
-    wait_for_log(&service, "results could not be written; they are written again");
+    wait_for_log(&service, "a transaction of results failed; it is retried");
     // A session that is read-only cannot set this back.
     let admin = TestClient::connect(&server.url);
     admin.execute("set default_transaction_read_only = off");
@@ -123,7 +123,7 @@ fn stop_gives_up_a_database_that_is_away_and_loses_nothing() {
     case.fill(&service, 0, 10);
     server.kill();
     service.post(&readings(10, 30));
-    wait_for_log(&service, "results could not be written; they are written again");
+    wait_for_log(&service, "a transaction of results failed; it is retried");
     let begun = Instant::now();
     service.send_terminate();
     let status = wait_for("its end", || service.has_ended());
