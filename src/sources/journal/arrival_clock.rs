@@ -259,9 +259,9 @@ fn format_time(wall: i64) -> String {
     EventTime::from_millis(wall).unwrap_or(EventTime::MAX).to_string()
 }
 
-/// Formats a span in the largest unit of which it has at least two.
-fn format_span(ms: i64) -> String {
+/// Formats a span in the largest unit of which it has at least two, rounded.
+pub(super) fn format_span(ms: i64) -> String {
     let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
     let unit = units.iter().find(|(_, unit)| ms >= 2 * unit);
-    unit.map_or_else(|| format!("{ms} ms"), |(name, unit)| format!("{} {name}", ms / unit))
+    unit.map_or_else(|| format!("{ms} ms"), |(name, unit)| format!("{} {name}", (ms + unit / 2) / unit))
 }

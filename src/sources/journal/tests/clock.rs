@@ -6,7 +6,7 @@ use super::*;
 use crate::admission::{Admission, AdmissionRules};
 use crate::model;
 use crate::model::{HoldCause, Reason};
-use crate::sources::journal::arrival_clock::{ArrivalClock, Clock};
+use crate::sources::journal::arrival_clock::{ArrivalClock, Clock, format_span};
 
 const MINUTE: i64 = 60_000;
 const DAY: i64 = 86_400_000;
@@ -252,4 +252,11 @@ fn posted_reading_is_checked_against_its_future_stamp() {
     // It is accepted once its time has come.
     host.pass(1);
     assert_eq!(report(vec![future]).ranges[0].end, 5);
+}
+
+/// A clock that was put forward and back is a few milliseconds off by the time that it took.
+#[test]
+fn spans_are_rounded() {
+    let spans = [30 * DAY - 8, 30 * DAY + 8, 90 * MINUTE, 1_999].map(format_span);
+    assert_eq!(spans, ["30 d", "30 d", "90 m", "1999 ms"]);
 }
