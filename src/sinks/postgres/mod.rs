@@ -53,4 +53,4 @@ pub use self::plan::{
     TlsMode,
 };
 pub use self::sink::PostgresSink;
-pub use self::url::{HostKinds, parse_database_url};
+pub use self::url::HostKinds;
